@@ -1,0 +1,19 @@
+"""Errors that are the user's to mend: one clear line, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: says what, where, what is allowed and what to do, in one line."""
+
+
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UserError:
+    """The error for a name that does not exist, with the nearest names and the whole list."""
+    options = sorted(allowed)
+    near = difflib.get_close_matches(str(name), options, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    listing = ", ".join(options) if options else "none"
+    return UserError(f"unknown {kind} {name!r}.{hint} Known: {listing}.")

@@ -1,0 +1,53 @@
+"""The members of a family together: the one place that runs models. No alpha here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from proxytune.errors import unknown_name
+from proxytune.models.member import Member, Reading
+
+
+@dataclass
+class Inputs:
+    """What one member is to read next: `tokens` [B, t] on top of `reading`; logits come back for the last `keep`."""
+
+    reading: Reading
+    tokens: Tensor
+    mask: Tensor | None = None
+    """[B, t]: 1 = real token, 0 = padding; None: all real."""
+    keep: int = 1
+
+
+class Ensemble:
+    """Members by role ("base", "antiexpert", "expert:<name>", "tuned:<name>") over one vocabulary."""
+
+    def __init__(self, members: Mapping[str, Member], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.members = dict(members)
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+
+    def __getitem__(self, role: str) -> Member:
+        if role not in self.members:
+            raise unknown_name("role", role, self.members)
+        return self.members[role]
+
+    def canonical(self, role: str) -> str:
+        """The first role that answers exactly as `role` does (same module, adapter state and prompt).
+
+        Engines keep one reading per canonical role, so that base = antiexpert, say, runs once.
+        """
+        member = self[role]
+        voice = (member.model, member.adapter, member.render)
+        return next(r for r, m in self.members.items() if (m.model, m.adapter, m.render) == voice)
+
+    def start(self, role: str, rows: int) -> Reading:
+        return self[role].start(rows)
+
+    def step(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
+        """Every role reads its tokens; logits by role, each [B_role, K, V]. Rows may differ between roles."""
+        return {role: self[role].read(i.reading, i.tokens, i.mask, i.keep) for role, i in inputs.items()}
