@@ -1,0 +1,48 @@
+"""Members and the ensemble step against plain forward passes without cache and without padding."""
+
+import pytest
+import torch
+
+from proxytune.models.ensemble import Ensemble, Inputs
+from proxytune.models.member import Member
+
+
+def plain(member: Member, tokens: list[int]) -> torch.Tensor:
+    """Logits [L, V] of one row read at once, with no cache and no mask."""
+    with torch.inference_mode(), member.active():
+        return member.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, :, : member.vocab_size]
+
+
+ROLES = ["base", "antiexpert", "expert:math", "expert:trivia"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("which", ["family", "adapter_family"])
+def test_reading_in_pieces_with_left_padding_equals_reading_at_once(role, which, request):
+    ensemble: Ensemble = request.getfixturevalue(which)
+    member = ensemble[role]
+    rows = [[5, 9, 200, 31, 77, 8], [101, 44, 12]]
+    reading = ensemble.start(role, 2)
+    tokens = torch.tensor([rows[0], [0, 0, 0, *rows[1]]])
+    mask = torch.tensor([[1] * 6, [0, 0, 0, 1, 1, 1]])
+    first = ensemble.step({role: Inputs(reading, tokens, mask, keep=1)})[role]
+    more = torch.tensor([[60, 61], [62, 63]])
+    then = ensemble.step({role: Inputs(reading, more, keep=2)})[role]
+    for i, row in enumerate(rows):
+        whole = plain(member, row + more[i].tolist())
+        torch.testing.assert_close(first[i, -1], whole[len(row) - 1], atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(then[i], whole[len(row) :], atol=2e-4, rtol=1e-4)
+
+
+def test_adapters_answer_apart_and_the_antiexpert_is_the_module_without_them(adapter_family):
+    tokens = [5, 9, 200, 31]
+    answers = {role: plain(adapter_family[role], tokens) for role in ROLES[1:]}
+    assert (answers["antiexpert"] - answers["expert:math"]).abs().max() > 0.1
+    assert (answers["expert:trivia"] - answers["expert:math"]).abs().max() > 0.1
+
+
+def test_logits_are_far_apart_and_follow_the_context(family):
+    for role in family.members:
+        top = plain(family[role], [5, 9, 200, 31, 77, 8, 3, 90]).topk(2).values
+        assert (top[:, 0] - top[:, 1]).median() > 0.1
+        assert len(set(plain(family[role], [5, 9, 200, 31, 77, 8, 3, 90]).argmax(-1).tolist())) > 3
