@@ -1,0 +1,243 @@
+"""How the papers lay out their tables: columns, rows, what bounds a row, and which experiments fill "ours"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+GAP, RELATIVE = "gap_closed", "relative_performance"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One table of a paper. A *panel* groups rows (by the size of a model); a row is (panel, arm).
+
+    Figures measured here fill the panel of their experiment; arms that the paper has not got are added as rows below.
+    """
+
+    id: str
+    title: str
+    tasks: Mapping[str, str]
+    """Column -> heading, in the paper's order; averages among them."""
+    rows: Mapping[tuple[str, str], str]
+    """(panel, arm) -> label, in the paper's order."""
+    experiments: Mapping[str, str]
+    """Experiment in conf/experiment -> the panel that it fills."""
+    bounds: Mapping[str, str]
+    """Panel -> the panel whose base and tuned model bound its rows."""
+    summary: Literal["mean_of_gaps", "gap_of_means"]
+    """Whether `gap_closed` is averaged over tasks, or computed from the averages."""
+    tuned: str = "tuned"
+    """The arm that is the upper bound."""
+    averages: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column -> the columns it is the mean of."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Arm -> its panel, where that is the same in every experiment (one large model, several small ones)."""
+    runs: Mapping[str, str] = field(default_factory=dict)
+    """Column -> the task that measures it here; the others are in the paper alone."""
+    decimals: int = 1
+
+    def panel(self, experiment: str, arm: str) -> str:
+        return self.shared.get(arm, self.experiments[experiment])
+
+
+@dataclass(frozen=True)
+class Paper:
+    id: str
+    citation: str
+    statement: str
+    """Which of the two summary figures the paper printed."""
+    tables: tuple[Layout, ...]
+
+
+def _liu_rows(*arms: str) -> dict[tuple[str, str], str]:
+    labels = {"base": "base (untuned)", "proxy": "proxy-tuned", "tuned": "directly tuned", "tuned_lora": "LoRA-tuned"}
+    large = {(size, arm): f"{size} {labels[arm]}" for size in ("13B", "70B") for arm in arms}
+    return {("7B", "expert"): "7B directly tuned (the expert)", **large}
+
+
+_LIU_INSTRUCTION = {
+    "alpacafarm": "AlpacaFarm ↑",
+    "gsm8k": "GSM ↑",
+    "toxigen": "ToxiGen ↓",
+    "truthfulqa_mc": "TruthfulQA MC ↑",
+    "truthfulqa_open": "TruthfulQA open ↑",
+}
+_LIU_BOUNDS = {"13B": "13B", "70B": "70B"}
+_LIU_INSTRUCTION_RUNS = {"gsm8k": "gsm8k_liu2024", "truthfulqa_mc": "truthfulqa_mc_liu2024"}
+_LIU_INSTRUCTION_EXPERIMENTS = {"liu2024_instruction_13b": "13B", "liu2024_instruction_70b": "70B"}
+_LIU_TASK_EXPERIMENTS = {
+    f"liu2024_{task}_{size}b": f"{size}B" for task in ("gsm8k", "triviaqa") for size in ("13", "70")
+}
+
+LIU2024 = Paper(
+    id="liu2024",
+    citation="Liu et al. 2024 (arXiv 2401.08565)",
+    statement=(
+        "Liu et al. 2024 print gap_closed, (proxy − base) / (tuned − base) averaged over the tasks; "
+        "relative_performance, proxy / tuned of the averages over the tasks where higher is better, is added here."
+    ),
+    tables=(
+        Layout(
+            id="instruction",
+            title="Instruction tuning, Llama-2 7B → 13B and 70B (Table 2)",
+            tasks=_LIU_INSTRUCTION,
+            rows={key: label for key, label in _liu_rows("base", "proxy", "tuned").items() if key[0] != "7B"},
+            experiments=_LIU_INSTRUCTION_EXPERIMENTS,
+            bounds=_LIU_BOUNDS,
+            summary="mean_of_gaps",
+            shared={"expert": "7B"},
+            runs=_LIU_INSTRUCTION_RUNS,
+        ),
+        Layout(
+            id="instruction_published",
+            title="Instruction tuning, figures published with the code",
+            tasks=_LIU_INSTRUCTION,
+            rows=_liu_rows("base", "proxy", "tuned"),
+            experiments=_LIU_INSTRUCTION_EXPERIMENTS,
+            bounds=_LIU_BOUNDS,
+            summary="mean_of_gaps",
+            shared={"expert": "7B"},
+            runs=_LIU_INSTRUCTION_RUNS,
+            decimals=4,
+        ),
+        Layout(
+            id="code",
+            title="Code, CodeLlama-7B-Python → Llama-2 13B and 70B (pass@10)",
+            tasks={"codexeval": "CodexEval ↑", "ds1000": "DS-1000 ↑"},
+            rows=_liu_rows("base", "proxy", "tuned"),
+            experiments={},
+            bounds=_LIU_BOUNDS,
+            summary="mean_of_gaps",
+            shared={"expert": "7B"},
+        ),
+        Layout(
+            id="task_tuning",
+            title="Task tuning, Llama-2 7B → 13B and 70B",
+            tasks={"triviaqa": "TriviaQA ↑", "gsm8k": "GSM ↑"},
+            rows=_liu_rows("base", "proxy", "tuned", "tuned_lora"),
+            experiments=_LIU_TASK_EXPERIMENTS,
+            bounds=_LIU_BOUNDS,
+            summary="mean_of_gaps",
+            shared={"expert": "7B"},
+            runs={"triviaqa": "triviaqa_liu2024", "gsm8k": "gsm8k_liu2024"},
+        ),
+        Layout(
+            id="task_tuning_published",
+            title="Task tuning, figures published with the code",
+            tasks={"gsm8k": "GSM ↑"},
+            rows=_liu_rows("proxy", "tuned"),
+            experiments={name: panel for name, panel in _LIU_TASK_EXPERIMENTS.items() if "gsm8k" in name},
+            bounds=_LIU_BOUNDS,
+            summary="mean_of_gaps",
+            shared={"expert": "7B"},
+            runs={"gsm8k": "gsm8k_liu2024"},
+            decimals=4,
+        ),
+        Layout(
+            id="alpha_sweep",
+            title="α from 0.2 to 2.0, Llama-2 7B → 13B (section 6.2: a figure, without printed numbers)",
+            tasks={"gsm8k": "GSM ↑", "truthfulqa_mc": "TruthfulQA MC ↑"},
+            rows={},
+            experiments={"liu2024_alpha_sweep": "13B"},
+            bounds=_LIU_BOUNDS,
+            summary="mean_of_gaps",
+            runs=_LIU_INSTRUCTION_RUNS,
+        ),
+    ),
+)
+
+_FIVE = {
+    "gsm8k": "GSM8K",
+    "truthfulqa": "TruthfulQA",
+    "triviaqa": "TriviaQA",
+    "cnn_dailymail": "CNN/DM",
+    "mmlu": "MMLU",
+}
+_FAN_RUNS = {task: f"{task}_fan2024" for task in _FIVE} | {"truthfulqa": "truthfulqa_mc_fan2024"}
+_FAN_BOUNDS = dict.fromkeys(("13B", "1.1B", "7B"), "13B")
+_FAN_LARGE = dict.fromkeys(("base", "tuned", "tuned_lora", "tuned_multitask"), "13B")
+_FAN_SMALL = {"1_1b": "1.1B", "7b": "7B"}
+
+
+def _single(id: str, title: str, experiments: str, rows: Mapping[tuple[str, str], str]) -> Layout:
+    return Layout(
+        id=id,
+        title=title,
+        tasks={**_FIVE, "avg": "Avg"},
+        rows=rows,
+        experiments={experiments.format(size): panel for size, panel in _FAN_SMALL.items()},
+        bounds=_FAN_BOUNDS,
+        summary="gap_of_means",
+        averages={"avg": tuple(_FIVE)},
+        shared=_FAN_LARGE,
+        runs=_FAN_RUNS,
+        decimals=2,
+    )
+
+
+def _multi(id: str, title: str, experiments: str, rows: Mapping[tuple[str, str], str]) -> Layout:
+    seen = tuple(task for task in _FIVE if task != "mmlu")
+    headings = {"avg": "Avg", **{task: _FIVE[task] for task in seen}, "seen_avg": "seen avg", "mmlu": "MMLU (unseen)"}
+    return Layout(
+        id=id,
+        title=title,
+        tasks=headings,
+        rows=rows,
+        experiments={experiments.format(size): panel for size, panel in _FAN_SMALL.items()},
+        bounds=_FAN_BOUNDS,
+        summary="gap_of_means",
+        tuned="tuned_multitask",
+        averages={"seen_avg": seen, "avg": ("seen_avg", "mmlu")},
+        shared=_FAN_LARGE,
+        runs=_FAN_RUNS,
+        decimals=2,
+    )
+
+
+FAN2024 = Paper(
+    id="fan2024",
+    citation="Fan et al. 2024 (arXiv 2406.15480)",
+    statement=(
+        "Fan et al. 2024 print relative_performance, fused / tuned of the averages, and call it closing the gap; "
+        "gap_closed, (fused − base) / (tuned − base) of the same averages, is added here."
+    ),
+    tables=(
+        _single(
+            "single_task",
+            "Single task, small Llama → Llama-2 13B",
+            "fan2024_single_{}",
+            {
+                ("13B", "base"): "13B base",
+                ("13B", "tuned"): "13B full fine-tuning",
+                ("13B", "tuned_lora"): "13B LoRA",
+                ("1.1B", "expert"): "1.1B expert",
+                ("1.1B", "proxy"): "1.1B → 13B proxy (α = 1)",
+                ("1.1B", "dynamic"): "1.1B → 13B dynamic",
+                ("7B", "expert"): "7B expert",
+                ("7B", "proxy"): "7B → 13B proxy (α = 1)",
+                ("7B", "dynamic"): "7B → 13B dynamic",
+            },
+        ),
+        _multi(
+            "multi_task",
+            "Several tasks, small Llamas → Llama-2 13B",
+            "fan2024_multi_{}",
+            {
+                ("13B", "base"): "13B base",
+                ("13B", "tuned_multitask"): "13B multi-task tuning",
+                ("1.1B", "antiexpert"): "1.1B base",
+                ("1.1B", "expert_multitask"): "1.1B multi-task tuning",
+                ("1.1B", "dynamic"): "1.1B experts → 13B dynamic",
+                ("7B", "antiexpert"): "7B base",
+                ("7B", "expert_multitask"): "7B multi-task tuning",
+                ("7B", "dynamic"): "7B experts → 13B dynamic",
+            },
+        ),
+        _single("icl", "In-context learning, 5 examples (no figures recorded)", "fan2024_icl_{}", {}),
+        _multi("task_arithmetic", "Task arithmetic (no figures recorded)", "fan2024_task_arithmetic_{}", {}),
+    ),
+)
+
+PAPERS = {paper.id: paper for paper in (LIU2024, FAN2024)}

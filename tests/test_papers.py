@@ -1,0 +1,216 @@
+"""The papers' tables: the reference rows give the papers' own summaries, and runs of ours land in the right cells."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from proxytune.errors import UserError
+from proxytune.reporting.papers import FORMATS, PAPERS, main, paper_tables, render
+from proxytune.reporting.papers.figures import reference, reference_folder
+
+
+def figure(table, panel, arm, task, side="reference"):
+    rows = table.figures.query("panel == @panel and arm == @arm and task == @task")
+    assert len(rows) == 1
+    return rows[side].item()
+
+
+def only(paper, table, runs=()):
+    (filled,) = paper_tables(paper, runs, table)
+    return filled
+
+
+@pytest.mark.parametrize(("size", "mean"), [("13B", 0.910543), ("70B", 0.880673)])
+def test_liu2024_mean_gap_closed(size, mean):
+    """The 91.1 % and 88.1 % of the paper come out of the published figures, ToxiGen (lower is better) among them."""
+    table = only("liu2024", "instruction_published")
+    assert figure(table, size, "proxy", "gap_closed") / 100 == pytest.approx(mean, abs=5e-7)
+
+    raw = pd.read_csv(reference_folder() / "liu2024_instruction_published.csv")
+    arms = raw[raw.panel == size].pivot(index="task", columns="arm", values="value")
+    assert len(arms) == 5
+    gaps = (arms.proxy - arms.base) / (arms.tuned - arms.base)
+    assert gaps.mean() == pytest.approx(mean, abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("table", "panel", "tuned", "relative", "gap"),
+    [
+        ("single_task", "7B", 47.79, 96.4, (46.09 - 29.93) / (47.79 - 29.93)),
+        ("single_task", "1.1B", 47.79, 72.9, (34.86 - 29.93) / (47.79 - 29.93)),
+        ("multi_task", "7B", 45.68, 86.3, (39.42 - 37.93) / (45.68 - 37.93)),
+        ("multi_task", "1.1B", 45.68, 71.3, (32.59 - 37.93) / (45.68 - 37.93)),
+    ],
+)
+def test_fan2024_prints_ratios_not_gaps(table, panel, tuned, relative, gap):
+    """The printed 96.4 % is fused / tuned; the gap closed is another number (90.5 %)."""
+    filled = only("fan2024", table)
+    assert round(figure(filled, panel, "dynamic", "relative_performance"), 1) == relative
+    assert figure(filled, panel, "dynamic", "gap_closed") == pytest.approx(100 * gap)
+    assert figure(filled, panel, "dynamic", "avg") / tuned == pytest.approx(relative / 100, abs=5e-4)
+
+
+def test_fan2024_averages_are_as_printed():
+    """Averages follow from their rows (to rounding), but for the two rows whose note says otherwise."""
+    for filled in (only("fan2024", "single_task"), only("fan2024", "multi_task")):
+        wide = filled.figures.pivot(index=["panel", "arm"], columns="task", values="reference")
+        for name, parts in filled.layout.averages.items():
+            remarked = filled.figures.query("task == @name and note != ''")
+            off = (wide[name] - wide[list(parts)].mean(axis=1)).abs() > 0.011
+            assert set(off[off].index) == set(zip(remarked["panel"], remarked["arm"], strict=True))
+
+
+def test_rounded_table_agrees_with_published_figures_but_for_two_cells():
+    """Table 2 rounds the published figures, except 13B TruthfulQA MC and 70B GSM of the proxy-tuned models."""
+    merged = only("liu2024", "instruction").figures.merge(
+        only("liu2024", "instruction_published").figures, on=["panel", "arm", "task"], suffixes=("", "_full")
+    )
+    tasks = merged[~merged.task.isin(["gap_closed", "relative_performance"])]
+    assert len(tasks) == 30
+    off = tasks[(tasks.reference - tasks.reference_full).abs() > 0.0501]
+    assert {tuple(row) for row in off[["panel", "task"]].values} == {("13B", "truthfulqa_mc"), ("70B", "gsm8k")}
+    assert set(off.arm) == {"proxy"}
+
+
+def test_every_reference_row_has_source_unit_and_place():
+    for paper in PAPERS.values():
+        for layout in paper.tables:
+            frame = reference(paper, layout)
+            assert frame["source"].str.startswith(paper.citation).all()
+            assert not frame.duplicated(["panel", "arm", "task"]).any()
+            assert set(zip(frame["panel"], frame["arm"], strict=True)) == set(layout.rows)
+            assert set(frame["task"]) <= set(layout.tasks)
+    for path in reference_folder().glob("*.csv"):
+        frame = pd.read_csv(path)
+        assert frame[["value", "unit", "source"]].notna().all(axis=None), path
+        assert path.name.split("_")[0] in PAPERS
+
+
+def test_published_outputs_agree_with_reference(shared_published):
+    """The reference rows of the 70B models are the means of the published per-item outcomes."""
+    table = only("liu2024", "task_tuning_published")
+    for arm, file in {"proxy": "dexperts-gsm-70B", "tuned": "llama2-gsm-70B"}.items():
+        lines = (shared_published / f"gsm/{file}.jsonl").read_text(encoding="utf-8").splitlines()
+        items = [json.loads(line) for line in lines]
+        right = sum(item["prediction"].strip(". ") == item["answer"] for item in items)
+        assert 100 * right / len(items) == pytest.approx(figure(table, "70B", arm, "gsm8k"), abs=0.2)
+
+
+@pytest.fixture
+def shared_published():
+    folder = Path(__file__).parents[2] / "shared" / "data" / "published" / "liu2024"
+    if not folder.is_dir():
+        pytest.skip("../shared/data/published is absent")
+    return folder
+
+
+def record(experiment, tasks, **arms):
+    entry = {"metric": "acc", "n": 4, "arms": {a: {"value": v, "stderr": 0.01} for a, v in arms.items()}}
+    return {"provenance": {"experiment": experiment}, "tasks": dict.fromkeys(tasks, entry)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    def write(experiment, tasks, **arms):
+        path = tmp_path / f"{experiment}-{len(list(tmp_path.iterdir()))}" / "results.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(record(experiment, tasks, **arms)))
+        return path
+
+    return write
+
+
+def test_our_runs_fill_their_panel(run):
+    """Base, expert and tuned are shared cells; the dynamic arm fills the panel of its experiment; averages follow."""
+    layout = PAPERS["fan2024"].tables[0]
+    path = run("fan2024_single_7b", layout.runs.values(), base=0.2, tuned=0.6, expert=0.3, dynamic=0.5, joint=0.4)
+    table = only("fan2024", "single_task", [path.parent])
+    assert figure(table, "13B", "base", "mmlu", "ours") == pytest.approx(20)
+    assert figure(table, "7B", "dynamic", "avg", "ours") == pytest.approx(50)
+    assert figure(table, "7B", "dynamic", "gap_closed", "ours") == pytest.approx(75)
+    assert figure(table, "7B", "dynamic", "relative_performance", "ours") == pytest.approx(100 * 5 / 6)
+    assert figure(table, "7B", "joint", "gsm8k", "ours") == pytest.approx(40)
+    assert pd.isna(figure(table, "1.1B", "dynamic", "avg", "ours"))
+    assert table.figures["label"].iloc[-1] == "7B joint"
+
+
+def test_partial_runs_say_what_the_summary_covers(run):
+    path = run("liu2024_instruction_13b", ["gsm8k_liu2024"], base=0.0, proxy=0.5, tuned=1.0)
+    table = only("liu2024", "instruction", [path])
+    assert figure(table, "13B", "proxy", "gap_closed", "ours") == pytest.approx(50)
+    assert "Ours: the summaries are over gsm8k only." in table.notes
+    assert pd.isna(figure(table, "70B", "proxy", "gsm8k", "ours"))
+
+
+def test_undefined_gap_is_not_a_number(run):
+    path = run("liu2024_instruction_13b", ["gsm8k_liu2024"], base=0.5, proxy=0.7, tuned=0.5)
+    table = only("liu2024", "instruction", [path])
+    assert pd.isna(figure(table, "13B", "proxy", "gap_closed", "ours"))
+    assert figure(table, "13B", "proxy", "relative_performance", "ours") == pytest.approx(140)
+
+
+def test_first_of_two_runs_is_shown_and_said(run):
+    first = run("liu2024_alpha_sweep", ["gsm8k_liu2024"], base=0.1)
+    second = run("liu2024_alpha_sweep", ["gsm8k_liu2024"], base=0.2)
+    table = only("liu2024", "alpha_sweep", [first, second])
+    assert figure(table, "13B", "base", "gsm8k", "ours") == pytest.approx(10)
+    assert any("first run given" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("paper", PAPERS)
+def test_formats(paper, format, run, capsys):
+    experiment = "liu2024_instruction_13b" if paper == "liu2024" else "fan2024_single_7b"
+    main(paper, [str(run(experiment, [f"gsm8k_{paper}"], base=0.123, tuned=0.456))], format=format)
+    text = capsys.readouterr().out
+    assert "12.3" in text
+    if format == "csv":
+        frame = pd.read_csv(io.StringIO(text))
+        assert {"paper", "table", "arm", "task", "reference", "ours", "source"} <= set(frame.columns)
+        assert not frame.duplicated(["table", "panel", "arm", "task"]).any()
+    else:
+        assert PAPERS[paper].statement.split(",")[0].split("_")[0] in text
+        assert ("---" if format == "latex" else "—") in text
+    if format == "latex":
+        assert text.count(r"\begin{table}") == text.count(r"\end{table}")
+        first = [line for line in text.split(r"\bottomrule")[0].splitlines() if "&" in line]
+        assert len(first) > 3 and len({line.count("&") for line in first}) == 1
+
+
+def test_every_markdown_row_has_every_column():
+    text = render(paper_tables("fan2024", table="multi_task"), "markdown")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 2 * 8
+    assert {row.count("|") for row in rows} == {12}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"paper": "liu2023"}, "unknown paper 'liu2023'. Did you mean 'liu2024'?"),
+        ({"paper": "fan2024", "table": "singletask"}, "Did you mean 'single_task'?"),
+        ({"paper": "fan2024", "format": "latx"}, "Did you mean 'latex'?"),
+        ({"paper": "fan2024", "runs": ["nowhere"]}, "nowhere does not exist"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(UserError, match=message.replace("?", r"\?").replace(".", r"\.")):
+        main(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not a results.json"),
+        ("[]", "has no 'tasks'"),
+        ('{"tasks": {}}', "names no experiment"),
+        ('{"tasks": {}, "provenance": {"experiment": "miniature"}}', "unknown experiment of fan2024 'miniature'"),
+    ],
+)
+def test_bad_runs(tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        paper_tables("fan2024", [tmp_path])
