@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from proxytune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class GenerateRequest:
     top_p: float = 1.0
     seed: int = 0
     """Noise is drawn from (seed, step) alone, so arms of one request share it and batches do not matter."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise UserError(f"max_new_tokens = {self.max_new_tokens}: give a number of tokens >= 0")
+        if "" in self.until:
+            raise UserError("until: an empty stop string would end every answer at once; leave it out")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature = {self.temperature}: give 0 (greedy) or a positive number")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p = {self.top_p}: give a number above 0 and at most 1 (no filter)")
+        if self.seed < 0:
+            raise UserError(f"seed = {self.seed}: give an integer >= 0")
 
 
 @dataclass(frozen=True)

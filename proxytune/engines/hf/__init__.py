@@ -1,0 +1,5 @@
+"""The transformers engine."""
+
+from proxytune.engines.hf.engine import HFEngine
+
+__all__ = ["HFEngine"]

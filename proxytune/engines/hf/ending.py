@@ -1,0 +1,44 @@
+"""When an answer ends, and what its text is: as lm-evaluation-harness's HFLM has it for a batch of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxytune.engines.arms import Arm
+from proxytune.engines.requests import GenerateRequest
+from proxytune.models.ensemble import Ensemble
+
+
+def eos_tokens(ensemble: Ensemble, arm: Arm) -> set[int]:
+    """The end-of-sequence tokens: the tokenizer's, and those in the generation config of the arm's base."""
+    config = getattr(ensemble[arm.base].model, "generation_config", None)
+    listed = getattr(config, "eos_token_id", None)
+    tokens = [ensemble.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return {token for token in tokens if token is not None}
+
+
+class Ending:
+    """What ends the answers to one request, besides an end-of-sequence token."""
+
+    def __init__(self, ensemble: Ensemble, request: GenerateRequest) -> None:
+        self.tokenizer = ensemble.tokenizer
+        self.until = request.until
+        self.max_new_tokens = request.max_new_tokens
+        # A token has at least one byte, and the first token of a text may lose its leading space.
+        self.window = max((len(stop.encode()) for stop in self.until), default=0) + 1
+
+    def reached(self, tokens: Sequence[int]) -> str | None:
+        """Why the answer ends here: "stop" (its last token completes a stop string), "length", or None if it goes on."""
+        if self.until:
+            tail = self._decode(tokens[-self.window :])
+            if any(stop in tail for stop in self.until):
+                return "stop"
+        return "length" if len(tokens) == self.max_new_tokens else None
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """`tokens` decoded without special tokens, up to the first stop string."""
+        text = self._decode(tokens, skip_special_tokens=True)
+        return text[: min((at for at in map(text.find, self.until) if at >= 0), default=None)]
+
+    def _decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens))

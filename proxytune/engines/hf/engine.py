@@ -1,0 +1,116 @@
+"""The default engine: plain transformers models, one pass of each for all arms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from proxytune.engines.arms import Arm
+from proxytune.engines.hf.batching import Answer, Groups, Job, Progress, Request
+from proxytune.engines.hf.generate import generate_group
+from proxytune.engines.hf.score import score_group
+from proxytune.engines.hf.voices import Voices
+from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
+from proxytune.errors import UserError
+from proxytune.models.ensemble import Ensemble
+
+DEFAULT_BATCH_SIZE = 32
+
+
+class HFEngine:
+    """Answers requests with every arm, each model running once for all arms.
+
+    Answers are those of each arm alone and of each request alone, whatever the batch size, up to the rounding of
+    batched matrix products: on equal logits ties are broken by a rule, but two tokens whose logits differ by less
+    than that rounding (about 1e-6 of their size in float32) may change places.
+    """
+
+    def __init__(self, ensemble: Ensemble, batch_size: int | None = None) -> None:
+        """`batch_size` is the number of requests worked on together; None: 32. Halved when memory runs out."""
+        if batch_size is not None and batch_size < 1:
+            raise UserError(
+                f"engine.batch_size = {batch_size}: give a number of requests >= 1, or null for {DEFAULT_BATCH_SIZE}"
+            )
+        self.ensemble = ensemble
+        self.groups = Groups(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """Requests worked on together; what was found to fit once memory has run out."""
+        return self.groups.size
+
+    def score(
+        self, requests: Sequence[ScoreRequest], arms: Sequence[Arm], progress: Progress | None = None
+    ) -> Iterator[tuple[int, str, Scored]]:
+        """(request index, arm name, log-probabilities) for every request and arm, in the order of being finished.
+
+        Requests that share a prompt share its reading. Raises UserError, before any model runs, for an empty prompt,
+        an unknown role, a repeated arm name, or a text longer than a member's window.
+        """
+        longest: dict[tuple[int, ...], int] = {}
+        for request in requests:
+            prompt = request.prompt.tokens
+            longest[prompt] = max(longest.get(prompt, 0), len(prompt) + len(request.continuation))
+
+        def order(request: ScoreRequest) -> tuple[int, tuple[int, ...], int]:
+            # Continuations of one prompt stay together, the longest first.
+            return -longest[request.prompt.tokens], request.prompt.tokens, -len(request.continuation)
+
+        return self._answer(requests, arms, score_group, order, lambda request: len(request.continuation), progress)
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], arms: Sequence[Arm], progress: Progress | None = None
+    ) -> Iterator[tuple[int, str, Generated]]:
+        """(request index, arm name, answer) for every request and arm, in the order of being finished.
+
+        Raises UserError as `score` does; the window must hold prompt and `max_new_tokens`.
+        """
+
+        def order(request: GenerateRequest) -> tuple[int, int]:
+            return -len(request.prompt.tokens), -request.max_new_tokens
+
+        return self._answer(requests, arms, generate_group, order, lambda request: request.max_new_tokens, progress)
+
+    def _answer(
+        self,
+        requests: Sequence[Request],
+        arms: Sequence[Arm],
+        answer_group: Callable[[Voices, Sequence[Job[Request]]], Iterator[tuple[int, str, Answer]]],
+        order: Callable[[Request], tuple],
+        new_tokens: Callable[[Request], int],
+        progress: Progress | None,
+    ) -> Iterator[tuple[int, str, Answer]]:
+        self._check_arms(arms)
+        for index, request in enumerate(requests):
+            self._check_lengths(index, request, arms, new_tokens(request))
+        voices = Voices(self.ensemble, arms, [request.prompt for request in requests])
+        jobs = [Job(index, request, tuple(arms)) for index, request in enumerate(requests)]
+        jobs.sort(key=lambda job: order(job.request))
+        return self.groups.run(jobs, lambda group: answer_group(voices, group), progress)
+
+    def _check_arms(self, arms: Sequence[Arm]) -> None:
+        if not arms:
+            raise UserError("no arms: nothing would answer the requests")
+        names = [arm.name for arm in arms]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"two arms are called {name!r}: every arm needs a name of its own")
+        for role in {role for arm in arms for role in arm.roles}:
+            self.ensemble[role]
+
+    def _check_lengths(self, index: int, request: Request, arms: Sequence[Arm], new_tokens: int) -> None:
+        for role in dict.fromkeys(role for arm in arms for role in arm.roles):
+            prompt = len(request.prompt.of(role))
+            if prompt == 0:
+                raise UserError(f"request {index}: empty prompt for {role}; give at least a start token (BOS or EOS)")
+            # The last token is never read.
+            needed, window = prompt + max(new_tokens - 1, 0), self._window(role)
+            if window is not None and needed > window:
+                raise UserError(
+                    f"request {index}: {role} reads at most {window} tokens and would need {needed} "
+                    f"({prompt} of prompt, {new_tokens} of answer); shorten the prompt or the answer"
+                )
+
+    def _window(self, role: str) -> int | None:
+        """Positions the member can read (max_position_embeddings); None where its config names no limit."""
+        config = self.ensemble[role].model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None)
