@@ -1,0 +1,5 @@
+"""The papers' evaluation tasks as lm-eval task YAMLs, and how to load them. See README.md in this folder."""
+
+from proxytune.tasks.loading import TASKS_DIR, TaskInfo, full_names, load_task, task_info, task_manager, task_names
+
+__all__ = ["TASKS_DIR", "TaskInfo", "full_names", "load_task", "task_info", "task_manager", "task_names"]
