@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from proxytune.errors import unknown_name
+from proxytune.errors import UserError, unknown_name
 from proxytune.models.member import Member, Reading
+from proxytune.models.vocabulary import vocabulary_size
 
 
 @dataclass
@@ -29,7 +31,8 @@ class Ensemble:
     def __init__(self, members: Mapping[str, Member], tokenizer: PreTrainedTokenizerBase) -> None:
         self.members = dict(members)
         self.tokenizer = tokenizer
-        self.vocab_size = len(tokenizer)
+        _refuse_stray_adapters(self.members.values())
+        self.vocab_size = vocabulary_size(tokenizer)
 
     def __getitem__(self, role: str) -> Member:
         if role not in self.members:
@@ -49,5 +52,22 @@ class Ensemble:
         return self[role].start(rows)
 
     def step(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
-        """Every role reads its tokens; logits by role, each [B_role, K, V]. Rows may differ between roles."""
-        return {role: self[role].read(i.reading, i.tokens, i.mask, i.keep) for role, i in inputs.items()}
+        """Every role reads its tokens; logits by role, each [B_role, K, V], on one device. Rows may differ by role."""
+        read = {role: self[role].read(i.reading, i.tokens, i.mask, i.keep) for role, i in inputs.items()}
+        return {role: logits.to(self.device) for role, logits in read.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where logits meet: the device of the first member."""
+        return next(iter(self.members.values())).device
+
+
+def _refuse_stray_adapters(members: Iterable[Member]) -> None:
+    """A shared PEFT module keeps the adapter it was last switched to: every member on it must say which it wants."""
+    members = list(members)
+    switched = {id(member.model) for member in members if member.adapter is not None}
+    for member in members:
+        if member.adapter is None and id(member.model) in switched:
+            raise UserError(
+                f"{member.role} shares its module with switched adapters: set adapter=ADAPTERS_OFF or a name."
+            )

@@ -1,14 +1,18 @@
-"""One model of a family, in one role, and what it has read. Shapes: B rows, L positions read, t new, K kept, V tokens."""
+"""One model of a family, in one role, and what it has read. Shapes: B rows, L read, t new, K kept, V tokens."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from proxytune.errors import UserError, unknown_name
 
 ADAPTERS_OFF = "<off>"
 """The adapter state of a member that uses a shared PEFT module without any of its adapters."""
@@ -37,7 +41,7 @@ class Member:
     """A role, a module (maybe shared with other roles), an adapter state and a prompt of its own."""
 
     role: str
-    model: PreTrainedModel
+    model: PreTrainedModel | PeftModel
     """The transformers model; a `PeftModel` when an adapter is switched per role."""
     vocab_size: int
     """V: ids the tokenizer knows. Logits beyond are padding rows of the head and are cut off."""
@@ -47,10 +51,35 @@ class Member:
     """Turns the plain prompt into this member's own (a chat template, say); None: it reads the plain prompt."""
     identity: str = ""
     """What determines this member's answers: revision or file hashes, adapter, prompt format."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Its own tokenizer where it came with one; the family's otherwise."""
+    missing: tuple[int, ...] = ()
+    """Ids of the family's vocabulary that this member does not know: their logits are -inf."""
+    unknown: int = 0
+    """The token it reads in place of a missing one."""
+
+    def __post_init__(self) -> None:
+        if self.adapter is None:
+            return
+        if not isinstance(self.model, PeftModel):
+            raise UserError(
+                f"{self.role}: adapter {self.adapter!r} needs a PeftModel, not {type(self.model).__name__}."
+            )
+        if self.adapter != ADAPTERS_OFF and self.adapter not in self.model.peft_config:
+            raise unknown_name(f"adapter of {self.role}", self.adapter, self.model.peft_config)
+        if any(getattr(module, "merged_adapters", None) for module in self.model.modules()):
+            raise UserError(
+                f"{self.role}: the shared module has merged adapters, which can't be switched: unmerge them."
+            )
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def window(self) -> int | None:
+        """Positions the model was made for; None where its config does not say."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def start(self, rows: int) -> Reading:
         """An empty reading for a batch of rows."""
@@ -58,8 +87,9 @@ class Member:
 
     @torch.inference_mode()
     def read(self, reading: Reading, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
-        """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); returns the logits of the last `keep` positions, [B, K, V]."""
-        mask = torch.ones_like(tokens) if mask is None else mask
+        """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); the logits of the last `keep` positions, [B, K, V]."""
+        tokens = self._known(tokens.to(self.device))
+        mask = torch.ones_like(tokens) if mask is None else mask.to(self.device)
         positions = reading.extend(mask)
         with self.active():
             output = self.model(
@@ -70,17 +100,33 @@ class Member:
                 use_cache=True,
                 logits_to_keep=keep,
             )
-        return output.logits[..., : self.vocab_size]
+        return self._aligned(output.logits)
+
+    def _known(self, tokens: Tensor) -> Tensor:
+        """`tokens` with those this member does not know replaced by its unknown token."""
+        if not self.missing:
+            return tokens
+        return tokens.masked_fill(torch.isin(tokens, tokens.new_tensor(self.missing)), self.unknown)
+
+    def _aligned(self, logits: Tensor) -> Tensor:
+        """Logits over the family's vocabulary: padding rows cut off, missing tokens -inf."""
+        logits = logits[..., : self.vocab_size]
+        if not self.missing:
+            return logits
+        logits = torch.nn.functional.pad(logits, (0, self.vocab_size - logits.shape[-1]), value=-torch.inf)
+        return logits.index_fill(-1, torch.tensor(self.missing, device=logits.device), -torch.inf)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
         """Puts the shared module into this member's adapter state."""
         if self.adapter is None:
             yield
-        elif self.adapter == ADAPTERS_OFF:
-            with self.model.disable_adapter():
+            return
+        shared = cast(PeftModel, self.model)
+        if self.adapter == ADAPTERS_OFF:
+            with shared.disable_adapter():
                 yield
         else:
             # Without inference_mode the switch would turn gradients on again.
-            self.model.set_adapter(self.adapter, inference_mode=True)
+            shared.set_adapter(self.adapter, inference_mode=True)
             yield

@@ -1,0 +1,91 @@
+"""One vocabulary for a family: token ids must mean the same to every member.
+
+The family's vocabulary is the base tokenizer's: V = its largest id + 1. Heads are often padded beyond it (to a multiple
+of 64, say), and the padding rows of two checkpoints differ, so logits are cut to V before anything looks at them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from proxytune.errors import UserError, unknown_name
+
+MissingTokens = Literal["refuse", "base_only"]
+"""What to do where the base and another member know different tokens (an id that means two things is always refused).
+
+refuse: an error that names the tokens.
+base_only: the base decides. A token that only the base knows gets no shift from the pair that lacks it (its logit is
+-inf there) and is read by that member as its unknown token; a token that only the other member knows is never produced.
+"""
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """V: the largest id that `tokenizer` knows, plus one. Never the number of rows of a model's head."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_policy(policy: str) -> None:
+    if policy not in get_args(MissingTokens):
+        raise unknown_name("missing_tokens policy", policy, get_args(MissingTokens))
+
+
+def missing_tokens(
+    base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, role: str, policy: MissingTokens = "refuse"
+) -> tuple[int, ...]:
+    """The ids that `base` knows and `other` (of `role`) lacks; UserError where the two do not fit under `policy`."""
+    ours, theirs = _by_id(base), _by_id(other)
+    if ours == theirs:
+        return ()
+    clashes = [i for i in sorted(ours.keys() & theirs.keys()) if ours[i] != theirs[i]]
+    if clashes:
+        shown = ", ".join(f"{i} is {ours[i]!r} in base and {theirs[i]!r} in {role}" for i in clashes[:3])
+        raise UserError(
+            f"base and {role} have different tokenizers: {len(clashes)} ids differ ({shown}). "
+            "The models of a family must share one vocabulary: choose models with the base's tokenizer."
+        )
+    if policy == "refuse":
+        raise UserError(_refusal(ours, theirs, role))
+    return tuple(sorted(ours.keys() - theirs.keys()))
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What a member reads in place of a token it does not know: its unknown token, else its end-of-sequence token."""
+    candidates = (tokenizer.unk_token_id, tokenizer.eos_token_id)
+    found = next((token for token in candidates if token is not None), None)
+    if found is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no unknown and no end-of-sequence token: "
+            "missing_tokens=base_only needs one of them to read tokens that only the base knows."
+        )
+    return found
+
+
+def check_head(model: PreTrainedModel | PeftModel, vocab_size: int, missing: tuple[int, ...], role: str) -> None:
+    """UserError where the model's head has no row for a token that its tokenizer knows."""
+    rows = model.config.get_text_config().vocab_size
+    lacking = set(range(rows, vocab_size)) - set(missing)
+    if lacking:
+        raise UserError(
+            f"{role}: the model's head has {rows} rows, but its tokenizer knows tokens up to id {max(lacking)}. "
+            "Use the tokenizer the model was trained with, or resize the model's embeddings."
+        )
+
+
+def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
+
+
+def _refusal(ours: dict[int, str], theirs: dict[int, str], role: str) -> str:
+    parts = []
+    for owner, mine, other in (("base", ours, theirs), (role, theirs, ours)):
+        only = sorted(mine.keys() - other.keys())
+        if only:
+            shown = ", ".join(f"{i} {mine[i]!r}" for i in only[:3]) + (", ..." if len(only) > 3 else "")
+            parts.append(f"only {owner} knows {len(only)} token{'s' * (len(only) > 1)} ({shown})")
+    return (
+        f"base and {role} know different tokens: {'; '.join(parts)}. "
+        "Set missing_tokens=base_only to leave those tokens to the base, or choose models with the base's tokenizer."
+    )
