@@ -48,9 +48,10 @@ def test_liu2024_mean_gap_closed(size, mean):
 def test_fan2024_prints_ratios_not_gaps(table, panel, tuned, relative, gap):
     """The printed 96.4 % is fused / tuned; the gap closed is another number (90.5 %)."""
     filled = only("fan2024", table)
-    assert round(figure(filled, panel, "dynamic", "relative_performance"), 1) == relative
-    assert figure(filled, panel, "dynamic", "gap_closed") == pytest.approx(100 * gap)
-    assert figure(filled, panel, "dynamic", "avg") / tuned == pytest.approx(relative / 100, abs=5e-4)
+    arm = "dynamic_grid" if table == "single_task" else "all_dynamic_grid"
+    assert round(figure(filled, panel, arm, "relative_performance"), 1) == relative
+    assert figure(filled, panel, arm, "gap_closed") == pytest.approx(100 * gap)
+    assert figure(filled, panel, arm, "avg") / tuned == pytest.approx(relative / 100, abs=5e-4)
 
 
 def test_fan2024_averages_are_as_printed():
@@ -126,19 +127,19 @@ def run(tmp_path):
 def test_our_runs_fill_their_panel(run):
     """Base, expert and tuned are shared cells; the dynamic arm fills the panel of its experiment; averages follow."""
     layout = PAPERS["fan2024"].tables[0]
-    path = run("fan2024_single_7b", layout.runs.values(), base=0.2, tuned=0.6, expert=0.3, dynamic=0.5, joint=0.4)
+    path = run("fan2024_single_7b", layout.runs.values(), base=0.2, tuned=0.6, expert=0.3, dynamic_grid=0.5, joint=0.4)
     table = only("fan2024", "single_task", [path.parent])
     assert figure(table, "13B", "base", "mmlu", "ours") == pytest.approx(20)
-    assert figure(table, "7B", "dynamic", "avg", "ours") == pytest.approx(50)
-    assert figure(table, "7B", "dynamic", "gap_closed", "ours") == pytest.approx(75)
-    assert figure(table, "7B", "dynamic", "relative_performance", "ours") == pytest.approx(100 * 5 / 6)
+    assert figure(table, "7B", "dynamic_grid", "avg", "ours") == pytest.approx(50)
+    assert figure(table, "7B", "dynamic_grid", "gap_closed", "ours") == pytest.approx(75)
+    assert figure(table, "7B", "dynamic_grid", "relative_performance", "ours") == pytest.approx(100 * 5 / 6)
     assert figure(table, "7B", "joint", "gsm8k", "ours") == pytest.approx(40)
-    assert pd.isna(figure(table, "1.1B", "dynamic", "avg", "ours"))
+    assert pd.isna(figure(table, "1.1B", "dynamic_grid", "avg", "ours"))
     assert table.figures["label"].iloc[-1] == "7B joint"
 
 
 def test_partial_runs_say_what_the_summary_covers(run):
-    path = run("liu2024_instruction_13b", ["gsm8k_liu2024"], base=0.0, proxy=0.5, tuned=1.0)
+    path = run("liu2024_instruction_gsm8k_13b", ["gsm8k_liu2024"], base=0.0, proxy=0.5, tuned=1.0)
     table = only("liu2024", "instruction", [path])
     assert figure(table, "13B", "proxy", "gap_closed", "ours") == pytest.approx(50)
     assert "Ours: the summaries are over gsm8k only." in table.notes
@@ -146,15 +147,15 @@ def test_partial_runs_say_what_the_summary_covers(run):
 
 
 def test_undefined_gap_is_not_a_number(run):
-    path = run("liu2024_instruction_13b", ["gsm8k_liu2024"], base=0.5, proxy=0.7, tuned=0.5)
+    path = run("liu2024_instruction_gsm8k_13b", ["gsm8k_liu2024"], base=0.5, proxy=0.7, tuned=0.5)
     table = only("liu2024", "instruction", [path])
     assert pd.isna(figure(table, "13B", "proxy", "gap_closed", "ours"))
     assert figure(table, "13B", "proxy", "relative_performance", "ours") == pytest.approx(140)
 
 
 def test_first_of_two_runs_is_shown_and_said(run):
-    first = run("liu2024_alpha_sweep", ["gsm8k_liu2024"], base=0.1)
-    second = run("liu2024_alpha_sweep", ["gsm8k_liu2024"], base=0.2)
+    first = run("liu2024_alpha_sweep_gsm8k", ["gsm8k_liu2024"], base=0.1)
+    second = run("liu2024_alpha_sweep_gsm8k", ["gsm8k_liu2024"], base=0.2)
     table = only("liu2024", "alpha_sweep", [first, second])
     assert figure(table, "13B", "base", "gsm8k", "ours") == pytest.approx(10)
     assert any("first run given" in note for note in table.notes)
@@ -163,7 +164,7 @@ def test_first_of_two_runs_is_shown_and_said(run):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("paper", PAPERS)
 def test_formats(paper, format, run, capsys):
-    experiment = "liu2024_instruction_13b" if paper == "liu2024" else "fan2024_single_7b"
+    experiment = "liu2024_instruction_gsm8k_13b" if paper == "liu2024" else "fan2024_single_7b"
     main(paper, [str(run(experiment, [f"gsm8k_{paper}"], base=0.123, tuned=0.456))], format=format)
     text = capsys.readouterr().out
     assert "12.3" in text

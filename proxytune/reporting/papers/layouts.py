@@ -66,7 +66,9 @@ _LIU_INSTRUCTION = {
 }
 _LIU_BOUNDS = {"13B": "13B", "70B": "70B"}
 _LIU_INSTRUCTION_RUNS = {"gsm8k": "gsm8k_liu2024", "truthfulqa_mc": "truthfulqa_mc_liu2024"}
-_LIU_INSTRUCTION_EXPERIMENTS = {"liu2024_instruction_13b": "13B", "liu2024_instruction_70b": "70B"}
+_LIU_INSTRUCTION_EXPERIMENTS = {
+    f"liu2024_instruction_{task}_{size}b": f"{size}B" for task in ("gsm8k", "truthfulqa") for size in ("13", "70")
+}
 _LIU_TASK_EXPERIMENTS = {
     f"liu2024_{task}_{size}b": f"{size}B" for task in ("gsm8k", "triviaqa") for size in ("13", "70")
 }
@@ -140,7 +142,7 @@ LIU2024 = Paper(
             title="α from 0.2 to 2.0, Llama-2 7B → 13B (section 6.2: a figure, without printed numbers)",
             tasks={"gsm8k": "GSM ↑", "truthfulqa_mc": "TruthfulQA MC ↑"},
             rows={},
-            experiments={"liu2024_alpha_sweep": "13B"},
+            experiments={"liu2024_alpha_sweep_gsm8k": "13B", "liu2024_alpha_sweep_truthfulqa": "13B"},
             bounds=_LIU_BOUNDS,
             summary="mean_of_gaps",
             runs=_LIU_INSTRUCTION_RUNS,
@@ -214,10 +216,10 @@ FAN2024 = Paper(
                 ("13B", "tuned_lora"): "13B LoRA",
                 ("1.1B", "expert"): "1.1B expert",
                 ("1.1B", "proxy"): "1.1B → 13B proxy (α = 1)",
-                ("1.1B", "dynamic"): "1.1B → 13B dynamic",
+                ("1.1B", "dynamic_grid"): "1.1B → 13B dynamic",
                 ("7B", "expert"): "7B expert",
                 ("7B", "proxy"): "7B → 13B proxy (α = 1)",
-                ("7B", "dynamic"): "7B → 13B dynamic",
+                ("7B", "dynamic_grid"): "7B → 13B dynamic",
             },
         ),
         _multi(
@@ -229,10 +231,10 @@ FAN2024 = Paper(
                 ("13B", "tuned_multitask"): "13B multi-task tuning",
                 ("1.1B", "antiexpert"): "1.1B base",
                 ("1.1B", "expert_multitask"): "1.1B multi-task tuning",
-                ("1.1B", "dynamic"): "1.1B experts → 13B dynamic",
+                ("1.1B", "all_dynamic_grid"): "1.1B experts → 13B dynamic",
                 ("7B", "antiexpert"): "7B base",
                 ("7B", "expert_multitask"): "7B multi-task tuning",
-                ("7B", "dynamic"): "7B experts → 13B dynamic",
+                ("7B", "all_dynamic_grid"): "7B experts → 13B dynamic",
             },
         ),
         _single("icl", "In-context learning, 5 examples (no figures recorded)", "fan2024_icl_{}", {}),

@@ -1,0 +1,58 @@
+"""The tables of a record in the terminal, split where it is too narrow for all tasks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from proxytune.reporting.tables import Cell, Record, Table, report, superscript
+
+
+def show(record: Record, console: Console | None = None) -> None:
+    """Prints scores, gaps closed and every note; nothing is cut off, whatever the terminal's width."""
+    console = console or Console()
+    tables = report(record)
+    for table in (tables.scores, tables.gaps):
+        for part in _fitting(table, console.width):
+            console.print(part)
+    console.print("Bold: the best fused arm of each task.", style="dim")
+    for number, note in enumerate(tables.notes, start=1):
+        console.print(Text(f"{superscript(number)} {note}", style="dim"))
+    for remark in tables.remarks:
+        console.print(Text(remark, style="dim"))
+
+
+def _fitting(table: Table, width: int) -> Iterator[RichTable]:
+    """The table in as many parts as it takes for each to fit into `width`; a part has at least one task."""
+    space = width - _width(["arm", *table.rows])
+    start = used = 0
+    for end, column in enumerate(table.columns):
+        needed = _width([*column.split("\n"), *(row[end].text for row in table.rows.values())])
+        if end > start and used + needed > space:
+            yield _part(table, start, end)
+            start, used = end, 0
+        used += needed
+    yield _part(table, start, len(table.columns))
+
+
+def _width(texts: list[str]) -> int:
+    """Columns of the screen that a column of `texts` takes, with its padding."""
+    return max(map(len, texts)) + 3
+
+
+def _part(table: Table, start: int, end: int) -> RichTable:
+    part = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    part.add_column("arm", no_wrap=True)
+    for column in table.columns[start:end]:
+        part.add_column(Text(column), justify="right")
+    for arm, cells in table.rows.items():
+        part.add_row(Text(arm), *(_text(cell) for cell in cells[start:end]))
+    return part
+
+
+def _text(cell: Cell) -> Text:
+    return Text(cell.text, style="bold green" if cell.best else "")
