@@ -85,14 +85,18 @@ def task_info(task: ConfigurableTask) -> TaskInfo:
     )
 
 
-def load_task(name: str, data_dir: str | Path | None = None, num_fewshot: int | None = None) -> ConfigurableTask:
+def load_task(
+    name: str, data_dir: str | Path | None = None, num_fewshot: int | None = None, split: str | None = None
+) -> ConfigurableTask:
     """A fresh task (lm-eval's hold the state of one evaluation), its data from `data_dir` or, if None, from the hub.
 
     `num_fewshot` None is the YAML's own number (0 unless it says otherwise); examples come from its `fewshot_split`.
+    `split` is what is evaluated; None is the YAML's test split, or its validation split where it has no other.
     Raises UserError: unknown task, a group of tasks, data that cannot be had or read, no split to take examples from.
     """
     config = task_config(name)
-    return build_task(name, {**_data(name, config, data_dir), **_fewshot(name, config, num_fewshot)})
+    evaluated = {} if split is None else {"test_split": split}
+    return build_task(name, {**_data(name, config, data_dir), **_fewshot(name, config, num_fewshot), **evaluated})
 
 
 def task_config(name: str) -> dict[str, Any]:
