@@ -1,0 +1,108 @@
+"""The key of an answer: a hash of everything that determines it, so that no answer is ever taken for another's."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import proxytune
+from proxytune.engines.arms import Arm
+from proxytune.engines.requests import GenerateRequest, ScoreRequest
+from proxytune.errors import UserError
+from proxytune.fusion.rule import Rule
+from proxytune.models.ensemble import Ensemble
+
+Request = ScoreRequest | GenerateRequest
+
+_DECIDING_ROOMS = ("fusion", "models", "engines")
+
+
+class Keys:
+    """Keys of the answers of some arms over one ensemble. What arms, roles and tasks are called is not part of them."""
+
+    def __init__(self, ensemble: Ensemble, arms: Iterable[Arm]) -> None:
+        """Raises UserError for a member without an identity and for a rule that cannot be described."""
+        tokenizer = ensemble.tokenizer
+        common = {
+            "tokenizer": _hash([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]),
+            "code": source_hash(),
+            "libraries": [torch.__version__, transformers.__version__],
+        }
+        self.of_arm = {
+            arm.name: _hash(common | {"members": [_member(ensemble, r) for r in arm.roles], "rule": _rule(arm.rule)})
+            for arm in arms
+        }
+        """Hash of how each arm answers: its members, its rule with parameters and source, the code that runs them."""
+
+    def of(self, arm: Arm, request: Request) -> str:
+        """Hash of the arm and of what `request` asks of its roles."""
+        asked = {name: value for name, value in vars(request).items() if name != "prompt"}
+        prompts = [request.prompt.of(role) for role in arm.roles]
+        return _hash({"arm": self.of_arm[arm.name], "prompts": prompts, **asked})
+
+
+def rule_facts(rule: Rule) -> dict[str, Any]:
+    """Class and parameters of a rule. Raises UserError unless it is a dataclass."""
+    kind = type(rule)
+    if not is_dataclass(rule):
+        raise UserError(f"rule {kind.__name__} must be a frozen dataclass, so that its parameters can be recorded")
+    return {"class": f"{kind.__module__}.{kind.__qualname__}", "parameters": asdict(rule)}
+
+
+@lru_cache(maxsize=1)
+def source_hash() -> str:
+    """Hash of the source files that decide answers: the rooms fusion, models and engines."""
+    package = Path(proxytune.__file__).parent
+    files = sorted(path for room in _DECIDING_ROOMS for path in (package / room).rglob("*.py"))
+    names = (path.relative_to(package).as_posix().encode() for path in files)
+    return _digest(part for name, path in zip(names, files, strict=True) for part in (name, path.read_bytes()))
+
+
+def _rule(rule: Rule | None) -> dict[str, Any] | None:
+    return None if rule is None else rule_facts(rule) | {"source": _rule_source(type(rule))}
+
+
+@lru_cache
+def _rule_source(kind: type) -> str:
+    """Hash of the file (or notebook cell) that defines the rule: an edited rule answers anew."""
+    try:
+        file = inspect.getsourcefile(kind)
+        text = Path(file).read_text() if file is not None and Path(file).is_file() else inspect.getsource(kind)
+    except (OSError, TypeError) as error:
+        raise UserError(
+            f"rule {kind.__name__}: its source cannot be read, so its answers could be taken for an older version's; "
+            "define it in a file or a notebook cell"
+        ) from error
+    return _digest([text.encode()])
+
+
+def _member(ensemble: Ensemble, role: str) -> list[str]:
+    member = ensemble[role]
+    if not member.identity:
+        raise UserError(f"{role} has no identity (revision or file hash), so its answers cannot be told from others'")
+    return [member.identity, str(member.model.dtype)]
+
+
+def _hash(facts: Any) -> str:
+    try:
+        text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    except TypeError as error:
+        raise UserError(f"a rule's parameters must be plain numbers, strings or sequences of them: {error}") from error
+    return _digest([text.encode()])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,131 @@
+"""Finished answers on disk, so that a run that dies goes on where it stopped. One SQLite file, shared by any runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from proxytune.engines.requests import Generated, Scored
+from proxytune.errors import UserError
+
+Answer = Scored | Generated
+
+_log = logging.getLogger(__name__)
+_KINDS: dict[str, type[Scored] | type[Generated]] = {"scored": Scored, "generated": Generated}
+_TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL)"
+_WAIT_SECONDS = 60.0
+
+
+class AnswerStore:
+    """Answers by key (`experiment.keys`), each committed as soon as it is put.
+
+    A process that is killed loses nothing that was put; a power cut may cost the last answers, never the file (SQLite's
+    write-ahead log). Several processes may use one store. Every row carries a checksum: a damaged row is reported,
+    remembered in `damaged` and treated as absent, so that its answer is computed again.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        """`path` is made if need be; None keeps the answers in memory. Raises UserError if it is no usable store."""
+        self.path = None if path is None else Path(path)
+        self.damaged: set[str] = set()
+        if self.path is not None:
+            _make_folder(self.path.parent)
+        self._db = self._open()
+
+    def get(self, keys: Sequence[str]) -> dict[str, Answer]:
+        """The answers that are there and sound, by key."""
+        found = {}
+        wanted = list(dict.fromkeys(keys))
+        for some in (wanted[start : start + 500] for start in range(0, len(wanted), 500)):
+            marks = ",".join("?" * len(some))
+            for key, value, checksum in self._run(f"SELECT * FROM answers WHERE key IN ({marks})", some):
+                if checksum == _checksum(key, value):
+                    found[key] = decode(value)
+                else:
+                    self._report(key)
+        return found
+
+    def put(self, key: str, answer: Answer) -> None:
+        """Durable once this returns; replaces what was there."""
+        value = encode(answer)
+        list(self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, value, _checksum(key, value))))
+
+    def __len__(self) -> int:
+        return next(self._run("SELECT COUNT(*) FROM answers"))[0]
+
+    def close(self) -> None:
+        self._db.close()
+
+    def __enter__(self) -> AnswerStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(":memory:" if self.path is None else self.path, _WAIT_SECONDS, isolation_level=None)
+            _use_write_ahead_log(db)
+            db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(_TABLE)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+        return db
+
+    def _run(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+        try:
+            yield from self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: sqlite3.Error) -> UserError:
+        return UserError(f"answer store {self.path}: {error}; move the file away or choose another one with store=PATH")
+
+    def _report(self, key: str) -> None:
+        self.damaged.add(key)
+        _log.warning("answer store %s: entry %s is damaged and will be computed again", self.path, key[:12])
+
+
+def encode(answer: Answer) -> str:
+    """An answer as JSON; floats come back bit for bit."""
+    return json.dumps({"kind": type(answer).__name__.lower(), **asdict(answer)})
+
+
+def decode(value: str) -> Answer:
+    fields = json.loads(value)
+    return _KINDS[fields.pop("kind")](**{name: _frozen(field) for name, field in fields.items()})
+
+
+def _frozen(field: Any) -> Any:
+    return tuple(_frozen(x) for x in field) if isinstance(field, list) else field
+
+
+def _checksum(key: str, value: str) -> str:
+    return hashlib.sha256(f"{key}\n{value}".encode()).hexdigest()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path} of the answer store: {error.strerror}") from error
+
+
+def _use_write_ahead_log(db: sqlite3.Connection) -> None:
+    """Switching a new file over needs it alone, and SQLite does not wait for that by itself."""
+    patience = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > patience:
+                raise
+            time.sleep(0.05)
