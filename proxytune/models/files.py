@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -89,6 +91,10 @@ def identity(source: Source) -> str:
     parts.append(f"dtype={source.dtype}")
     if source.attn_implementation is not None:
         parts.append(f"attn={source.attn_implementation}")
+    if source.quantization is not None:
+        parts.append(f"quantization={json.dumps(dict(source.quantization), sort_keys=True)}")
+    if source.chat is not None:
+        parts.append(f"chat={json.dumps(asdict(source.chat), sort_keys=True)}")
     return " ".join(parts)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.models.chat import Chat
 from proxytune.models.vocabulary import MissingTokens, check_policy
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -36,6 +37,12 @@ class Source:
     """None: the first GPU if there is one, else the CPU; a device; or "auto" to spread the model over all devices."""
     attn_implementation: str | None = None
     """As in transformers: sdpa, eager, flash_attention_2, ...; None: its default."""
+    max_memory: Mapping[str | int, str | int] | None = field(default=None, hash=False)
+    """Most memory by device ({0: 70GiB, cpu: 100GiB}); only with device_map=auto."""
+    quantization: Mapping[str, Any] | None = field(default=None, hash=False)
+    """A quantisation config of transformers ({quant_method: bitsandbytes, load_in_4bit: true}); None: as stored."""
+    chat: Chat | None = None
+    """A chat model's own prompt: a mapping of `Chat` fields ({}: all defaults); None: it reads the plain prompt."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run. Only set it for models whose code you have read."""
 
@@ -52,6 +59,10 @@ class Source:
             target = getattr(self, needed)
             if getattr(self, given) is not None and (target is None or is_local(target)):
                 raise UserError(f"{given}={getattr(self, given)!r} has no effect: {needed}={target!r} is not a hub id.")
+        if self.max_memory is not None and self.device_map != "auto":
+            raise UserError(f"max_memory has no effect with device_map={self.device_map}: set device_map=auto.")
+        if self.chat is not None:
+            object.__setattr__(self, "chat", Chat.of(self.chat))
         if self.gguf_file is None and self.path.endswith(".gguf"):
             file = Path(self.path)
             object.__setattr__(self, "path", str(file.parent))
@@ -70,7 +81,7 @@ class Source:
     def module(self) -> Source:
         """The source of the module itself: sources with equal modules share it in memory."""
         path = str(Path(self.path).expanduser().resolve()) if is_local(self.path) else self.path
-        return replace(self, path=path, adapter=None, adapter_revision=None)
+        return replace(self, path=path, adapter=None, adapter_revision=None, chat=None)
 
 
 @dataclass(frozen=True)

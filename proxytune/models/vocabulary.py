@@ -6,12 +6,13 @@ of 64, say), and the padding rows of two checkpoints differ, so logits are cut t
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Literal, get_args
 
 from proxytune.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MissingTokens = Literal["refuse", "base_only"]
 """What to do where the base and another member know different tokens (an id that means two things is always refused).

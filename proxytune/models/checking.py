@@ -1,0 +1,84 @@
+"""What can be known about a family before any weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from proxytune.errors import UserError, unknown_name
+from proxytune.models.files import locate
+from proxytune.models.sources import FamilySpec, Source, is_local
+
+
+def check(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = None) -> None:
+    """Raises UserError for what can be known without reading weights: missing folders, files, adapters, pickles."""
+    spec = FamilySpec.of(spec)
+    for role, source in {"base": spec.base, **chosen(spec, roles)}.items():
+        _check_model(role, source)
+        if source.adapter is not None:
+            _check_adapter(role, source)
+
+
+def chosen(spec: FamilySpec, roles: Iterable[str] | None) -> dict[str, Source]:
+    """The sources of `roles` (all if None) in the family's order."""
+    sources = spec.sources
+    wanted = set(sources if roles is None else roles)
+    for role in sorted(wanted - sources.keys()):
+        raise unknown_name("role", role, sources)
+    return {role: source for role, source in sources.items() if role in wanted}
+
+
+def _check_model(role: str, source: Source) -> None:
+    path, revision = source.path, source.revision
+    if is_local(path) and not Path(path).expanduser().is_dir():
+        raise UserError(f"{role}: no such folder: {path!r}.")
+    if source.gguf_file is not None:
+        if locate(path, source.gguf_file, revision) is None:
+            raise UserError(f"{role}: {path!r} has no file {source.gguf_file!r}.")
+        return
+    adapter_config = locate(path, "adapter_config.json", revision) if is_local(path) else None
+    if adapter_config is not None:
+        over = json.loads(adapter_config.read_text()).get("base_model_name_or_path")
+        raise UserError(f"{role}: {path!r} is an adapter: set path to its base model ({over!r}) and adapter to it.")
+    if locate(path, "config.json", revision) is None:
+        raise UserError(f"{role}: {path!r} has no config.json: it is not a transformers model.")
+    if is_local(path) and not any(Path(path).expanduser().glob("*.safetensors")):
+        raise UserError(
+            f"{role}: {path!r} has no .safetensors weights. Pickled weights (.bin, .pt) are not read: "
+            "save the model again with transformers, which writes safetensors."
+        )
+
+
+def _check_adapter(role: str, source: Source) -> None:
+    adapter = str(source.adapter)
+    if is_local(adapter) and not Path(adapter).expanduser().is_dir():
+        raise UserError(f"{role}: no such adapter folder: {adapter!r}.")
+    config = locate(adapter, "adapter_config.json", source.adapter_revision)
+    if config is None:
+        raise UserError(f"{role}: {adapter!r} has no adapter_config.json: it is not a PEFT adapter.")
+    if locate(adapter, "adapter_model.safetensors", source.adapter_revision) is None:
+        raise UserError(f"{role}: adapter {adapter!r} has no adapter_model.safetensors; pickled weights are not read.")
+    over = json.loads(config.read_text()).get("base_model_name_or_path")
+    if over and _differ(over, source.path):
+        raise UserError(
+            f"{role}: adapter {adapter!r} was tuned from {over!r}, not from {source.path!r}. Use it over its own base; "
+            "if the two are the same model, name this path in a copy of the adapter's adapter_config.json."
+        )
+
+
+def _differ(over: str, path: str) -> bool:
+    """Whether an adapter's base and `path` are known to differ: by name on the hub, by config in folders."""
+    if is_local(over) != is_local(path):
+        return False
+    if not is_local(path):
+        return over.rsplit("/", 1)[-1].lower() != path.rsplit("/", 1)[-1].lower()
+    configs = [Path(folder).expanduser() / "config.json" for folder in (over, path)]
+    return all(config.is_file() for config in configs) and len({_shape(config) for config in configs}) > 1
+
+
+def _shape(config: Path) -> str:
+    """The config as text without what depends on where and by whom it was saved."""
+    values = json.loads(config.read_text())
+    return json.dumps({k: v for k, v in values.items() if not k.startswith("_") and "version" not in k}, sort_keys=True)
