@@ -1,0 +1,62 @@
+"""The `proxytune` command: finds the sub-command, and turns a user's mistake into one line."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import proxytune
+from proxytune.errors import UserError, unknown_name
+
+COMMANDS = {
+    "run": "let every arm answer every task and report (no argument: the built-in miniature)",
+    "score": "score outputs that were made elsewhere",
+}
+"""Sub-command -> what it does. `a-name` lives in `proxytune/cli/a_name.py` as `main(arguments) -> exit status`."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `proxytune ARGUMENTS` (None: the process's own) and returns its exit status.
+
+    A `UserError` is one line on standard error and status 1; any other exception is a bug and keeps its traceback, as
+    everything does with HYDRA_FULL_ERROR=1.
+    """
+    try:
+        return _dispatch(sys.argv[1:] if arguments is None else list(arguments))
+    except UserError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print("proxytune:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("proxytune: stopped", file=sys.stderr)
+        return 130
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"proxytune {proxytune.__version__}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    # Imported only now: `--help` need not wait for torch and transformers.
+    command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return command.main(rest)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    return f"""{proxytune.__doc__}
+
+usage: proxytune COMMAND [key=value ...]
+
+{listing}
+
+proxytune COMMAND --help says what a command takes; proxytune --version prints the version."""

@@ -1,0 +1,52 @@
+"""Hydra's and OmegaConf's errors, which take several lines, as one line with the nearest names."""
+
+from __future__ import annotations
+
+import re
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from proxytune.errors import UserError, unknown_name
+
+
+def explain(error: Exception) -> Exception:
+    """The UserError for a mistake on the command line or in a file; any other error is given back as it is."""
+    match error:
+        case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
+            group, _, choice = file.rpartition("/")
+            return unknown_name(f"choice for {group}", choice, options)
+        case OverrideParseException():
+            return UserError(f"cannot read the argument {error.override!r} as key=value: {_first_line(error)}")
+        case HydraException(__cause__=ConfigAttributeError() | ConfigKeyError() as cause):
+            return _unknown_key(cause)
+        case HydraException(__cause__=OmegaConfBaseException() as cause):
+            return UserError(f"{cause.full_key or 'configuration'}: {_first_line(cause)}")
+        case OSError(filename=str(file)) if not isinstance(error, HydraException):
+            return UserError(f"output: cannot write to {file}: {error.strerror}")
+        case YAMLError():
+            return UserError(f"a configuration file is not valid YAML: {error}")
+        case HydraException() | OmegaConfBaseException() | ValueError():
+            return UserError(_without_advice(error))
+    return error
+
+
+def _unknown_key(error: OmegaConfBaseException) -> UserError:
+    """For a key that is not in the configuration: the nearest of its siblings, and how to add a new entry."""
+    key, parent = str(error.full_key), error.parent_node
+    siblings = [name for name in (parent or {}) if name != "hydra"] if OmegaConf.is_dict(parent) else []
+    group = key.rpartition(".")[0]
+    near = unknown_name("key", key, [f"{group}.{name}" if group else str(name) for name in siblings])
+    return UserError(f"{near} To add an entry: +{key}=..." if group else str(near))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _without_advice(error: Exception) -> str:
+    """Hydra's message without the lines that point to its own documentation and search path."""
+    message = re.split(r"\n(?:See https?:|Config search path:)", str(error))[0]
+    return " ".join(message.split())

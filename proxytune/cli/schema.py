@@ -1,0 +1,162 @@
+"""What `proxytune run` may be told: names, types and ranges of the configuration, checked before anything loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from proxytune.errors import UserError, unknown_name
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, values are not converted, and a field's docstring is what an error message quotes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class TaskConfig(Strict):
+    """`conf/task`."""
+
+    names: list[str] = Field(min_length=1)
+    """a list of at least one task name"""
+    style: str | None = None
+    """the paper whose prompts and metrics are used (liu2024, fan2024), or null where the name says it all"""
+    style: str | None = None
+    """liu2024, fan2024 or lm_eval: whose prompts and metrics; null: the names stand for themselves"""
+    data_dir: str | None = None
+    """a folder of JSON-lines files; null: the model family's own data, or the hub"""
+
+
+class ArmConfig(Strict):
+    """One entry of `conf/arms`: a model alone, or a rule over base, experts and antiexpert."""
+
+    model: str | None = None
+    """base, antiexpert, expert, tuned, each_expert or a role such as expert:gsm8k"""
+    rule: dict[str, Any] | None = None
+    """a fusion rule: a mapping with _target_, or a file of conf/fusion by +fusion@arms.<arm>.rule=<file>"""
+    experts: Literal["own", "all"] | list[str] | None = None
+    """own (the expert that belongs to the task), all, or a list of expert names"""
+    without: list[str] | None = Field(None, alias="except", min_length=1)
+    """a list of expert names left out of `all` and `each_expert`"""
+
+
+class RunConfig(Strict):
+    """`conf/run.yaml` with its groups; every field is a key of the command line."""
+
+    models: dict[str, Any]
+    """a file of conf/models, or a mapping with _target_"""
+    task: TaskConfig
+    """a file of conf/task, or a mapping with names and data_dir"""
+    arms: dict[str, ArmConfig] = Field(min_length=1)
+    """a mapping from at least one arm's name to what it is (conf/arms)"""
+    engine: dict[str, Any]
+    """a file of conf/engine, or a mapping with _target_"""
+    miniature: dict[str, Any] | None = None
+    """a file of conf/miniature; has an effect with models=miniature only"""
+    seed: int = Field(ge=0)
+    """an integer from 0"""
+    limit: int | None = Field(ge=1)
+    """an integer from 1 (the first items of each task only), or null for all items"""
+    num_fewshot: int | None = Field(ge=0)
+    """an integer from 0 (examples in each prompt), or null for each task's own number"""
+    only: list[str] | None = Field(min_length=1)
+    """a list of at least one arm's name, or null for all arms"""
+    output: str
+    """a folder for the results; a sweep makes one folder per job in it"""
+    store: str | None
+    """a file of finished answers, which a later run goes on from; null: keep none"""
+    allow_targets: list[str]
+    """a list of packages beside proxytune that _target_ may name"""
+
+
+def check(values: Mapping[str, Any]) -> RunConfig:
+    """The resolved configuration with every key, type and range checked; raises UserError for the first fault."""
+    try:
+        checked = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error.errors()[0], values) from error
+    for name, arm in checked.arms.items():
+        _check_arm(name, arm)
+    for name in checked.only or ():
+        if name not in checked.arms:
+            raise unknown_name("arm in only", name, checked.arms)
+    return checked
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, interpolations replaced; raises UserError for a value that is missing."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value yet: give {error.full_key}=...") from error
+    except InterpolationResolutionError as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+def _check_arm(name: str, arm: ArmConfig) -> None:
+    key = f"arms.{name}"
+    if (arm.model is None) == (arm.rule is None):
+        raise UserError(f"{key} needs either a model (one model alone) or a rule (with experts), and not both")
+    if arm.model is not None and arm.experts is not None:
+        raise UserError(
+            f"{key}.experts has no effect on a model alone: remove it, or give a rule, not a model"
+        )
+    if arm.experts == []:
+        raise UserError(f"{key}.experts=[] is empty, but a rule needs at least one expert: own, all or a list of names")
+    if arm.rule is not None and "_target_" not in arm.rule:
+        raise UserError(f"{key}.rule has no _target_: it is {_allowed(ArmConfig)['rule']}")
+
+
+def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> UserError:
+    """One line for a fault that pydantic found: the key, what was given, what is allowed."""
+    path = _path(error["loc"], values)
+    key = ".".join(map(str, path))
+    model, field = _field(path)
+    known = _allowed(model)
+    if error["type"] == "extra_forbidden":
+        group = key.removesuffix(field)
+        return unknown_name("key", key, [group + name for name in known])
+    if error["type"] == "missing":
+        return UserError(f"{key} is missing from the configuration; it is {known[field]}")
+    return UserError(f"{key}={_short(error['input'])} is not allowed: it is {known[field]}")
+
+
+def _path(location: tuple[int | str, ...], values: Any) -> list[int | str]:
+    """The part of pydantic's location that lies in `values`: it goes on to name branches of unions."""
+    path: list[int | str] = []
+    for part in location:
+        if not isinstance(values, Mapping | list):
+            break
+        path.append(part)
+        inside = part in values if isinstance(values, Mapping) else isinstance(part, int)
+        values = values[part] if inside else None  # type: ignore[index]
+    return path
+
+
+def _field(path: list[int | str]) -> tuple[type[Strict], str]:
+    """The part of the schema, and the key in it, that a path of the configuration belongs to."""
+    match path:
+        case ["task", key, *_]:
+            return TaskConfig, str(key)
+        case ["arms", _, key, *_]:
+            return ArmConfig, str(key)
+        case [key, *_]:
+            return RunConfig, str(key)
+    raise AssertionError("pydantic names a place for every fault")
+
+
+def _allowed(model: type[Strict]) -> dict[str, str]:
+    """Key -> what it may be."""
+    return {field.alias or name: field.description or "" for name, field in model.model_fields.items()}
+
+
+def _short(value: object, width: int = 60) -> str:
+    text = "null" if value is None else str(value)
+    return text if len(text) <= width else text[: width - 3] + "..."
