@@ -85,11 +85,11 @@ def _rule_source(kind: type) -> str:
     return _digest([text.encode()])
 
 
-def _member(ensemble: Ensemble, role: str) -> list[str]:
+def _member(ensemble: Ensemble, role: str) -> list[Any]:
     member = ensemble[role]
     if not member.identity:
         raise UserError(f"{role} has no identity (revision or file hash), so its answers cannot be told from others'")
-    return [member.identity, str(member.model.dtype)]
+    return [member.identity, str(member.model.dtype), member.missing, member.unknown if member.missing else None]
 
 
 def _hash(facts: Any) -> str:

@@ -1,0 +1,176 @@
+"""One arm as lm-evaluation-harness sees it. Tokenisation is HFLM's own; the answers come from a shared `Board`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
+
+from proxytune.engines.arms import Arm
+from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
+from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.board import Board
+from proxytune.experiment.store import Answer
+
+_LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""lm-eval's names for the number of tokens to generate."""
+_NEUTRAL: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "top_k": 0}
+"""Settings that are understood only at the value where they do nothing."""
+_ALL_WINDOWS = 10**9
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An arm's answer to one request of an item, and how many tokens of the prompt did not fit and were cut off."""
+
+    answer: Answer
+    cut: int
+
+
+class ArmLM(HFLM):
+    """An `HFLM` whose answers are those of one arm.
+
+    A prompt too long for the smallest member's window loses its beginning for all arms alike, as HFLM's does;
+    `asked[item]` says so.
+    """
+
+    def __init__(self, board: Board, arm: Arm, seed: int = 0) -> None:
+        """`seed` is the run's: a sampled answer's noise comes from it, the item and the repetition alone."""
+        ensemble = board.ensemble
+        windows = [ensemble[role].window for role in board.roles]
+        base = ensemble[arm.base]
+        # HFLM wants a model for its config and device; without a module it can't run one by itself.
+        face: Any = SimpleNamespace(config=base.model.config, device=base.device)
+        super().__init__(
+            pretrained=face,
+            backend="causal",
+            tokenizer=ensemble.tokenizer,
+            max_length=min((window for window in windows if window is not None), default=DEFAULT_MAX_LENGTH),
+            batch_size=_ALL_WINDOWS,
+        )
+        self.board = board
+        self.arm = arm
+        self.seed = seed
+        self.asked: dict[int, list[Asked]] = {}
+        """By item (lm-eval's doc id), in the order of its requests."""
+        self._scored: list[Asked] = []
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        results = super().loglikelihood(requests, disable_tqdm=True)
+        for request, asked in zip(requests, self._scored, strict=True):
+            self._note(request, asked)
+        return results
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        super().loglikelihood_rolling(requests, disable_tqdm=True)  # every window of every item in one pass
+        results = []
+        for request in requests:
+            results += super().loglikelihood_rolling([request], disable_tqdm=True)
+            self._note(request, *self._scored)
+        return results
+
+    def _loglikelihood_tokens(
+        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """HFLM hands over ((context, continuation) or None, context tokens, continuation tokens)."""
+        fitted = [self._score_request(*request) for request in requests]
+        answers = self.board.ask(self.arm, [request for request, _ in fitted])
+        self._scored = [Asked(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
+        return [(sum(answer.logprobs), all(answer.greedy)) for answer in answers]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        seen: Counter[int] = Counter()
+        fitted = []
+        for request in requests:
+            context, gen_kwargs = request.args
+            fitted.append(self._generate_request(context, gen_kwargs, self._seed_of(request, seen[id(request)])))
+            seen[id(request)] += 1
+        answers = self.board.ask(self.arm, [request for request, _ in fitted])
+        for request, answer, (_, cut) in zip(requests, answers, fitted, strict=True):
+            self._note(request, Asked(answer, cut))
+        return [answer.text for answer in answers]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Nothing: HFLM would ask the hub; the run's own record names the members."""
+        return {}
+
+    def _note(self, request: Instance, *asked: Asked) -> None:
+        assert request.doc_id is not None
+        self.asked.setdefault(request.doc_id, []).extend(asked)
+
+    def _score_request(
+        self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]
+    ) -> tuple[ScoreRequest, int]:
+        # The last token is never read, so that one more fits.
+        room = self.max_length + 1 - len(continuation)
+        if room < 1:
+            raise UserError(
+                f"a continuation of {len(continuation)} tokens is longer than the smallest member's window "
+                f"({self.max_length} tokens)"
+            )
+        # HFLM has moved the context's last spaces to the continuation, so that an own prompt has none either.
+        prompt, cut = self._prompt(texts[0].rstrip() if texts else "", context, room)
+        return ScoreRequest(prompt, tuple(continuation)), cut
+
+    def _generate_request(self, context: str, gen_kwargs: Mapping[str, Any], seed: int) -> tuple[GenerateRequest, int]:
+        decoding = decoding_options(gen_kwargs, self.max_gen_toks)
+        room = self.max_length - decoding["max_new_tokens"]
+        if room < 1:
+            raise UserError(
+                f"max_gen_toks = {decoding['max_new_tokens']} leaves no room for a prompt in the smallest member's "
+                f"window ({self.max_length} tokens)"
+            )
+        eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        until = tuple(stop for stop in handle_stop_sequences(decoding.pop("until"), eos=eos) if stop)
+        prompt, cut = self._prompt(context, self.tok_encode(context) or [self.prefix_token_id], room)
+        # Greedy answers do not depend on the seed, and are found again under another one.
+        return GenerateRequest(prompt, until=until, seed=seed if decoding["temperature"] > 0 else 0, **decoding), cut
+
+    def _prompt(self, context: str, tokens: Sequence[int], room: int) -> tuple[Prompt, int]:
+        """The last `room` tokens for all members, and for those with a prompt of their own the same of theirs."""
+        own = self._own(context) if context else {}
+        longest = max(len(prompt) for prompt in (tokens, *own.values()))
+        fitted = {role: tuple(prompt[-room:]) for role, prompt in own.items()}
+        return Prompt(tuple(tokens[-room:]), fitted), max(0, longest - room)
+
+    def _own(self, context: str) -> dict[str, list[int]]:
+        own = {}
+        for role in self.board.roles:
+            member = self.board.ensemble[role]
+            if member.render is not None:
+                own[role] = (member.tokenizer or self.tokenizer).encode(member.render(context))
+        return own
+
+    def _seed_of(self, request: Instance, repetition: int) -> int:
+        digest = hashlib.sha256(f"{self.seed} {request.doc_id} {request.idx} {repetition}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
+
+
+def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict[str, Any]:
+    """lm-eval's generation settings as fields of a GenerateRequest; UserError for what would not be honoured."""
+    known = {"until", "do_sample", "temperature", "top_p", *_LENGTHS, *_NEUTRAL}
+    for name, value in gen_kwargs.items():
+        if name not in known:
+            raise unknown_name("generation setting", name, known)
+        if name in _NEUTRAL and value not in (_NEUTRAL[name], None):
+            raise UserError(f"generation setting {name}={value} is not supported; only {_NEUTRAL[name]} is")
+    lengths = [name for name in _LENGTHS if gen_kwargs.get(name) is not None]
+    if len(lengths) > 1:
+        raise UserError(f"generation settings {' and '.join(lengths)} mean the same: give one of them")
+    settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs), default_length))
+    options = {"max_new_tokens": settings["max_gen_toks"], "until": settings["until"]}
+    if not settings["do_sample"]:
+        return options | {"temperature": 0.0, "top_p": 1.0}
+    temperature, top_p = float(settings.get("temperature", 0.0)), float(settings.get("top_p", 1.0))
+    if not temperature > 0:
+        raise UserError(f"do_sample=true needs a temperature above 0, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p={top_p} is not allowed: it is a probability above 0 and at most 1")
+    return options | {"temperature": temperature, "top_p": top_p}
