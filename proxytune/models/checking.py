@@ -16,9 +16,12 @@ def check(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = No
     """Raises UserError for what can be known without reading weights: missing folders, files, adapters, pickles."""
     spec = FamilySpec.of(spec)
     for role, source in {"base": spec.base, **chosen(spec, roles)}.items():
-        _check_model(role, source)
-        if source.adapter is not None:
-            _check_adapter(role, source)
+        try:
+            _check_model(source)
+            if source.adapter is not None:
+                _check_adapter(source.adapter, source)
+        except UserError as error:
+            raise UserError(f"{role}: {error}") from error
 
 
 def chosen(spec: FamilySpec, roles: Iterable[str] | None) -> dict[str, Source]:
@@ -30,40 +33,39 @@ def chosen(spec: FamilySpec, roles: Iterable[str] | None) -> dict[str, Source]:
     return {role: source for role, source in sources.items() if role in wanted}
 
 
-def _check_model(role: str, source: Source) -> None:
+def _check_model(source: Source) -> None:
     path, revision = source.path, source.revision
     if is_local(path) and not Path(path).expanduser().is_dir():
-        raise UserError(f"{role}: no such folder: {path!r}.")
+        raise UserError(f"no such folder: {path!r}.")
     if source.gguf_file is not None:
         if locate(path, source.gguf_file, revision) is None:
-            raise UserError(f"{role}: {path!r} has no file {source.gguf_file!r}.")
+            raise UserError(f"{path!r} has no file {source.gguf_file!r}.")
         return
     adapter_config = locate(path, "adapter_config.json", revision) if is_local(path) else None
     if adapter_config is not None:
         over = json.loads(adapter_config.read_text()).get("base_model_name_or_path")
-        raise UserError(f"{role}: {path!r} is an adapter: set path to its base model ({over!r}) and adapter to it.")
+        raise UserError(f"{path!r} is an adapter: set path to its base model ({over!r}) and adapter to it.")
     if locate(path, "config.json", revision) is None:
-        raise UserError(f"{role}: {path!r} has no config.json: it is not a transformers model.")
+        raise UserError(f"{path!r} has no config.json: it is not a transformers model.")
     if is_local(path) and not any(Path(path).expanduser().glob("*.safetensors")):
         raise UserError(
-            f"{role}: {path!r} has no .safetensors weights. Pickled weights (.bin, .pt) are not read: "
+            f"{path!r} has no .safetensors weights. Pickled weights (.bin, .pt) are not read: "
             "save the model again with transformers, which writes safetensors."
         )
 
 
-def _check_adapter(role: str, source: Source) -> None:
-    adapter = str(source.adapter)
+def _check_adapter(adapter: str, source: Source) -> None:
     if is_local(adapter) and not Path(adapter).expanduser().is_dir():
-        raise UserError(f"{role}: no such adapter folder: {adapter!r}.")
+        raise UserError(f"no such adapter folder: {adapter!r}.")
     config = locate(adapter, "adapter_config.json", source.adapter_revision)
     if config is None:
-        raise UserError(f"{role}: {adapter!r} has no adapter_config.json: it is not a PEFT adapter.")
+        raise UserError(f"{adapter!r} has no adapter_config.json: it is not a PEFT adapter.")
     if locate(adapter, "adapter_model.safetensors", source.adapter_revision) is None:
-        raise UserError(f"{role}: adapter {adapter!r} has no adapter_model.safetensors; pickled weights are not read.")
+        raise UserError(f"adapter {adapter!r} has no adapter_model.safetensors; pickled weights are not read.")
     over = json.loads(config.read_text()).get("base_model_name_or_path")
     if over and _differ(over, source.path):
         raise UserError(
-            f"{role}: adapter {adapter!r} was tuned from {over!r}, not from {source.path!r}. Use it over its own base; "
+            f"adapter {adapter!r} was tuned from {over!r}, not from {source.path!r}. Use it over its own base; "
             "if the two are the same model, name this path in a copy of the adapter's adapter_config.json."
         )
 
