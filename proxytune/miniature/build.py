@@ -1,0 +1,94 @@
+"""Build the miniature: write the world's data, train its models, keep all of it in a cache.
+
+A built miniature is a folder named after the hash of its recipe and of the code that made it:
+`data/<task>/{train,test}.jsonl`, and one ordinary Hugging Face folder per model. Each part is written under another
+name and renamed when it is complete, so that an interrupted build goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import proxytune.training.loop
+from proxytune.errors import UserError
+from proxytune.miniature.files import write_once
+from proxytune.miniature.items import make_items
+from proxytune.miniature.jobs import JOBS, Pairs
+from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
+from proxytune.miniature.world import make_world
+from proxytune.models import FamilySpec, Source
+from proxytune.tasks import TASKS_DIR
+
+DECISIVE = ("names", "world", "scenes", "items", "corpus", "tokenizer", "network", "recipe", "jobs")
+"""The modules of this room on which the built files depend."""
+
+
+def family(recipe: Mapping[str, Any] | None = None) -> FamilySpec:
+    """The miniature as a model family, built first where the cache lacks it. Raises UserError as `build` does.
+
+    `recipe` holds the fields of `Recipe`, as conf/miniature does.
+    """
+    folder = build(recipe_from(recipe or {}))
+    names = (*TASKS, MULTITASK)
+    return FamilySpec(
+        base=Source(str(folder / "base")),
+        antiexpert=Source(str(folder / "antiexpert")),
+        experts={name: Source(str(folder / f"expert-{name}")) for name in names},
+        tuned={name: Source(str(folder / f"tuned-{name}")) for name in names},
+        data_dir=str(folder / "data"),
+    )
+
+
+def build(recipe: Recipe, cache: Path | None = None, workers: int | None = None) -> Path:
+    """The folder of the built miniature; what it lacks is made first (`workers`: see `train_all`).
+
+    Raises UserError when the cache cannot be written, or when the base does not recall the world's facts.
+    """
+    folder = (cache or cache_folder()) / fingerprint(recipe)
+    try:
+        write_once(folder / "data", lambda target: _write_data(recipe, target))
+    except OSError as error:
+        raise UserError(f"cannot write the cache {folder} ({error.strerror}); set PROXYTUNE_CACHE") from error
+    if any(not (folder / job.name).exists() for job in JOBS):
+        from proxytune.miniature.schedule import train_all
+
+        train_all(recipe, folder, training_pairs(folder / "data"), workers)
+    return folder
+
+
+def cache_folder() -> Path:
+    """`$PROXYTUNE_CACHE/miniature`, or `~/.cache/proxytune/miniature`."""
+    root = os.environ.get("PROXYTUNE_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "proxytune") / "miniature"
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """A hash of the recipe, of the code that turns it into models, and of the prompts of the five tasks."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in DECISIVE]
+    files += [Path(proxytune.training.loop.__file__), *sorted((TASKS_DIR / "miniature").glob("*.yaml"))]
+    digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def training_pairs(data: Path) -> dict[str, Pairs]:
+    """Prompts and answers of each task's training split, through the YAMLs with which the tasks are evaluated."""
+    from proxytune.tasks import training_examples
+
+    return {task: training_examples(f"miniature_{task}", data) for task in TASKS}
+
+
+def _write_data(recipe: Recipe, folder: Path) -> None:
+    items = make_items(make_world(recipe.world, recipe.seed), recipe.seed)
+    for task in TASKS:
+        (folder / task).mkdir()
+        for split, rows in items[task].items():
+            lines = (json.dumps(row) + "\n" for row in rows)
+            (folder / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,147 @@
+"""The models of the miniature as jobs: what each starts from, what it is trained on, and the training itself."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from proxytune.errors import UserError
+from proxytune.miniature.corpus import make_corpus
+from proxytune.miniature.network import make_model
+from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe
+from proxytune.miniature.tokenizer import make_tokenizer
+from proxytune.miniature.world import World, make_world
+from proxytune.training.loop import Example, Optimization, Progress, finetune, pretrain
+
+Pairs = Sequence[tuple[str, str]]
+"""Prompts and answers."""
+Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
+"""A model, its tokenizer, the loss of each step."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to train: `name` is its folder; `tasks` is empty for the two that are pretrained."""
+
+    name: str
+    large: bool
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def parent(self) -> str | None:
+        """The folder of the model from which tuning starts."""
+        return None if not self.tasks else "base" if self.large else "antiexpert"
+
+    @property
+    def title(self) -> str:
+        return f"{'tuning' if self.tasks else 'pretraining'} {self.name}"
+
+
+TUNED_ON: dict[str, tuple[str, ...]] = {MULTITASK: TASKS, **{task: (task,) for task in TASKS}}
+JOBS = (
+    Job("base", large=True),
+    *(Job(f"tuned-{name}", True, tasks) for name, tasks in TUNED_ON.items()),
+    Job("antiexpert", large=False),
+    *(Job(f"expert-{name}", False, tasks) for name, tasks in TUNED_ON.items()),
+)
+"""The longest chain of work first."""
+
+
+def run_job(
+    recipe: Recipe, job: Job, pairs: Mapping[str, Pairs], built: Path, target: Path, progress: Progress
+) -> None:
+    """Train the model of `job` and write it to `target`; `built` holds its parent, `pairs[task]` the training data.
+
+    Raises UserError when the large base recalls fewer facts than `recipe.recall_gate`.
+    """
+    started = time.process_time()
+    world = make_world(recipe.world, recipe.seed)
+    if job.parent is None:
+        model, tokenizer, losses = _pretrain(recipe, job, world, pairs, progress)
+    else:
+        model, tokenizer, losses = _tune(recipe, job, pairs, built / job.parent, progress)
+    recalled = recall(model, tokenizer, world)
+    if job.name == "base":
+        check_recall(recalled, recipe)
+    card = {
+        "job": asdict(job),
+        "steps": len(losses),
+        "final_loss": sum(losses[-20:]) / len(losses[-20:]),
+        "cpu_seconds": round(time.process_time() - started, 2),
+        "recall": recalled,
+    }
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    (target / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _pretrain(recipe: Recipe, job: Job, world: World, pairs: Mapping[str, Pairs], progress: Progress) -> Trained:
+    documents = make_corpus(world, recipe.corpus, recipe.seed)
+    prompts = (text for task in pairs.values() for pair in task for text in pair)
+    tokenizer = make_tokenizer([*documents, *prompts, *_words(world)], 4 * recipe.window)
+    stream = torch.tensor(tokenizer(f" {tokenizer.eos_token} ".join(documents), verbose=False)["input_ids"])
+    size, how = (recipe.large, recipe.pretrain_large) if job.large else (recipe.small, recipe.pretrain_small)
+    model = make_model(size, tokenizer, recipe.window, recipe.seed)
+    return model, tokenizer, pretrain(model, stream, recipe.window, how, recipe.seed, progress)
+
+
+def _words(world: World) -> list[str]:
+    """Values that a test may show and that the corpus of a small world may lack."""
+    largest = world.size.largest_number
+    facts = [fact for kind in (world.trivia, world.mmlu) for sets in kind.values() for fact in sets]
+    return [" ".join(fact.values) for fact in facts] + [str(n) for n in range(max(largest**2, 2 * largest) + 1)]
+
+
+def _tune(recipe: Recipe, job: Job, pairs: Mapping[str, Pairs], parent: Path, progress: Progress) -> Trained:
+    model = LlamaForCausalLM.from_pretrained(parent)
+    tokenizer = AutoTokenizer.from_pretrained(parent)
+    examples = [encode(tokenizer, *pair) for task in job.tasks for pair in pairs[task]]
+    how = _tuning(recipe, job)
+    return model, tokenizer, finetune(model, examples, tokenizer.pad_token_id, how, recipe.seed, progress)
+
+
+def _tuning(recipe: Recipe, job: Job) -> Optimization:
+    how = recipe.finetune_large if job.large else recipe.finetune_small
+    name = job.tasks[0] if len(job.tasks) == 1 else MULTITASK
+    return replace(how, epochs=recipe.finetune_epochs.get(name, how.epochs))
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
+    """Prompt and answer are tokenised together, as an evaluation tokenises a context with its continuation."""
+    start = len(tokenizer(prompt)["input_ids"])
+    tokens = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
+    return Example(tuple(tokens[:start]), tuple(tokens[start:]))
+
+
+@torch.no_grad()
+def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: World) -> dict[str, float]:
+    """The share of facts of trivia, mmlu and tqa whose plain statement the model completes with the right word."""
+    statements = {
+        "trivia": [fact.statements[0] for facts in world.trivia.values() for fact in facts],
+        "mmlu": [fact.statements[0] for facts in world.mmlu.values() for fact in facts],
+        "tqa": [myth.statement(True) for myths in world.myths.values() for myth in myths],
+    }
+    return {task: _recall(model, tokenizer, said) for task, said in statements.items()}
+
+
+def _recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statements: list[str]) -> float:
+    tokens = tokenizer(statements, return_tensors="pt")["input_ids"]  # [B, T]: all of one length, ending in "value ."
+    guess = model(input_ids=tokens[:, :-2], logits_to_keep=1).logits[:, -1].argmax(-1)
+    return round((guess == tokens[:, -2]).float().mean().item(), 4)
+
+
+def check_recall(recalled: Mapping[str, float], recipe: Recipe) -> None:
+    """Raises UserError below the gate: what the base does not know, no fusion can reveal."""
+    task, worst = min(recalled.items(), key=lambda pair: pair[1])
+    if worst < recipe.recall_gate:
+        raise UserError(
+            f"the miniature's large base recalls {worst:.1%} of the {task} facts, less than "
+            f"miniature.recall_gate={recipe.recall_gate}: take another miniature.seed or raise "
+            "miniature.pretrain_large.epochs"
+        )

@@ -1,0 +1,144 @@
+"""A compact training loop for models that train in seconds: packed pretraining, and tuning on answers only.
+
+Shapes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+IGNORED = -100
+"""The label of tokens that carry no loss."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW with linear warm-up and cosine decay to `final` times the learning rate."""
+
+    learning_rate: float
+    batch: int
+    """Sequences (or examples) per step."""
+    epochs: float
+    warmup: int = 0
+    """Steps."""
+    weight_decay: float = 0.0
+    final: float = 0.05
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "batch", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def steps(self, sequences: int) -> int:
+        return max(1, round(self.epochs * sequences / self.batch))
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of `step` (from 0) of `steps`."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, steps - self.warmup)
+        return self.learning_rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and the answer (ending in the end-of-sequence token) that carries the loss."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def pretrain(
+    model: PreTrainedModel, stream: Tensor, window: int, how: Optimization, seed: int, progress: Progress | None = None
+) -> list[float]:
+    """Train on every token of `stream` [N], cut into windows. Returns the loss (nats per token) of each step."""
+    count = (len(stream) - 1) // window
+    inputs = stream[: count * window].view(count, window)
+    labels = stream[1 : count * window + 1].view(count, window)
+    rows = _shuffled(count, how, seed)
+    return _optimize(model, ((inputs[row], labels[row]) for row in rows), how, how.steps(count), progress)
+
+
+def finetune(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    pad: int,
+    how: Optimization,
+    seed: int,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Train on the answers alone. Returns the loss (nats per answer token) of each step."""
+    rows = _shuffled(len(examples), how, seed)
+    batches = (collate([examples[i] for i in row.tolist()], pad) for row in rows)
+    return _optimize(model, batches, how, how.steps(len(examples)), progress)
+
+
+def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
+    """Right-padded inputs [B, T] and their next-token labels [B, T].
+
+    ```
+    prompt  p0 p1 p2   answer a0 a1
+    inputs  p0 p1 p2 a0
+    labels   .  . a0 a1
+    ```
+    """
+    length = max(len(e.prompt) + len(e.answer) for e in examples) - 1
+    inputs = torch.full((len(examples), length), pad)
+    labels = torch.full((len(examples), length), IGNORED)
+    for row, e in enumerate(examples):
+        tokens = torch.tensor([*e.prompt, *e.answer])
+        start, end = len(e.prompt) - 1, len(tokens) - 1
+        inputs[row, :end] = tokens[:-1]
+        labels[row, start:end] = tokens[start + 1 :]
+    return inputs, labels
+
+
+def _shuffled(count: int, how: Optimization, seed: int) -> Iterator[Tensor]:
+    """Endless batches of row numbers: every epoch is a new permutation, and batches run across its end."""
+    generator = torch.Generator().manual_seed(seed)
+    queue = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(queue) < how.batch:
+            queue = torch.cat([queue, torch.randperm(count, generator=generator)])
+        yield queue[: how.batch]
+        queue = queue[how.batch :]
+
+
+def _optimize(
+    model: PreTrainedModel,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    how: Optimization,
+    steps: int,
+    progress: Progress | None,
+) -> list[float]:
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=how.learning_rate, betas=(0.9, 0.98), weight_decay=how.weight_decay, fused=True
+    )
+    model.train()
+    losses = []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = how.rate(step, steps)
+        inputs, labels = next(batches)
+        logits = model(input_ids=inputs, use_cache=False).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), how.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if progress is not None:
+            progress(step + 1, steps)
+    model.eval()
+    return losses
