@@ -19,7 +19,7 @@ def explain(error: Exception) -> Exception:
             group, _, choice = file.rpartition("/")
             return unknown_name(f"choice for {group}", choice, options)
         case OverrideParseException():
-            return UserError(f"cannot read the argument {error.override!r} as key=value: {_first_line(error)}")
+            return UserError(f"cannot read the argument {error.override!r} as key=value: {_without_advice(error)}")
         case HydraException(__cause__=ConfigAttributeError() | ConfigKeyError() as cause):
             return _unknown_key(cause)
         case HydraException(__cause__=OmegaConfBaseException() as cause):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import logging
 import os
 import sys
@@ -18,25 +18,24 @@ from omegaconf import DictConfig
 import proxytune
 from proxytune.cli import build, schema
 from proxytune.cli.explain import explain
-from proxytune.errors import UserError
+from proxytune.errors import UserError, unknown_name
 
 log = logging.getLogger("proxytune")
 
-FLAGS = (
-    *("--help", "-h", "--hydra-help", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc"),
-    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd", "--info", "-i"),
-    *("--cfg", "-c", "--package", "-p", "--resolve"),
-)
-"""Hydra's flags, less --experimental-rerun, which unpickles a file."""
+SWITCHES = [("--help", "-h"), ("--hydra-help",), ("--run", "-r"), ("--multirun", "-m"), ("--resolve",)]
+VALUED = [("--cfg", "-c"), ("--package", "-p"), ("--config-dir", "-cd"), ("--config-name", "-cn")]
+"""Hydra's flags; not all of them: --experimental-rerun unpickles a file."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune run [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    _check_flags(arguments)
+    overrides, flags = _split(arguments)
+    if not any(override.startswith(("experiment=", "models=")) for override in overrides):
+        overrides.append("experiment=miniature")
     job = Job()
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")(job)
     try:
-        with _as_hydra_application(arguments):
+        with _as_hydra_application([*overrides, *flags]):
             run()
     except Exception as error:
         if error in job.errors:
@@ -128,9 +127,21 @@ def _as_hydra_application(arguments: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full_error
 
 
-def _check_flags(arguments: Sequence[str]) -> None:
-    for flag in (argument.partition("=")[0] for argument in arguments if argument.startswith("-")):
-        if flag not in FLAGS:
-            near = difflib.get_close_matches(flag, FLAGS, n=1)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            raise UserError(f"unknown flag {flag}. {hint}proxytune run --help lists what there is.")
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides, and the flags with their values, which Hydra itself does not let stand between overrides."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for names in SWITCHES:
+        parser.add_argument(*names, action="store_true")
+    for names in VALUED:
+        parser.add_argument(*names)
+    try:
+        _, overrides = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from error
+    for flag in (override for override in overrides if override.startswith("-")):
+        known = [name for names in (*SWITCHES, *VALUED) for name in names]
+        raise unknown_name("flag", flag.partition("=")[0], known)
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    return overrides, flags

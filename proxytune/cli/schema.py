@@ -25,8 +25,6 @@ class TaskConfig(Strict):
     names: list[str] = Field(min_length=1)
     """a list of at least one task name"""
     style: str | None = None
-    """the paper whose prompts and metrics are used (liu2024, fan2024), or null where the name says it all"""
-    style: str | None = None
     """liu2024, fan2024 or lm_eval: whose prompts and metrics; null: the names stand for themselves"""
     data_dir: str | None = None
     """a folder of JSON-lines files; null: the model family's own data, or the hub"""
@@ -105,9 +103,7 @@ def _check_arm(name: str, arm: ArmConfig) -> None:
     if (arm.model is None) == (arm.rule is None):
         raise UserError(f"{key} needs either a model (one model alone) or a rule (with experts), and not both")
     if arm.model is not None and arm.experts is not None:
-        raise UserError(
-            f"{key}.experts has no effect on a model alone: remove it, or give a rule, not a model"
-        )
+        raise UserError(f"{key}.experts has no effect on a model alone: remove it, or give a rule, not a model")
     if arm.experts == []:
         raise UserError(f"{key}.experts=[] is empty, but a rule needs at least one expert: own, all or a list of names")
     if arm.rule is not None and "_target_" not in arm.rule:
