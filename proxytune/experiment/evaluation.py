@@ -1,0 +1,75 @@
+"""One arm through lm-eval: which items, which metric, which values."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lm_eval
+import numpy as np
+from lm_eval.api.task import Task
+
+from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.lm import ArmLM
+from proxytune.experiment.statistics import Values, as_values, mean
+from proxytune.experiment.summary import Outcome
+from proxytune.tasks import TaskInfo
+
+
+def evaluate(lm: ArmLM, task: Task, info: TaskInfo, limit: int | None) -> Outcome:
+    """What the arm of `lm` does on the first `limit` items of a fresh `task`.
+
+    Uses lm-eval's `evaluate`; its `simple_evaluate` would describe the machine anew, for seconds, at every call.
+    Raises UserError for a task without items, or whose headline metric has no value per item.
+    """
+    task.set_fewshot_seed(lm.seed)
+    with _quiet():
+        results: Any = lm_eval.evaluate(
+            lm=lm, task_dict={"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=True
+        )
+    samples = [sample for sample in results["samples"][task.task_name] if sample["filter"] == info.filter]
+    samples.sort(key=lambda sample: sample["doc_id"])
+    metrics = _aggregates(results["results"][task.task_name], info.filter)
+    return Outcome(samples, _headline(task.task_name, info, samples, metrics), metrics, lm.asked)
+
+
+def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:
+    """[n] the headline metric's values; their mean must be what lm-eval makes of them."""
+    what = f"metric {info.metric!r} of task {name!r}"
+    if all(info.metric not in sample for sample in samples):
+        raise unknown_name(f"metric of task {name!r}", info.metric, metrics)
+    try:
+        values = as_values(sample.get(info.metric) for sample in samples)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what} is not one number per item, so it has no standard error") from error
+    average, aggregate = mean(values).value, metrics.get(info.metric)
+    if average is not None and aggregate is not None and not np.isclose(average, aggregate):
+        raise UserError(f"{what} is {aggregate:g}, not the mean of its items ({average:g}): it has no standard error")
+    return values
+
+
+def _aggregates(results: Mapping[str, Any], filter_name: str) -> dict[str, float | None]:
+    """Every metric of the filter as lm-eval aggregates it over the items."""
+    aggregates = {}
+    for key, value in results.items():
+        metric, _, its_filter = key.partition(",")
+        if its_filter == filter_name and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            aggregates[metric] = float(value) if math.isfinite(value) else None
+    return aggregates
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without lm-eval's log lines and bars; ours are shown instead, and errors still raise."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,77 @@
+"""Result files: written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from proxytune.errors import UserError
+
+
+def make_output_folder(path: Path) -> None:
+    """Makes the folder; raises UserError if no file can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"output={path}: cannot write there ({error.strerror}); choose another folder") from error
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Indented JSON without NaN: undefined numbers are null."""
+    with _whole(path) as file:
+        file.write(_json(record, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with _whole(path) as file:
+        for row in rows:
+            file.write(_json(row) + "\n")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[IO[str]]:
+    """A file beside `path` that takes its place once it is complete and on disk."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and infinities, which JSON has not."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Numpy numbers, and whatever else a task's documents hold."""
+    if isinstance(value, np.generic):
+        return _finite(value.item())
+    return sorted(value, key=str) if isinstance(value, set) else str(value)

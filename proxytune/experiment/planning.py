@@ -1,0 +1,104 @@
+"""What a run will do, with everything checked that can be checked before models load."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from lm_eval.api.task import Task
+
+from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.arms import ArmConfig, TaskArms, resolve
+from proxytune.models import FamilySpec, check
+from proxytune.tasks import TaskInfo, load_task, task_info
+
+
+@dataclass(frozen=True)
+class Items:
+    """Which items of the tasks, in which form."""
+
+    data_dir: str | Path | None
+    limit: int | None
+    num_fewshot: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} is not allowed: it is an integer from 0")
+        if self.limit is not None and self.limit < 1:
+            raise UserError(
+                f"limit={self.limit} would evaluate no items: give an integer from 1, or null for all items"
+            )
+
+    def task(self, name: str) -> Task:
+        """The task anew: lm-eval's hold the state of one evaluation. The same at every call."""
+        self.seed_everything()
+        return load_task(name, self.data_dir, self.num_fewshot)
+
+    def seed_everything(self) -> None:
+        """Some tasks draw from the global generators when they load or ask."""
+        random.seed(self.seed)
+        np.random.seed(self.seed % 2**32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A task that is known to load, with its arms."""
+
+    task: str
+    info: TaskInfo
+    found: TaskArms
+
+    @property
+    def roles(self) -> set[str]:
+        """The members that some arm needs."""
+        return {role for arm in self.found.arms.values() for role in arm.roles}
+
+
+def make_plans(
+    family: FamilySpec, tasks: Sequence[str], arms: Mapping[str, ArmConfig], only: Sequence[str] | None, items: Items
+) -> list[Plan]:
+    """One plan per task. Raises UserError for names, files and members that are not there or do not fit."""
+    if not tasks:
+        raise UserError("no tasks to evaluate: give at least one")
+    for task in tasks:
+        if tasks.count(task) > 1:
+            raise UserError(f"task {task!r} is named twice")
+    chosen = _only(arms, only)
+    plans = [_plan(task, family, chosen, items) for task in tasks]
+    check(family, set().union(*(plan.roles for plan in plans)))
+    return plans
+
+
+def _plan(name: str, family: FamilySpec, arms: Mapping[str, ArmConfig], items: Items) -> Plan:
+    task = items.task(name)
+    _check(task)
+    info = task_info(task)
+    found = resolve(arms, family, name, info.expert)
+    if not found.arms:
+        raise UserError(f"no arm is left for task {name!r}: {'; '.join(found.missing.values())}")
+    return Plan(name, info, found)
+
+
+def _check(task: Task) -> None:
+    """Raises UserError for a task that an arm cannot answer, or that has no items."""
+    name = task.task_name
+    if getattr(task, "UNSAFE_CODE", False):
+        raise UserError(f"task {name!r} runs code that models write, which is not supported")
+    if getattr(task, "MULTIMODAL", False):
+        raise UserError(f"task {name!r} needs a model that reads more than text")
+    if len(task.eval_docs) == 0:
+        raise UserError(f"task {name!r} has no items")
+
+
+def _only(arms: Mapping[str, ArmConfig], only: Sequence[str] | None) -> dict[str, ArmConfig]:
+    for name in only or ():
+        if name not in arms:
+            raise unknown_name("arm in only", name, arms)
+    chosen = {name: arm for name, arm in arms.items() if only is None or name in only}
+    if not chosen:
+        raise UserError("no arms to evaluate: give at least one")
+    return chosen
