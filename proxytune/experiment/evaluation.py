@@ -13,24 +13,27 @@ import lm_eval
 import numpy as np
 from lm_eval.api.task import Task
 
+from proxytune.engines.arms import Arm
 from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.board import Board
 from proxytune.experiment.lm import ArmLM
+from proxytune.experiment.planning import Items
 from proxytune.experiment.statistics import Values, as_values, mean
 from proxytune.experiment.summary import Outcome
 from proxytune.tasks import TaskInfo
 
 
-def evaluate(lm: ArmLM, task: Task, info: TaskInfo, limit: int | None) -> Outcome:
-    """What the arm of `lm` does on the first `limit` items of a fresh `task`.
+def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -> Outcome:
+    """What `arm` does on the items of a fresh `task`; the first arm asked has the board compute the answers of all.
 
     Uses lm-eval's `evaluate`; its `simple_evaluate` would describe the machine anew, for seconds, at every call.
-    Raises UserError for a task without items, or whose headline metric has no value per item.
+    Raises UserError for a headline metric that has no value per item.
     """
-    task.set_fewshot_seed(lm.seed)
+    task.set_fewshot_seed(items.seed)
     with _quiet():
-        results: Any = lm_eval.evaluate(
-            lm=lm, task_dict={"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=True
-        )
+        lm = ArmLM(board, arm, items.seed)
+        loaded = {"tasks": {task.task_name: task}}
+        results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)
     samples = [sample for sample in results["samples"][task.task_name] if sample["filter"] == info.filter]
     samples.sort(key=lambda sample: sample["doc_id"])
     metrics = _aggregates(results["results"][task.task_name], info.filter)

@@ -128,7 +128,7 @@ class ArmLM(HFLM):
                 f"window ({self.max_length} tokens)"
             )
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
-        until = tuple(stop for stop in handle_stop_sequences(decoding.pop("until"), eos=eos) if stop)
+        until = tuple(handle_stop_sequences(decoding.pop("until"), eos=eos))
         prompt, cut = self._prompt(context, self.tok_encode(context) or [self.prefix_token_id], room)
         # Greedy answers do not depend on the seed, and are found again under another one.
         return GenerateRequest(prompt, until=until, seed=seed if decoding["temperature"] > 0 else 0, **decoding), cut
@@ -165,7 +165,9 @@ def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict
     if len(lengths) > 1:
         raise UserError(f"generation settings {' and '.join(lengths)} mean the same: give one of them")
     settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs), default_length))
-    options = {"max_new_tokens": settings["max_gen_toks"], "until": settings["until"]}
+    if settings["max_gen_toks"] < 0:
+        raise UserError(f"max_gen_toks={settings['max_gen_toks']} is not allowed: it is a number of tokens, 0 or more")
+    options = {"max_new_tokens": settings["max_gen_toks"], "until": [stop for stop in settings["until"] if stop]}
     if not settings["do_sample"]:
         return options | {"temperature": 0.0, "top_p": 1.0}
     temperature, top_p = float(settings.get("temperature", 0.0)), float(settings.get("top_p", 1.0))

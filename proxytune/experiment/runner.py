@@ -10,11 +10,10 @@ from proxytune.experiment.arms import ArmConfig
 from proxytune.experiment.board import Board, Engine
 from proxytune.experiment.evaluation import evaluate
 from proxytune.experiment.files import make_output_folder, write_json, write_jsonl
-from proxytune.experiment.lm import ArmLM
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.provenance import Ledger
 from proxytune.experiment.store import AnswerStore
-from proxytune.experiment.summary import Outcome, items, task_record
+from proxytune.experiment.summary import items, task_record
 from proxytune.models import Ensemble, FamilySpec, load
 
 
@@ -80,7 +79,10 @@ def run(
         for plan, engine in _with_engines(plans, family, engine_factory, ledger):
             board = Board(engine, list(plan.found.arms.values()), store, plan.task, progress)
             with ledger.time("task_seconds", plan.task):
-                outcomes = _evaluate(plan, board, wanted)
+                outcomes = {
+                    name: evaluate(board, arm, wanted.task(plan.task), plan.info, wanted)
+                    for name, arm in plan.found.arms.items()
+                }
                 records[plan.task] = task_record(plan.info, plan.found, outcomes, seed)
             write_jsonl(output_dir / "items" / f"{plan.task}.jsonl", items(plan.info, plan.found, outcomes))
             ledger.note(plan.task, family, board)
@@ -102,11 +104,3 @@ def _with_engines(
             with ledger.time("load_seconds", plan.task):
                 engine = engine_factory(load(family, plan.roles))
         yield plan, engine
-
-
-def _evaluate(plan: Plan, board: Board, wanted: Items) -> dict[str, Outcome]:
-    """Every arm's outcome. The first arm that is asked has the board compute the answers of all."""
-    return {
-        name: evaluate(ArmLM(board, arm, wanted.seed), wanted.task(plan.task), plan.info, wanted.limit)
-        for name, arm in plan.found.arms.items()
-    }
