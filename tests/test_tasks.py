@@ -33,6 +33,7 @@ from proxytune.tasks import (
     training_examples,
 )
 from proxytune.tasks.examples import answer, prompt
+from proxytune.tasks.registry import find
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real data in ../shared/data")
@@ -67,10 +68,10 @@ class Parrot(LM):
         raise NotImplementedError
 
 
-def evaluate(lm: LM, task, **options) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    results = lm_eval.simple_evaluate(
-        model=lm, tasks=[task], task_manager=task_manager(), bootstrap_iters=0, log_samples=True, **options
-    )
+def evaluate(lm: LM, task, limit: int | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """`simple_evaluate` without its survey of the machine, which takes two seconds."""
+    task.set_fewshot_seed(0)
+    results = lm_eval.evaluate(lm, {"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=True)
     return results["results"][task.task_name], results["samples"][task.task_name]
 
 
@@ -185,11 +186,12 @@ def test_mean_of_valid_leaves_out_what_has_no_value(values: list[float]) -> None
 # lm-eval runs them
 
 
-def test_gsm8k_in_lm_eval(tmp_path: Path) -> None:
+def test_gsm8k_in_simple_evaluate(tmp_path: Path) -> None:
     jsonl(tmp_path / "gsm8k/test.jsonl", GSM8K, GSM8K, GSM8K)
     lm = Parrot([" It is 4.", " It is 5.\n", " 4 and 5"])
-    totals, samples = evaluate(lm, task := load_task("gsm8k_liu2024", tmp_path))
-    info = task_info(task)
+    info = task_info(task := load_task("gsm8k_liu2024", tmp_path))
+    results = lm_eval.simple_evaluate(lm, tasks=[task], task_manager=task_manager(), bootstrap_iters=0)
+    totals, samples = results["results"]["gsm8k_liu2024"], results["samples"]["gsm8k_liu2024"]
     assert lm.prompts == ["Answer the following question.\n\nQuestion: Two and two?\nAnswer:"] * 3
     assert [sample[info.metric] for sample in samples if sample["filter"] == info.filter] == [1.0, 0.0, 0.0]
     assert totals[f"{info.metric},{info.filter}"] == 1 / 3
@@ -293,15 +295,13 @@ def test_names_and_styles() -> None:
 
 
 def test_every_yaml_is_indexed_and_says_what_an_experiment_needs() -> None:
-    files = sorted(TASKS_DIR.glob("**/*.yaml"))
-    assert len(files) == len(task_names())
+    assert len(sorted(TASKS_DIR.glob("**/*.yaml"))) == len(task_manager().all_subtasks)
     for name in task_names():
-        config = task_manager().task_index[name].cfg
-        ours = config["metadata"]["proxytune"]
-        assert {item["metric"] for item in config["metric_list"]} >= {ours["metric"]}
-        assert set(ours) >= {"metric", "expert", "paper", "files", "columns"}
+        _, _, config, ours = find(name)
+        assert ours["metric"] in {item["metric"] for item in config["metric_list"]}
+        assert set(ours) >= {"metric", "expert", "files", "columns"}
         splits = {config.get(key) for key in ("training_split", "validation_split", "test_split", "fewshot_split")}
-        assert splits - {None} == set(ours["files"])
+        assert splits - {None} <= set(ours["files"])
 
 
 @pytest.mark.parametrize("path", sorted((TASKS_DIR.parents[1] / "conf" / "task").glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,8 +1,9 @@
 """The papers' evaluation tasks as lm-eval task YAMLs, and how to load them. See README.md in this folder."""
 
 from proxytune.tasks.examples import training_examples
-from proxytune.tasks.loading import TASKS_DIR, TaskInfo, full_names, load_task, task_info, task_manager, task_names
+from proxytune.tasks.loading import TaskInfo, load_task, task_info
 from proxytune.tasks.outputs import score_outputs
+from proxytune.tasks.registry import TASKS_DIR, full_names, task_manager, task_names
 
 __all__ = [
     "TASKS_DIR",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
+from typing import Any
 
 from datasets import Dataset
 
@@ -30,3 +32,8 @@ def _lettered(row: dict, draw: random.Random) -> dict[str, str]:
 def _sentence(text: str) -> str:
     text = text.strip()
     return text if text.endswith(".") else f"{text}."
+
+
+def trivia_answer(doc: Mapping[str, Any]) -> str:
+    """TriviaQA's preferred name of the answer, the target of training and few-shot examples."""
+    return doc["answer"]["value"]

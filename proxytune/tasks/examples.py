@@ -9,7 +9,8 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError
-from proxytune.tasks.loading import load_task, task_config
+from proxytune.tasks.loading import load_task
+from proxytune.tasks.registry import find
 
 
 def training_examples(name: str, data_dir: str | Path | None = None) -> list[tuple[str, str]]:
@@ -18,7 +19,7 @@ def training_examples(name: str, data_dir: str | Path | None = None) -> list[tup
     Of several right answers the first is taken. The evaluation split is not read.
     Raises UserError for a task without a training split, and as `load_task` does.
     """
-    split = task_config(name).get("training_split")
+    split = find(name).config.get("training_split")
     if split is None:
         raise UserError(f"task {name!r} has no training split.")
     task = load_task(name, data_dir, num_fewshot=0, split=split)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks import TaskManager
 
-from proxytune.errors import UserError, unknown_name
-from proxytune.tasks.local import reader
+from proxytune.errors import UserError
+from proxytune.tasks.local import has_file, reader
+from proxytune.tasks.registry import Entry, find, task_names
 
-TASKS_DIR = Path(__file__).parent
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,45 +29,6 @@ class TaskInfo:
     expert: str | None
     """The expert and the tuned model that belong to the task; None for a task that is not ours."""
     paper: str | None
-
-
-@cache
-def task_manager() -> TaskManager:
-    """The built-in tasks alone: scanning lm-eval's own thousands takes seconds, so it waits until one is asked for."""
-    return TaskManager(include_path=str(TASKS_DIR), include_defaults=False)
-
-
-@cache
-def _lm_eval_manager() -> TaskManager:
-    return TaskManager()
-
-
-def task_names() -> list[str]:
-    """The names of the built-in tasks, sorted."""
-    return list(task_manager().all_subtasks)
-
-
-def full_names(names: Sequence[str], style: str | None = None) -> list[str]:
-    """`names` in a style: `gsm8k` in `liu2024` is `gsm8k_liu2024`; without a style a name stands for itself.
-
-    Raises UserError for an empty list and for a style that a task does not come in.
-    """
-    if isinstance(names, str) or not names:
-        raise UserError(f"task.names: a list of at least one task is expected, not {names!r}.")
-    if style is None:
-        return list(names)
-    return [_in_style(name, style) for name in names]
-
-
-def _in_style(name: str, style: str) -> str:
-    known = task_names()
-    if f"{name}_{style}" in known:
-        return f"{name}_{style}"
-    styles = [other.removeprefix(f"{name}_") for other in known if other.startswith(f"{name}_")]
-    if styles:
-        raise unknown_name(f"style of task {name!r} (task.style)", style, styles)
-    in_style = [other.removesuffix(f"_{style}") for other in known if other.endswith(f"_{style}")]
-    raise unknown_name(f"task in style {style!r} (task.names)", name, in_style)
 
 
 def task_info(task: ConfigurableTask) -> TaskInfo:
@@ -94,59 +54,64 @@ def load_task(
     `split` is what is evaluated; None is the YAML's test split, or its validation split where it has no other.
     Raises UserError: unknown task, a group of tasks, data that cannot be had or read, no split to take examples from.
     """
-    config = task_config(name)
-    evaluated = {} if split is None else {"test_split": split}
-    return build_task(name, {**_data(name, config, data_dir), **_fewshot(name, config, num_fewshot), **evaluated})
-
-
-def task_config(name: str) -> dict[str, Any]:
-    """The YAML of a task as lm-eval's index holds it, functions not imported. Raises UserError for an unknown one."""
-    return _manager_of(name).task_index[name].cfg or {}
+    entry = find(name)
+    overrides = _fewshot(name, entry, num_fewshot)
+    if data_dir is not None:
+        folder = Path(data_dir).expanduser()
+        overrides["custom_dataset"] = _local_data(name, entry, folder)
+        split = split or _instead_of_test(name, entry, folder)
+    if split is not None:
+        overrides["test_split"] = split
+    task = build_task(name, overrides)
+    examples = len(task.sampler.df)
+    if task.config.num_fewshot > examples:
+        raise UserError(f"num_fewshot={num_fewshot}: task {name!r} has {examples} examples to take them from.")
+    return task
 
 
 def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
     """A task with some fields of its YAML replaced; its data is loaded here."""
+    entry = find(name)
+    fields = {"metadata": {**entry.config["metadata"], "proxytune": entry.ours}} if entry.ours else {}
     try:
         # a group of one: lm-eval's way to override fields of a registered task
-        return _manager_of(name).load({"group": "one", "task": [{"task": name, **overrides}]})["tasks"][name]
+        loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **fields, **overrides}]})
     except OSError as error:  # no network, no such data set, gated
         reason = str(error).splitlines()[0]
         advice = "Give local files with task.data_dir=PATH."
         raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}). {advice}") from error
+    task = loaded["tasks"][entry.task]
+    task.set_config("task", name)
+    return task
 
 
-def _manager_of(name: str) -> TaskManager:
-    if name in task_manager().all_subtasks:
-        return task_manager()
-    others = _lm_eval_manager()
-    if name in others.all_subtasks:
-        return others
-    if name in others.all_tasks:
-        raise UserError(f"task {name!r} is a group of lm-eval; name its tasks one by one.")
-    near = difflib.get_close_matches(str(name), others.all_subtasks, n=3)
-    raise unknown_name("task", name, [*task_names(), *near])
-
-
-def _data(name: str, config: Mapping[str, Any], data_dir: str | Path | None) -> dict[str, Any]:
-    """The overrides that make a task read local files."""
-    if data_dir is None:
-        return {}
-    ours = (config.get("metadata") or {}).get("proxytune", {})
-    if "files" not in ours:
+def _local_data(name: str, entry: Entry, folder: Path) -> Any:
+    """What lm-eval calls for the data of a task that reads local files."""
+    if "files" not in entry.ours:
         raise UserError(f"task {name!r} reads the hub alone; task.data_dir serves {', '.join(task_names())}.")
-    folder = Path(data_dir).expanduser()
     if not folder.is_dir():
         raise UserError(f"task.data_dir: no folder {folder}.")
-    return {"custom_dataset": reader(folder, ours["files"], ours["columns"])}
+    return reader(folder, entry.ours["files"], entry.ours["columns"])
 
 
-def _fewshot(name: str, config: Mapping[str, Any], num_fewshot: int | None) -> dict[str, Any]:
+def _instead_of_test(name: str, entry: Entry, folder: Path) -> str | None:
+    """The validation split, if there is a file of it, none of the test split, and no model is trained on it."""
+    files = entry.ours["files"]
+    if not {"test", "validation"} <= set(files) or entry.config.get("training_split") == "validation":
+        return None
+    if has_file(folder, files["test"]) or not has_file(folder, files["validation"]):
+        return None
+    log.warning("task %s: no %s under %s; the validation split is evaluated.", name, files["test"], folder)
+    return "validation"
+
+
+def _fewshot(name: str, entry: Entry, num_fewshot: int | None) -> dict[str, Any]:
     """The overrides for `num_fewshot` examples; with none, the split they would come from is not read at all."""
-    count = config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
+    count = entry.config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
     if count < 0:
         raise UserError(f"num_fewshot: a number of examples, 0 or more, is expected, not {count}.")
     if count == 0:
         return {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
-    if config.get("fewshot_split") is None and config.get("training_split") is None:
+    if entry.config.get("fewshot_split") is None and entry.config.get("training_split") is None:
         raise UserError(f"num_fewshot={count}: task {name!r} has no split to take examples from; use 0.")
     return {"num_fewshot": count}

@@ -54,13 +54,22 @@ def locate(folder: Path, file: str) -> Path:
     path = folder / file
     if path.is_file():
         return path
-    excerpt = re.compile(rf"{re.escape(path.stem)}_\d+{re.escape(path.suffix)}")
-    found = [other for other in sorted(path.parent.glob("*")) if excerpt.fullmatch(other.name)]
+    found = _excerpts(path)
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"task.data_dir: {path} could be any of {', '.join(p.name for p in found)}; keep one of them.")
     raise UserError(f"task.data_dir: no file {path}.")
+
+
+def has_file(folder: Path, file: str) -> bool:
+    """Whether `locate` finds it (or finds several)."""
+    return (folder / file).is_file() or bool(_excerpts(folder / file))
+
+
+def _excerpts(path: Path) -> list[Path]:
+    name = re.compile(rf"{re.escape(path.stem)}_\d+{re.escape(path.suffix)}")
+    return [other for other in sorted(path.parent.glob("*")) if name.fullmatch(other.name)]
 
 
 def read_jsonl(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -10,7 +10,10 @@ import math
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any
+
+from rouge_score.rouge_scorer import RougeScorer
 
 NEXT_QUESTION = ("Answer the following question", "Question:", "Comment:")
 """Where a model goes on with an exercise of its own: the answer ends there (Liu et al. 2024)."""
@@ -19,6 +22,7 @@ WRAPPERS = ("(", "\\begin{blockquote}", "\\begin{code}")
 code released with the paper takes out four more (quotes, bold, fences), so that 50 more of LLaMA-2-70B's 817 answers
 name a letter (accuracy 0.4256, not 0.4231)."""
 LETTERS = "ABCD"
+ROUGES = ["rouge1", "rouge2", "rougeL"]
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -80,6 +84,54 @@ def score_letter(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, fl
 def score_exact(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """1.0 if the stripped output is `doc["answer"]` but for case and punctuation."""
     return {"exact_match": exact_match(results[0].strip(), doc["answer"].strip())}
+
+
+def score_alias(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """TriviaQA exact match of Liu et al. 2024: the output is an alias, but for case and surrounding blanks."""
+    aliases = {alias.strip().lower() for alias in doc["answer"]["aliases"]}
+    return {"exact_match": float(results[0].strip().lower() in aliases)}
+
+
+@cache
+def _rouge() -> RougeScorer:
+    return RougeScorer(ROUGES, use_stemmer=True)
+
+
+def rouge(reference: str, output: str) -> dict[str, float]:
+    """ROUGE-1, ROUGE-2 and ROUGE-L F1 in [0, 1], stemmed."""
+    return {name: score.fmeasure for name, score in _rouge().score(reference, output).items()}
+
+
+def score_rouge(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """ROUGE of the output against `doc["highlights"]`."""
+    return rouge(doc["highlights"], results[0])
+
+
+def score_truthful(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """1.0 where the output's best ROUGE with a true answer is above its best with a false one."""
+    true, false = (
+        [rouge(answer, results[0]) for answer in doc[f"{kind}_answers"]] for kind in ("correct", "incorrect")
+    )
+    return {f"{name}_acc": float(_best(true, name) > _best(false, name)) for name in ("rouge1", "rougeL")}
+
+
+def _best(scores: Sequence[Mapping[str, float]], name: str) -> float:
+    return max((score[name] for score in scores), default=0.0)
+
+
+def score_subject(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Whether the likeliest choice (the first of equals) is number `doc["answer"]`; `acc_macro` adds the subject."""
+    likelihoods = [likelihood for likelihood, _ in results]
+    acc = float(likelihoods.index(max(likelihoods)) == doc["answer"])
+    return {"acc": acc, "acc_macro": (doc["subject"], acc)}
+
+
+def mean_over_subjects(values: Sequence[tuple[str, float]]) -> float:
+    """The mean over subjects of the mean over a subject's items."""
+    subjects: dict[str, list[float]] = {}
+    for subject, value in values:
+        subjects.setdefault(subject, []).append(value)
+    return sum(sum(items) / len(items) for items in subjects.values()) / len(subjects)
 
 
 def mean_of_valid(values: Sequence[float]) -> float:
