@@ -73,7 +73,11 @@ def report(record: Record) -> Report:
     scores = _table("Score ± standard error", tasks, "value", _score, notes, _heading)
     gaps = _table("Gap closed, % [95 % interval]: (arm − base) / (tuned − base)", tasks, "gap_closed", _gap, notes)
     weights = _table("Weight of each expert: mean ± sd over all tokens", tasks, "weights", _weight, notes)
-    fused = {arm: row for arm, row in weights.rows.items() if any(entry["rule"] for entry in _entries(tasks, arm))}
+    fused = {
+        arm: [replace(cell, best=False) for cell in row]
+        for arm, row in weights.rows.items()
+        if any(entry["rule"] for entry in _entries(tasks, arm))
+    }
     return Report(scores, gaps, replace(weights, rows=fused), notes.texts, list(_remarks(tasks)))
 
 

@@ -1,0 +1,91 @@
+"""The wheel holds the configurations and the task files, and works away from the checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = ["wheel", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", *build, str(ROOT)], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel and nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    install = ["install", "--quiet", "--no-deps", "--disable-pip-version-check", "--target", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", *install, str(wheel)], check=True)
+    return folder
+
+
+def run(installed: Path, folder: Path, *arguments: str) -> str:
+    """Standard output of the installed package's command, started in `folder`."""
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_wheel_has_every_yaml_of_the_checkout(wheel: Path):
+    held = set(zipfile.ZipFile(wheel).namelist())
+    conf = {f"proxytune/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+    tasks = {str(path.relative_to(ROOT)) for path in (ROOT / "proxytune").rglob("*.yaml")}
+    assert conf | tasks <= held
+    assert not any(name.startswith(("tests/", "conf/", "scripts/")) for name in held)
+
+
+@pytest.mark.parametrize("module", ["proxytune", "proxytune.cli"])
+def test_the_installed_command_finds_its_configurations(installed: Path, tmp_path: Path, module: str):
+    printed = run(installed, tmp_path, "-m", module, "run", "seed=3", "--cfg", "job")
+    config = yaml.safe_load(printed)
+    assert config["seed"] == 3
+    assert config["models"]["_target_"] == "proxytune.miniature.family"
+    where = run(installed, tmp_path, "-c", "from proxytune.cli.run import config_dir; print(config_dir())")
+    assert Path(where.strip()) == installed / "proxytune" / "conf"
+
+
+def test_the_installed_command_finds_its_tasks(installed: Path, tmp_path: Path):
+    row = {"question": "1 + 1?", "answer": "#### 2", "output": "That is 2."}
+    (tmp_path / "outputs.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    arguments = ["task=gsm8k", "style=liu2024", "outputs=outputs.jsonl"]
+    printed = run(installed, tmp_path, "-m", "proxytune", "score", *arguments)
+    assert re.search(r"^exact_match +1\.0$", printed, re.MULTILINE)
+
+
+def test_help_needs_no_heavy_library(installed: Path, tmp_path: Path):
+    code = "import sys; from proxytune.cli import main; main(['--help']); print(*sys.modules)"
+    modules = run(installed, tmp_path, "-c", code).splitlines()[-1].split()
+    assert not {"torch", "transformers", "hydra", "pandas", "lm_eval"} & set(modules)
+
+
+def test_the_locked_set_names_versions_only():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"[0-9][0-9a-z.]*", version) for version in pins.values()), "no +cpu, no address"
+    assert list(pins) == sorted(pins)
+    assert (pins["torch"], pins["transformers"], pins["lm-eval"]) == ("2.13.0", "5.19.0", "0.4.13")
+
+
+def test_the_scripts_are_executable():
+    for script in (".ci/run", "scripts/check.sh"):
+        assert os.access(ROOT / script, os.X_OK), script

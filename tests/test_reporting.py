@@ -1,0 +1,184 @@
+"""The reports of a run, from records made by hand."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from proxytune.reporting import report, show, tidy, write
+from proxytune.reporting.markdown import markdown
+
+NO_GAP = "tuned − base = 0.02 ± 0.03: inside noise (less than 2 standard errors)"
+STATIC = {"id": "static", "formula": "", "paper": "", "parameters": {"weights": 1.0}}
+
+
+def entry(value: float | None, gap: float | None = None, why: str = NO_GAP, **fields: Any) -> dict[str, Any]:
+    """One arm's results on one task; without a gap, for the reason `why`."""
+    undefined = {} if gap is not None else {"gap_closed": why, "gap_closed_ci": why}
+    return {
+        "value": value,
+        "stderr": None if value is None else 0.0203,
+        "n": 200,
+        "n_invalid": 0,
+        "gap_closed": gap,
+        "gap_closed_ci": None if gap is None else [gap - 0.05, gap + 0.05],
+        "relative_performance": None,
+        "undefined": undefined,
+        "metrics": {},
+        "rule": None,
+        "weights": {},
+        **fields,
+    }
+
+
+def task(arms: dict[str, Any], metric: str = "exact_match", **fields: Any) -> dict[str, Any]:
+    defaults = {"higher_is_better": True, "n": 200, "n_truncated": 0, "missing": {}}
+    return {"metric": metric, "arms": arms, **defaults, **fields}
+
+
+def fused(value: float | None, gap: float | None = None, **fields: Any) -> dict[str, Any]:
+    return entry(value, gap, rule=STATIC, weights={"gsm8k": {"mean": 1.0, "sd": 0.25}}, **fields)
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """gsm8k has a gap, mmlu has none, and perplexity is lower where it is better."""
+    gsm8k = {
+        "base": entry(0.10, 0.0),
+        "tuned": entry(0.50, 1.0),
+        "proxy": fused(0.42, 0.8),
+        "dynamic": fused(0.4, 0.75),
+    }
+    mmlu = {"base": entry(0.30), "tuned": entry(0.32), "proxy": fused(0.34), "dynamic": fused(0.31, n_invalid=4)}
+    text = {"base": entry(9.0, 0.0), "tuned": entry(5.0, 1.0), "proxy": fused(6.0, 0.75), "dynamic": fused(5.5, 0.875)}
+    absent = {"tuned_multitask": "the family has no tuned:multitask"}
+    tasks = {
+        "gsm8k": task(gsm8k, missing=absent),
+        "mmlu": task(mmlu, "acc", missing=absent, n_truncated=2),
+        "text": task(text, "perplexity", higher_is_better=False, missing=absent),
+    }
+    return {"tasks": tasks, "provenance": {}}
+
+
+def printed(record: dict[str, Any], width: int = 200) -> str:
+    console = Console(width=width, file=StringIO(), color_system=None)
+    show(record, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_scores_are_percent_points_except_where_the_metric_is_no_fraction(record):
+    scores = report(record).scores
+    assert [cell.text for cell in scores.rows["proxy"]] == ["42.0 ± 2.0", "34.0 ± 2.0", "6.0 ± 0.0", "38.0¹"]
+    assert scores.columns[0] == "gsm8k\nexact_match %\nn = 200"
+    assert scores.columns[2] == "text\nperplexity, lower is better\nn = 200"
+
+
+def test_the_mean_leaves_out_what_has_another_scale_and_says_so(record):
+    tables = report(record)
+    assert tables.notes[0] == "mean of 2 of 3 tasks"
+    del record["tasks"]["text"]
+    assert report(record).scores.rows["proxy"][-1].text == "38.0"
+
+
+def test_a_gap_has_its_interval_and_an_undefined_one_a_note(record):
+    tables = report(record)
+    gsm8k, mmlu, *_ = tables.gaps.rows["proxy"]
+    assert gsm8k.text == "80.0 [75.0, 85.0]"
+    assert mmlu.text == "–²"
+    assert tables.notes[1] == NO_GAP
+
+
+def test_the_best_fused_arm_is_marked_and_no_model_alone(record):
+    best = {arm: [cell.best for cell in row[:3]] for arm, row in report(record).scores.rows.items()}
+    assert best == {
+        "base": [False] * 3,
+        "tuned": [False] * 3,
+        "proxy": [True, True, False],
+        "dynamic": [False, False, True],
+    }
+    assert not report(record).gaps.rows["proxy"][1].best
+
+
+def test_equal_best_arms_are_all_marked(record):
+    record["tasks"]["gsm8k"]["arms"]["dynamic"] = fused(0.42, 0.8)
+    assert [report(record).scores.rows[arm][0].best for arm in ("proxy", "dynamic")] == [True, True]
+
+
+def test_an_arm_without_a_value_is_shown_with_the_reason(record):
+    why = "none of its answers could be judged"
+    record["tasks"]["gsm8k"]["arms"]["dynamic"] = fused(None, why=why) | {
+        "undefined": {"value": why, "gap_closed": why}
+    }
+    tables = report(record)
+    assert re.fullmatch("–[⁰¹²³⁴⁵⁶⁷⁸⁹]", tables.scores.rows["dynamic"][0].text)
+    assert why in tables.notes
+
+
+def test_what_is_absent_or_left_out_is_said(record):
+    remarks = report(record).remarks
+    assert "No arm tuned_multitask: the family has no tuned:multitask." in remarks
+    assert "mmlu: answers that could not be judged and are left out of the score: dynamic 4." in remarks
+    assert "mmlu: 2 prompts were cut to the smallest window." in remarks
+
+
+def test_an_arm_that_one_task_lacks_has_a_mark_there(record):
+    del record["tasks"]["mmlu"]["arms"]["tuned"]
+    record["tasks"]["mmlu"]["missing"]["tuned"] = "the family has no tuned model for task 'mmlu'"
+    tables = report(record)
+    assert tables.scores.rows["tuned"][1].text.startswith("·")
+    assert "the family has no tuned model for task 'mmlu'" in tables.notes
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_the_terminal_shows_every_number_and_note_at_any_width(record, width):
+    text = printed(record, width)
+    assert max(map(len, text.splitlines())) <= width
+    flat = re.sub(r"\s+", " ", text)
+    tables = report(record)
+    for table in (tables.scores, tables.gaps):
+        for row in table.rows.values():
+            assert all(cell.text in flat for cell in row)
+    assert all(note in flat for note in (*tables.notes, *tables.remarks))
+
+
+def test_a_narrow_terminal_splits_the_table_and_repeats_the_arms(record):
+    assert printed(record, 200).count("dynamic ") == 2 + 1  # scores, gaps, and the remark on invalid answers
+    assert printed(record, 45).count("dynamic ") > 3
+
+
+def test_markdown_has_one_row_per_arm_and_the_same_numbers(record):
+    text = markdown(record)
+    assert "| proxy | **42.0 ± 2.0** | **34.0 ± 2.0** | 6.0 ± 0.0 | 38.0¹ |" in text
+    assert "| dynamic | 1.00 ± 0.25 | 1.00 ± 0.25 | 1.00 ± 0.25 |" in text
+    assert f"2. {NO_GAP}" in text
+
+
+def test_the_tidy_table_has_a_row_per_task_arm_and_metric(record):
+    record["tasks"]["mmlu"]["arms"]["base"]["metrics"] = {"acc": 0.30, "acc_norm": 0.25}
+    table = tidy(record)
+    assert len(table) == 3 * 4 + 1
+    proxy = table[(table.task == "gsm8k") & (table.arm == "proxy")].iloc[0]
+    assert (proxy.value, proxy.stderr, proxy.rule) == (0.42, 0.0203, "static")
+    assert (proxy.gap_closed, proxy.gap_closed_low, proxy.gap_closed_high) == (0.8, 0.75, pytest.approx(0.85))
+    other = table[~table.headline].iloc[0]
+    assert (other.metric, other.value) == ("acc_norm", 0.25)
+    assert table[(table.task == "mmlu") & table.headline].undefined.str.contains("inside noise").all()
+
+
+def test_the_files_hold_full_digits(record, tmp_path: Path):
+    record["tasks"]["gsm8k"]["arms"]["proxy"]["value"] = 0.26383623957543
+    write(record, tmp_path)
+    table = pd.read_csv(tmp_path / "results.csv", float_precision="round_trip")
+    assert table[(table.task == "gsm8k") & (table.arm == "proxy")].value.item() == 0.26383623957543
+    assert "| 26.4 ± 2.0 " in (tmp_path / "table.md").read_text(encoding="utf-8").replace("**", "")
+
+
+def test_a_record_without_tasks_is_no_error(tmp_path: Path):
+    write({"tasks": {}, "provenance": {}}, tmp_path)
+    assert "Score" in printed({"tasks": {}, "provenance": {}})
