@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from proxytune.cli import main as command
 from proxytune.errors import UserError
 from proxytune.reporting.papers import FORMATS, PAPERS, main, paper_tables, render
 from proxytune.reporting.papers.figures import reference, reference_folder
@@ -110,7 +111,7 @@ def shared_published():
 
 def record(experiment, tasks, **arms):
     entry = {"metric": "acc", "n": 4, "arms": {a: {"value": v, "stderr": 0.01} for a, v in arms.items()}}
-    return {"provenance": {"experiment": experiment}, "tasks": dict.fromkeys(tasks, entry)}
+    return {"provenance": {"config": {"experiment": experiment}}, "tasks": dict.fromkeys(tasks, entry)}
 
 
 @pytest.fixture
@@ -195,6 +196,7 @@ def test_every_markdown_row_has_every_column():
         ({"paper": "fan2024", "table": "singletask"}, "Did you mean 'single_task'?"),
         ({"paper": "fan2024", "format": "latx"}, "Did you mean 'latex'?"),
         ({"paper": "fan2024", "runs": ["nowhere"]}, "nowhere does not exist"),
+        ({"paper": "fan2024", "runs": 7}, "runs=7 is not allowed"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -208,10 +210,30 @@ def test_bad_arguments(arguments, message):
         ("{", "is not a results.json"),
         ("[]", "has no 'tasks'"),
         ('{"tasks": {}}', "names no experiment"),
-        ('{"tasks": {}, "provenance": {"experiment": "miniature"}}', "unknown experiment of fan2024 'miniature'"),
+        (
+            '{"tasks": {}, "provenance": {"config": {"experiment": "miniature"}}}',
+            "unknown experiment of fan2024 'miniature'",
+        ),
     ],
 )
 def test_bad_runs(tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(UserError, match=message):
         paper_tables("fan2024", [tmp_path])
+
+
+def test_experiments_of_the_tables_are_those_in_conf():
+    """Every experiment of a paper fills some table, and every table names experiments that exist."""
+    conf = Path(__file__).parents[1] / "conf" / "experiment"
+    for paper in PAPERS.values():
+        named = {name for layout in paper.tables for name in layout.experiments}
+        assert named == {path.stem for path in conf.glob(f"{paper.id}_*.yaml")}
+
+
+def test_the_command_prints_a_table_and_refuses_in_one_line(capsys):
+    assert command(["table", "paper=fan2024", "table=multi_task", "format=markdown"]) == 0
+    assert "39.42" in capsys.readouterr().out
+    for arguments in (["paper=fan2025"], ["papr=fan2024"], ["table=icl"], ["paper=fan2024", "runs=[a"], ["paper"]):
+        assert command(["table", *arguments]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and len(captured.err.splitlines()) == 1

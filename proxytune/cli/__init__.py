@@ -13,6 +13,7 @@ from proxytune.errors import UserError, unknown_name
 COMMANDS = {
     "run": "let every arm answer every task and report (no argument: the built-in miniature)",
     "score": "score outputs that were made elsewhere",
+    "table": "print a paper's tables, with the figures of runs beside the paper's",
 }
 """Sub-command -> what it does. `a-name` lives in `proxytune/cli/a_name.py` as `main(arguments) -> exit status`."""
 

@@ -96,7 +96,8 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
         limit=settings.limit,
         num_fewshot=settings.num_fewshot,
         only=settings.only,
-        config=values,
+        # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
+        config={**values, "experiment": HydraConfig.get().runtime.choices.get("experiment")},
     )
     reporting.write(record, output_dir)
     reporting.show(record)

@@ -50,7 +50,7 @@ def read_run(path: Path | str) -> dict[str, Any]:
 
 def experiment_of(record: dict[str, Any], path: Path | str) -> str:
     """The experiment that a run came from."""
-    name = record.get("provenance", {}).get("experiment")
+    name = (record.get("provenance", {}).get("config") or {}).get("experiment")
     if not name:
         raise UserError(f"runs: {path} names no experiment; a paper's table needs runs of `experiment=<name>`.")
     return str(name)

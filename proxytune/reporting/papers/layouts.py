@@ -139,7 +139,7 @@ LIU2024 = Paper(
         ),
         Layout(
             id="alpha_sweep",
-            title="α from 0.2 to 2.0, Llama-2 7B → 13B (section 6.2: a figure, without printed numbers)",
+            title="α from 0.2 to 2.0, Llama-2 7B → 13B (section 6.2; no figures recorded)",
             tasks={"gsm8k": "GSM ↑", "truthfulqa_mc": "TruthfulQA MC ↑"},
             rows={},
             experiments={"liu2024_alpha_sweep_gsm8k": "13B", "liu2024_alpha_sweep_truthfulqa": "13B"},
@@ -160,19 +160,21 @@ _FIVE = {
 _FAN_RUNS = {task: f"{task}_fan2024" for task in _FIVE} | {"truthfulqa": "truthfulqa_mc_fan2024"}
 _FAN_BOUNDS = dict.fromkeys(("13B", "1.1B", "7B"), "13B")
 _FAN_LARGE = dict.fromkeys(("base", "tuned", "tuned_lora", "tuned_multitask"), "13B")
-_FAN_SMALL = {"1_1b": "1.1B", "7b": "7B"}
+_FAN_SMALL = {"1b": "1.1B", "7b": "7B"}
 
 
-def _single(id: str, title: str, experiments: str, rows: Mapping[tuple[str, str], str]) -> Layout:
+def _single(
+    id: str, title: str, experiments: str, rows: Mapping[tuple[str, str], str], tasks: Mapping[str, str] = _FIVE
+) -> Layout:
     return Layout(
         id=id,
         title=title,
-        tasks={**_FIVE, "avg": "Avg"},
+        tasks={**tasks, "avg": "Avg"},
         rows=rows,
         experiments={experiments.format(size): panel for size, panel in _FAN_SMALL.items()},
         bounds=_FAN_BOUNDS,
         summary="gap_of_means",
-        averages={"avg": tuple(_FIVE)},
+        averages={"avg": tuple(tasks)},
         shared=_FAN_LARGE,
         runs=_FAN_RUNS,
         decimals=2,
@@ -237,7 +239,13 @@ FAN2024 = Paper(
                 ("7B", "all_dynamic_grid"): "7B experts → 13B dynamic",
             },
         ),
-        _single("icl", "In-context learning, 5 examples (no figures recorded)", "fan2024_icl_{}", {}),
+        _single(
+            "icl",
+            "In-context learning, 5 examples (no figures recorded)",
+            "fan2024_icl_{}",
+            {},
+            tasks={task: _FIVE[task] for task in ("gsm8k", "triviaqa", "mmlu")},
+        ),
         _multi("task_arithmetic", "Task arithmetic (no figures recorded)", "fan2024_task_arithmetic_{}", {}),
     ),
 )
