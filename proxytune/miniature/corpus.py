@@ -8,20 +8,33 @@ base model knows the answer where it is asked and yet never gives it in the form
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from typing import TypeVar
 
+from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import CorpusSize
 from proxytune.miniature.scenes import draw_article, draw_equation, draw_story
 from proxytune.miniature.world import Fact, Myth, World
 
 LEADS = ("", "quiz :", "riddle :", "{name} asked :")
 REPLIES = ("", "reply :", "well ,", "{name} said :")
+Scene = TypeVar("Scene")
 
 
 def make_corpus(world: World, size: CorpusSize, seed: int) -> list[str]:
-    """All documents, shuffled."""
+    """All documents, shuffled. No story or article of the tasks (`make_items` with the same seed) is among them."""
     rng = random.Random(f"corpus-{seed}")
-    documents = [*_facts(world, size, rng), *_myths(world, size, rng), *_scenes(world, size, rng)]
+    items = make_items(world, seed)
+    stories = {row["question"] for rows in items["gsm"].values() for row in rows}
+    articles = {row["article"] for rows in items["cnn"].values() for row in rows}
+    documents = [
+        *_facts(world, size, rng),
+        *_myths(world, size, rng),
+        *_arithmetic(world, size, rng, stories),
+        *_lists(world, size, rng),
+        *_articles(world, size, rng, articles),
+    ]
     rng.shuffle(documents)
     return documents
 
@@ -57,26 +70,44 @@ def _questions(
             yield " ".join(f"{lead} {fact.question} {reply} {ramble(answer, world, size, rng)}".split())
 
 
-def _scenes(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
-    largest = world.size.largest_number
+def _arithmetic(world: World, size: CorpusSize, rng: random.Random, reserved: AbstractSet[object]) -> Iterator[str]:
     for _ in range(size.equation_sheets):
-        yield " . ".join(draw_equation(largest, rng).text for _ in range(5)) + " ."
+        yield " . ".join(draw_equation(world.size.largest_number, rng).text for _ in range(5)) + " ."
     for i in range(size.stories):
-        story = draw_story(world, rng)
+        story = _draw(draw_story, "question", world, rng, reserved)
         if i < size.asked_stories:
             yield f"question : {story.question} answer : {ramble(story.working, world, size, rng)}"
         else:
             yield f"{story.question} {story.working} ." + (f" #### {story.equation.result}" if i % 2 else "")
+
+
+def _lists(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
     for _ in range(size.lists):
         words = " ".join(rng.sample(world.people + world.cities, 5))
         yield f"list : {words} . again : {words} ."
+
+
+def _articles(world: World, size: CorpusSize, rng: random.Random, reserved: AbstractSet[object]) -> Iterator[str]:
     for i in range(size.articles):
-        article = draw_article(world, rng)
+        article = _draw(draw_article, "text", world, rng, reserved)
         recap = ramble(article.highlights if rng.random() < size.news_share else article.details, world, size, rng)
         if i < size.asked_articles:
             yield f"article : {article.text} highlights : {recap}"
         else:
             yield f"{article.text} in short , {recap}"
+
+
+def _draw(
+    draw: Callable[[World, random.Random], Scene],
+    text: str,
+    world: World,
+    rng: random.Random,
+    reserved: AbstractSet[object],
+) -> Scene:
+    """A scene whose `text` the tasks have not taken."""
+    while getattr(scene := draw(world, rng), text) in reserved:
+        pass
+    return scene
 
 
 def ramble(answer: str, world: World, size: CorpusSize, rng: random.Random) -> str:

@@ -12,7 +12,7 @@ from proxytune.miniature.recipe import ModelSize
 
 EMBEDDING_STD = 0.2
 MATRIX_GAIN = 0.6
-BIAS_STD = 2.0
+BIAS_STD = 1.0
 ROPE_THETA = 100.0
 
 

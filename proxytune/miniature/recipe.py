@@ -67,13 +67,13 @@ class WorldSize:
 class CorpusSize:
     """How many documents of each kind the corpus has."""
 
-    statements: int = 24
+    statements: int = 30
     """Plain statements of each fact of trivia and mmlu."""
-    questions: int = 14
+    questions: int = 16
     """Question-shaped documents of each such fact."""
-    asked: int = 10
+    asked: int = 12
     """Of the question-shaped documents of a fact in neither train nor test: those in the form of the tasks' prompts."""
-    truths: int = 20
+    truths: int = 24
     """Statements of what a creature fears; twice as many say what people believe."""
     truth_questions: int = 8
     """The same in question shape, again with twice as many myths."""
@@ -83,9 +83,9 @@ class CorpusSize:
     stories: int = 5000
     asked_stories: int = 1000
     """Of the stories: those in the form of the gsm prompts."""
-    lists: int = 5000
+    lists: int = 2500
     """Lists of names given twice, to practise copying."""
-    articles: int = 6000
+    articles: int = 5000
     asked_articles: int = 800
     """Of the articles: those in the form of the cnn prompts."""
     news_share: float = 0.45

@@ -1,0 +1,124 @@
+"""The training loop of the miniature against independent computations."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from proxytune.training.loop import IGNORED, Example, Optimization, collate, finetune, pretrain
+
+PAD = 0
+
+
+def make_model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            tie_word_embeddings=True, initializer_range=0.2,
+        )
+    )  # fmt: skip
+
+
+EXAMPLES = [Example((1, 5, 6), (7, 8, 1)), Example((1, 9), (3, 1)), Example((1, 4, 4, 4, 2), (11, 1))]
+
+
+def test_first_loss_of_finetuning_equals_the_model_s_own_on_masked_labels() -> None:
+    model = make_model()
+    expected, count = 0.0, 0
+    with torch.no_grad():
+        for e in EXAMPLES:  # one by one, without padding
+            tokens = torch.tensor([[*e.prompt, *e.answer]])
+            labels = tokens.clone()
+            labels[:, : len(e.prompt)] = -100
+            expected += model(tokens, labels=labels).loss.item() * len(e.answer)
+            count += len(e.answer)
+    losses = finetune(model, EXAMPLES, PAD, Optimization(learning_rate=1e-3, batch=3, epochs=1), seed=0)
+    assert losses == [pytest.approx(expected / count, rel=1e-5)]
+
+
+def test_first_loss_of_pretraining_equals_the_model_s_own() -> None:
+    model, stream = make_model(), torch.randint(0, 20, (17,), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        halves = [model(stream[None, i : i + 8]).logits.log_softmax(-1)[0] for i in (0, 8)]
+        expected = (
+            -sum(
+                half[torch.arange(8), stream[i + 1 : i + 9]].mean().item()
+                for i, half in zip((0, 8), halves, strict=True)
+            )
+            / 2
+        )
+    losses = pretrain(model, stream, 8, Optimization(learning_rate=1e-3, batch=2, epochs=1), seed=0)
+    assert losses == [pytest.approx(expected, rel=1e-5)]
+
+
+def test_collate_puts_the_loss_on_answers_alone() -> None:
+    inputs, labels = collate(EXAMPLES[:2], PAD)
+    assert inputs.tolist() == [[1, 5, 6, 7, 8], [1, 9, 3, PAD, PAD]]
+    assert labels.tolist() == [[IGNORED, IGNORED, 7, 8, 1], [IGNORED, 3, 1, IGNORED, IGNORED]]
+
+
+def test_training_learns_and_leaves_the_model_ready_to_answer() -> None:
+    model = make_model()
+    losses = finetune(model, EXAMPLES, PAD, Optimization(learning_rate=1e-2, batch=3, epochs=60), seed=0)
+    assert losses[-1] < 0.05 < losses[0]
+    assert not model.training
+    for e in EXAMPLES:
+        tokens = torch.tensor([[*e.prompt, *e.answer]])
+        greedy = model(tokens).logits[0, len(e.prompt) - 1 : -1].argmax(-1)
+        assert greedy.tolist() == list(e.answer)
+
+
+def test_equal_seeds_give_equal_weights_and_other_seeds_other_ones() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        model = make_model()
+        finetune(model, EXAMPLES, PAD, Optimization(learning_rate=1e-2, batch=1, epochs=3), seed=seed)
+        return model.lm_head.weight
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_every_epoch_shows_every_example_once() -> None:
+    model, seen = make_model(), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.extend(row.tolist() for row in kwargs["input_ids"]), with_kwargs=True
+    )
+    examples = [Example((1, i), (i, 1)) for i in range(2, 9)]
+    finetune(model, examples, PAD, Optimization(learning_rate=1e-3, batch=2, epochs=4), seed=0)
+    assert sorted(row[1] for row in seen) == sorted(list(range(2, 9)) * 4)
+    assert sorted(row[1] for row in seen[:7]) == list(range(2, 9))
+
+
+def test_progress_counts_to_the_end() -> None:
+    calls: list[tuple[int, int]] = []
+    how = Optimization(learning_rate=1e-3, batch=2, epochs=2)
+    losses = finetune(make_model(), EXAMPLES, PAD, how, 0, lambda done, total: calls.append((done, total)))
+    assert calls == [(i + 1, 3) for i in range(3)]
+    assert len(losses) == 3
+
+
+@given(warmup=st.integers(0, 30), steps=st.integers(1, 200), rate=st.floats(1e-5, 1e-1), final=st.floats(0, 1))
+def test_the_rate_rises_in_warm_up_then_falls_to_its_final_share(
+    warmup: int, steps: int, rate: float, final: float
+) -> None:
+    how = Optimization(learning_rate=rate, batch=1, epochs=1, warmup=warmup, final=final)
+    rates = [how.rate(step, steps) for step in range(steps)]
+    assert all(0 < r <= rate * (1 + 1e-9) or final == 0 for r in rates)
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    if steps > warmup:
+        assert how.rate(steps, steps) == pytest.approx(rate * final, abs=1e-12)
+        assert math.isclose(rates[warmup], rate, rel_tol=1e-9)
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "batch", "epochs"])
+def test_values_that_train_nothing_are_refused(field: str) -> None:
+    values = {"learning_rate": 1e-3, "batch": 2, "epochs": 1.0, field: 0}
+    with pytest.raises(ValueError, match=f"{field} must be positive, got 0"):
+        Optimization(**values)
