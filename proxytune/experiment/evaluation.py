@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lm_eval
@@ -18,6 +15,7 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.board import Board
 from proxytune.experiment.lm import ArmLM
 from proxytune.experiment.planning import Items
+from proxytune.experiment.progress import quiet_lm_eval
 from proxytune.experiment.statistics import Values, as_values, mean
 from proxytune.experiment.summary import Outcome
 from proxytune.tasks import TaskInfo
@@ -30,7 +28,7 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
     Raises UserError for a headline metric that has no value per item.
     """
     task.set_fewshot_seed(items.seed)
-    with _quiet():
+    with quiet_lm_eval():
         lm = ArmLM(board, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
         results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)
@@ -63,16 +61,3 @@ def _aggregates(results: Mapping[str, Any], filter_name: str) -> dict[str, float
         if its_filter == filter_name and isinstance(value, int | float) and not metric.endswith("_stderr"):
             aggregates[metric] = float(value) if math.isfinite(value) else None
     return aggregates
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without lm-eval's log lines and bars; ours are shown instead, and errors still raise."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
+from transformers import PreTrainedTokenizerBase
 
 from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
@@ -51,7 +53,7 @@ class ArmLM(HFLM):
         super().__init__(
             pretrained=face,
             backend="causal",
-            tokenizer=ensemble.tokenizer,
+            tokenizer=_with_padding(ensemble.tokenizer),
             max_length=min((window for window in windows if window is not None), default=DEFAULT_MAX_LENGTH),
             batch_size=_ALL_WINDOWS,
         )
@@ -151,6 +153,11 @@ class ArmLM(HFLM):
     def _seed_of(self, request: Instance, repetition: int) -> int:
         digest = hashlib.sha256(f"{self.seed} {request.doc_id} {request.idx} {repetition}".encode()).digest()
         return int.from_bytes(digest[:7], "big")
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """HFLM gives a tokenizer without a padding token one; the family's own stays as it is."""
+    return tokenizer if tokenizer.pad_token_id is not None else copy.deepcopy(tokenizer)
 
 
 def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lm_eval.api.task import Task
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arms import ArmConfig, TaskArms, resolve
+from proxytune.experiment.progress import without_log_of
 from proxytune.models import FamilySpec, check
 from proxytune.tasks import TaskInfo, load_task, task_info
 
@@ -35,13 +36,11 @@ class Items:
 
     def task(self, name: str) -> Task:
         """The task anew: lm-eval's hold the state of one evaluation. The same at every call."""
-        self.seed_everything()
-        return load_task(name, self.data_dir, self.num_fewshot)
-
-    def seed_everything(self) -> None:
-        """Some tasks draw from the global generators when they load or ask."""
+        # Some tasks draw from the global generators.
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
+        with without_log_of("lm_eval"):
+            return load_task(name, self.data_dir, self.num_fewshot)
 
 
 @dataclass(frozen=True)

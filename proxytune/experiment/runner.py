@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from proxytune.experiment.board import Board, Engine
 from proxytune.experiment.evaluation import evaluate
 from proxytune.experiment.files import make_output_folder, write_json, write_jsonl
 from proxytune.experiment.planning import Items, Plan, make_plans
+from proxytune.experiment.progress import loading_bars
 from proxytune.experiment.provenance import Ledger
 from proxytune.experiment.store import AnswerStore
-from proxytune.experiment.summary import items, task_record
+from proxytune.experiment.summary import item_rows, task_record
 from proxytune.models import Ensemble, FamilySpec, load
 
 
@@ -74,18 +76,9 @@ def run(
     plans = make_plans(family, tasks, arms, only, wanted)
     make_output_folder(output_dir)
     ledger = Ledger()
-    records = {}
     with AnswerStore(store_path) as store:
-        for plan, engine in _with_engines(plans, family, engine_factory, ledger):
-            board = Board(engine, list(plan.found.arms.values()), store, plan.task, progress)
-            with ledger.time("task_seconds", plan.task):
-                outcomes = {
-                    name: evaluate(board, arm, wanted.task(plan.task), plan.info, wanted)
-                    for name, arm in plan.found.arms.items()
-                }
-                records[plan.task] = task_record(plan.info, plan.found, outcomes, seed)
-            write_jsonl(output_dir / "items" / f"{plan.task}.jsonl", items(plan.info, plan.found, outcomes))
-            ledger.note(plan.task, family, board)
+        job = _Job(family, engine_factory, wanted, store, output_dir, ledger, progress)
+        records = {plan.task: job.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     asked = {"config": config, "seed": seed, "limit": limit, "num_fewshot": num_fewshot}
     record = {"tasks": records, "provenance": asked | ledger.provenance()}
@@ -93,14 +86,36 @@ def run(
     return record
 
 
-def _with_engines(
-    plans: Iterable[Plan], family: FamilySpec, engine_factory: Callable[[Ensemble], Engine], ledger: Ledger
-) -> Iterator[tuple[Plan, Engine]]:
-    """Each plan with an engine that has its members; members stay loaded while the next task needs no others."""
-    engine: Engine | None = None
-    for plan in plans:
-        if engine is None or not plan.roles <= engine.ensemble.members.keys():
-            engine = None  # lets go of the last task's members before the next ones are loaded
-            with ledger.time("load_seconds", plan.task):
-                engine = engine_factory(load(family, plan.roles))
-        yield plan, engine
+@dataclass
+class _Job:
+    """A run at work: one task after the other, with the members that it needs."""
+
+    family: FamilySpec
+    engine_factory: Callable[[Ensemble], Engine]
+    items: Items
+    store: AnswerStore
+    output_dir: Path
+    ledger: Ledger
+    progress: bool | None
+    _engine: Engine | None = None
+
+    def evaluate(self, plan: Plan) -> dict[str, Any]:
+        """Has every arm answer the task; writes its items and returns its record."""
+        board = Board(self._engine_for(plan), list(plan.found.arms.values()), self.store, plan.task, self.progress)
+        with self.ledger.time("task_seconds", plan.task):
+            outcomes = {
+                name: evaluate(board, arm, self.items.task(plan.task), plan.info, self.items)
+                for name, arm in plan.found.arms.items()
+            }
+            record = task_record(plan.info, plan.found, outcomes, self.items.seed)
+        write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, plan.found, outcomes))
+        self.ledger.note(plan.task, self.family, board)
+        return record
+
+    def _engine_for(self, plan: Plan) -> Engine:
+        """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
+        if self._engine is None or not plan.roles <= self._engine.ensemble.members.keys():
+            self._engine = None
+            with self.ledger.time("load_seconds", plan.task), loading_bars(self.progress):
+                self._engine = self.engine_factory(load(self.family, plan.roles))
+        return self._engine

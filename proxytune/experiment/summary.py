@@ -53,7 +53,7 @@ def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]
     }
 
 
-def items(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
+def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
     """One row per item: prompt, target, and each arm's output, value and chosen weights (per expert, per token)."""
     for i, sample in enumerate(next(iter(outcomes.values())).samples):
         item = sample["doc_id"]
