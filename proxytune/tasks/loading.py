@@ -65,7 +65,9 @@ def load_task(
     task = build_task(name, overrides)
     examples = len(task.sampler.df)
     if task.config.num_fewshot > examples:
-        raise UserError(f"num_fewshot={num_fewshot}: task {name!r} has {examples} examples to take them from.")
+        raise UserError(
+            f"num_fewshot={task.config.num_fewshot}: task {name!r} has {examples} examples to take them from."
+        )
     return task
 
 
