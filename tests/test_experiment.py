@@ -1,0 +1,438 @@
+"""Whole runs over tiny models on disk with the real lm-eval: the record, the items, and what is refused."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lm_eval.tasks import TaskManager
+from scipy import stats
+
+from proxytune.engines.arms import Arm
+from proxytune.engines.hf import HFEngine
+from proxytune.engines.requests import GenerateRequest, Prompt
+from proxytune.errors import UserError
+from proxytune.experiment import run
+from proxytune.experiment.arms import resolve
+from proxytune.fusion import Static
+from proxytune.models import FamilySpec, load
+from proxytune.tasks import registry
+
+N = 24
+ARMS = {
+    "base": {"model": "base"},
+    "expert": {"model": "expert"},
+    "tuned": {"model": "tuned"},
+    "proxy": {"rule": Static(1.0), "experts": "own"},
+    "nothing": {"rule": Static(0.0), "experts": "own"},
+    "all": {"rule": Static((0.5, 1.5)), "experts": "all"},
+}
+OPEN = """
+task: open
+dataset_path: json
+test_split: test
+output_type: generate_until
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_target: answer
+generation_kwargs: {until: ["\\n"], max_gen_toks: 5, do_sample: false, temperature: 0.0}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+metadata:
+  version: 1.0
+  proxytune: {metric: exact_match, expert: trivia, files: {test: open.jsonl}, columns: [question, answer]}
+"""
+CHOICE = """
+task: choice
+dataset_path: json
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{question}}\\nAnswer:"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+target_delimiter: ""
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+metadata:
+  version: 1.0
+  proxytune: {metric: acc, expert: math, files: {test: choice.jsonl}, columns: [question, choices, gold]}
+"""
+JUDGED = OPEN.replace("task: open", "task: judged").replace(
+    "metric_list:", "process_results: !function judge.score\nmetric_list:"
+)
+JUDGE = """
+def score(doc, results):
+    return {"exact_match": float("nan") if "e" in results[0] else float(results[0] == doc["answer"])}
+
+def ratio(doc, results):
+    return {"exact_match": (-0.1, 1)}
+"""
+PAIRED = (
+    JUDGED.replace("task: judged", "task: paired")
+    .replace("judge.score", "judge.ratio")
+    .replace("aggregation: mean", "aggregation: weighted_perplexity")
+)
+
+
+@pytest.fixture(scope="module")
+def spec(family_folders) -> FamilySpec:
+    def named(kind: str) -> dict[str, str]:
+        return {r.partition(":")[2]: str(path) for r, path in family_folders.items() if r.startswith(kind)}
+
+    return FamilySpec(
+        base=str(family_folders["base"]),
+        antiexpert=str(family_folders["antiexpert"]),
+        experts=named("expert:"),
+        tuned=named("tuned:"),
+    )
+
+
+@pytest.fixture(scope="module")
+def answers(spec) -> dict[str, list[str]]:
+    """What base and tuned say to the questions of the open task."""
+    ensemble = load(spec, ["base", "tuned:trivia"])
+    prompts = [ensemble.tokenizer.encode(f"Question: {_question(i)}\nAnswer:") for i in range(N)]
+    requests = [GenerateRequest(Prompt(tuple(prompt)), 5, until=("\n",)) for prompt in prompts]
+    said: dict[str, list[str]] = {"base": [""] * N, "tuned:trivia": [""] * N}
+    for i, name, answer in HFEngine(ensemble).generate(requests, [Arm(role, base=role) for role in said]):
+        said[name][i] = answer.text
+    return said
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory, answers) -> Path:
+    """An open task whose answers are the tuned model's on three items in four, the base's on every eighth."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(N):
+        answer = answers["base"][i] if i % 8 == 3 else "nothing" if i % 4 == 3 else answers["tuned:trivia"][i]
+        rows.append({"question": _question(i), "answer": answer})
+    _write(folder / "open.jsonl", rows)
+    choices = [" 12 apples", " the sea", " London"]
+    _write(folder / "choice.jsonl", [{"question": _question(i), "choices": choices, "gold": i % 3} for i in range(N)])
+    return folder
+
+
+def _question(i: int) -> str:
+    return f"how many coins are left of {i}?"
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(autouse=True)
+def our_tasks(tmp_path_factory: pytest.TempPathFactory, monkeypatch):
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "judge.py").write_text(JUDGE)
+    for name, text in {"open": OPEN, "choice": CHOICE, "judged": JUDGED, "paired": PAIRED}.items():
+        (folder / f"{name}.yaml").write_text(text)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr(registry, "task_manager", lambda: manager)
+    # The scan of lm-eval's thousands of tasks takes long.
+    monkeypatch.setattr(registry, "_all_of_lm_eval", lambda: manager)
+
+
+@pytest.fixture
+def go(spec, data_dir, tmp_path):
+    def go(tasks=("open",), arms=ARMS, family=spec, engine_factory=HFEngine, **options):
+        options = {"output_dir": tmp_path / "out", "data_dir": data_dir} | options
+        return run(family, list(tasks), arms, engine_factory, **options)
+
+    return go
+
+
+def _rows(folder: Path, task: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / "items" / f"{task}.jsonl").read_text().splitlines()]
+
+
+def test_a_run_records_every_arm_with_its_error_and_the_gap_closed(go, tmp_path, answers):
+    record = go(["open", "choice"], config={"seed": 0})
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(record))
+    task = record["tasks"]["open"]
+    assert {k: task[k] for k in ("metric", "higher_is_better", "expert", "n", "n_truncated", "missing")} == {
+        "metric": "exact_match",
+        "higher_is_better": True,
+        "expert": "trivia",
+        "n": N,
+        "n_truncated": 0,
+        "missing": {},
+    }
+    assert task["references"] == {"base": "base", "expert": "expert", "tuned": "tuned"}
+    rows = _rows(tmp_path / "out", "open")
+    values = {arm: np.array([row["arms"][arm]["exact_match"] for row in rows]) for arm in ARMS}
+    assert values["base"].sum() == 3
+    assert values["tuned"].sum() == 18
+    for arm, entry in task["arms"].items():
+        assert entry["value"] == pytest.approx(values[arm].mean())
+        assert entry["stderr"] == pytest.approx(stats.sem(values[arm]))
+        assert entry["gap_closed"] == pytest.approx(
+            (values[arm].mean() - values["base"].mean()) / (values["tuned"].mean() - values["base"].mean())
+        )
+        low, high = entry["gap_closed_ci"]
+        assert low <= entry["gap_closed"] <= high
+        assert entry["relative_performance"] == pytest.approx(values[arm].mean() / values["tuned"].mean())
+        assert entry["undefined"] == {}
+        assert entry["metrics"] == {"exact_match": pytest.approx(values[arm].mean())}
+        for reference in ("base", "expert", "tuned"):
+            difference = values[arm] - values[reference]
+            assert entry["differences"][reference]["value"] == pytest.approx(difference.mean())
+            assert entry["differences"][reference]["stderr"] == pytest.approx(stats.sem(difference))
+    assert task["arms"]["tuned"]["gap_closed"] == 1.0
+    assert [row["arms"]["base"]["output"] for row in rows] == answers["base"]
+    assert [row["arms"]["tuned"]["output"] for row in rows] == answers["tuned:trivia"]
+
+
+def test_items_hold_prompt_target_outputs_and_the_weights_of_every_token(go, tmp_path):
+    record = go(["open", "choice"])
+    row = _rows(tmp_path / "out", "open")[1]
+    assert (row["doc_id"], row["prompt"]) == (1, f"Question: {_question(1)}\nAnswer:")
+    assert row["target"] == row["arms"]["tuned"]["output"] == row["arms"]["tuned"]["answer"]
+    assert row["arms"]["base"]["weights"] is None
+    assert row["arms"]["nothing"]["output"] == row["arms"]["base"]["output"]
+    [weights] = row["arms"]["all"]["weights"]["trivia"]
+    assert set(weights) == {1.5}
+    assert len(weights) <= 5
+    choice = _rows(tmp_path / "out", "choice")[2]
+    assert choice["choices"] == [" 12 apples", " the sea", " London"]
+    assert choice["target"] == 2
+    outputs = {arm: choice["arms"][arm]["output"] for arm in ARMS}
+    assert all(len(logprobs) == 3 and max(logprobs) < 0 for logprobs in outputs.values())
+    assert choice["arms"]["base"]["acc"] == float(np.argmax(outputs["base"]) == 2)
+    assert [len(w) for w in choice["arms"]["proxy"]["weights"]["math"]] == [
+        len(w) for w in choice["arms"]["all"]["weights"]["math"]
+    ]
+    arms = record["tasks"]["choice"]["arms"]
+    assert arms["all"]["weights"] == {"math": {"mean": 0.5, "sd": 0.0}, "trivia": {"mean": 1.5, "sd": 0.0}}
+    assert arms["base"]["weights"] == {}
+    assert set(arms["base"]["metrics"]) == {"acc", "acc_norm"}
+    assert arms["proxy"]["roles"] == ("base", "expert:math", "antiexpert")
+    assert arms["proxy"]["rule"]["id"] == "static"
+    assert arms["proxy"]["rule"]["parameters"] == {"weights": 1.0}
+
+
+def test_provenance_says_what_was_run_and_on_what(go, spec):
+    record = go(config={"nested": {"alpha": 0.0}}, seed=0, limit=2)["provenance"]
+    assert (record["config"], record["seed"], record["limit"]) == ({"nested": {"alpha": 0.0}}, 0, 2)
+    assert set(record["members"]) == {"base", "antiexpert", "expert:math", "expert:trivia", "tuned:trivia"}
+    assert record["members"]["base"]["source"]["path"] == spec.base.path
+    assert record["members"]["base"]["identity"] != record["members"]["antiexpert"]["identity"]
+    assert record["members"]["base"]["dtype"] == "float32"
+    assert {"version", "commit", "source"} == set(record["code"])
+    assert {"python", "torch", "transformers", "lm-eval"} <= set(record["libraries"])
+    assert record["timings"]["answers"] == {"open": {"computed": 12, "from_store": 0}}
+
+
+def test_limit_takes_the_first_items(go, tmp_path):
+    assert go(limit=3)["tasks"]["open"]["n"] == 3
+    assert [row["doc_id"] for row in _rows(tmp_path / "out", "open")] == [0, 1, 2]
+
+
+def test_only_chooses_arms_and_the_gap_then_says_what_it_lacks(go):
+    arms = go(only=["base", "proxy"])["tasks"]["open"]["arms"]
+    assert list(arms) == ["base", "proxy"]
+    assert arms["proxy"]["gap_closed"] is None
+    assert arms["proxy"]["undefined"]["gap_closed"] == "no arm is the tuned model alone"
+    assert arms["proxy"]["undefined"]["relative_performance"] == "no arm is the tuned model alone"
+    assert arms["proxy"]["differences"].keys() == {"base"}
+
+
+def test_without_a_base_arm_relative_performance_still_stands(go):
+    arm = go(only=["tuned", "proxy"])["tasks"]["open"]["arms"]["tuned"]
+    assert (arm["gap_closed"], arm["relative_performance"]) == (None, 1.0)
+    assert arm["undefined"]["gap_closed"] == "no arm is the base model alone"
+
+
+def test_a_task_without_a_tuned_model_has_no_gap_and_says_so(go, spec):
+    family = FamilySpec(spec.base, spec.antiexpert, spec.experts)
+    task = go(family=family)["tasks"]["open"]
+    assert task["missing"] == {"tuned": "the family has no tuned model for task 'open'"}
+    assert "tuned" not in task["arms"]
+    assert task["arms"]["proxy"]["undefined"]["gap_closed"] == "the family has no tuned model for task 'open'"
+
+
+def test_one_item_has_no_standard_error_and_no_gap(go):
+    arm = go(limit=1)["tasks"]["open"]["arms"]["tuned"]
+    assert (arm["value"], arm["stderr"], arm["gap_closed"]) == (1.0, None, None)
+    assert arm["undefined"]["stderr"] == "fewer than two valid items"
+    assert "single item" in arm["undefined"]["gap_closed"]
+
+
+def test_invalid_items_are_left_out_counted_and_null_in_the_items(go, tmp_path):
+    (tmp_path / "data").mkdir()
+    _write(tmp_path / "data" / "open.jsonl", [{"question": _question(i), "answer": "x"} for i in range(N)])
+    arms = go(["judged"], data_dir=tmp_path / "data")["tasks"]["judged"]["arms"]
+    rows = _rows(tmp_path / "out", "judged")
+    invalid = [row["arms"]["base"]["exact_match"] is None for row in rows]
+    assert invalid == ["e" in row["arms"]["base"]["output"] for row in rows]
+    assert arms["base"]["n_invalid"] == sum(invalid) > 0
+    assert arms["base"]["n"] == N - sum(invalid)
+    assert arms["base"]["metrics"] == {"exact_match": None}
+
+
+def test_each_expert_makes_an_arm_of_every_expert(go):
+    arms = {"expert": {"model": "expert"}, "any": {"model": "each_expert"}}
+    task = go(arms=arms)["tasks"]["open"]
+    assert list(task["arms"]) == ["expert", "expert:math", "expert:trivia"]
+    assert task["arms"]["expert"]["value"] == task["arms"]["expert:trivia"]["value"]
+    assert task["references"] == {"expert": "expert"}
+
+
+def test_members_are_loaded_only_when_an_arm_needs_them_and_once_for_tasks_that_share_them(go, monkeypatch):
+    loaded = []
+
+    def noting(family, roles):
+        loaded.append(set(roles))
+        return load(family, roles)
+
+    monkeypatch.setattr("proxytune.experiment.runner.load", noting)
+    go(["open", "choice"], only=["base"], limit=1)
+    assert loaded == [{"base"}]
+    loaded.clear()
+    go(["open", "choice"], only=["base", "tuned"], limit=1)
+    assert loaded == [{"base", "tuned:trivia"}, {"base", "tuned:math"}]
+
+
+def test_a_failing_arm_leaves_no_result_but_keeps_what_was_finished(go, tmp_path):
+    class Failing(HFEngine):
+        def generate(self, requests, arms, progress=None):
+            for done, answer in enumerate(super().generate(requests, arms, progress)):
+                if done == 10:
+                    raise RuntimeError("the model broke")
+                yield answer
+
+    store = tmp_path / "store.sqlite"
+    with pytest.raises(RuntimeError, match="broke"):
+        go(engine_factory=Failing, store_path=store)
+    assert not (tmp_path / "out" / "results.json").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+    assert go(store_path=store)["provenance"]["timings"]["answers"]["open"]["from_store"] == 10
+
+
+def test_a_finished_run_is_not_computed_again_and_gives_the_same_bytes(go, tmp_path):
+    first = go(["open", "choice"], store_path=tmp_path / "store.sqlite")
+    again = go(["choice", "open"], store_path=tmp_path / "store.sqlite", output_dir=tmp_path / "again")
+    assert again["tasks"]["open"] == first["tasks"]["open"]
+    assert {task: a["computed"] for task, a in again["provenance"]["timings"]["answers"].items()} == {
+        "choice": 0,
+        "open": 0,
+    }
+    for task in ("open", "choice"):
+        old, new = (tmp_path / folder / "items" / f"{task}.jsonl" for folder in ("out", "again"))
+        assert old.read_bytes() == new.read_bytes()
+
+
+def test_arms_asked_for_together_or_apart_give_the_same_values(go, tmp_path):
+    together = go(limit=9)["tasks"]["open"]["arms"]
+    for arm in ("proxy", "expert"):
+        apart = go(only=[arm], limit=9, output_dir=tmp_path / arm)["tasks"]["open"]["arms"]
+        assert apart[arm]["value"] == together[arm]["value"]
+
+
+def test_a_prompt_that_does_not_fit_is_counted(go, tmp_path):
+    (tmp_path / "data").mkdir()
+    questions = ["short?", "a very long one " * 80]
+    _write(tmp_path / "data" / "open.jsonl", [{"question": q, "answer": "x"} for q in questions])
+    assert go(data_dir=tmp_path / "data")["tasks"]["open"]["n_truncated"] == 1
+    cut = [row["truncated_tokens"] for row in _rows(tmp_path / "out", "open")]
+    assert cut[0] == 0 < cut[1]
+
+
+def test_lm_eval_is_quiet(go, capfd, caplog):
+    with caplog.at_level(logging.WARNING):
+        go(["open", "choice"], limit=2)
+    assert capfd.readouterr() == ("", "")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"limit": 0}, "limit=0 would evaluate no items"),
+        ({"limit": -1}, "limit=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"tasks": []}, "no tasks"),
+        ({"tasks": ["open", "open"]}, "'open' is named twice"),
+        ({"tasks": ["opne"]}, "opne"),
+        ({"only": ["proxi"]}, "Did you mean 'proxy'"),
+        ({"only": []}, "no arms"),
+        ({"arms": {}}, "no arms"),
+        ({"arms": {"a": {"model": "bse"}}}, "Did you mean 'base'"),
+        ({"arms": {"a": {"model": "expert:trivi"}}}, "Did you mean 'expert:trivia'"),
+        ({"arms": {"a": {"model": "tuned:trivi"}}}, "Did you mean 'tuned:trivia'"),
+        ({"arms": {"a": {"modle": "base"}}}, "Did you mean 'model'"),
+        ({"arms": {"a": {"model": "base", "rule": Static()}}}, "either a model"),
+        ({"arms": {"a": {"model": "base", "experts": "all"}}}, "no effect on a model alone"),
+        ({"arms": {"a": {"rule": Static(), "experts": ["trivi"]}}}, "Did you mean 'trivia'"),
+        ({"arms": {"a": {"rule": Static(), "experts": "al"}}}, "Did you mean 'all'"),
+        ({"arms": {"a": {"rule": Static(), "experts": []}}}, "at least one expert"),
+        ({"arms": {"a": {"rule": Static(), "experts": "all", "except": ["mathe"]}}}, "Did you mean 'math'"),
+        ({"arms": {"a": {"rule": Static(), "experts": "all", "except": ["math", "trivia"]}}}, "at least one expert"),
+        ({"arms": {"a": {"rule": Static(), "except": ["math"]}}}, "experts=all or model=each_expert only"),
+        ({"arms": {"x": {"model": "each_expert"}, "expert:math": {"model": "base"}}}, "two arms are called"),
+        ({"data_dir": "nowhere"}, "no folder nowhere"),
+        ({"num_fewshot": 2}, "num_fewshot=2"),
+        ({"tasks": ["paired"]}, "not one number per item"),
+    ],
+)
+def test_mistakes_are_one_clear_line_and_leave_no_results(go, tmp_path, options, said):
+    with pytest.raises(UserError, match=said.replace("(", r"\(")) as error:
+        go(**options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_names_are_checked_before_models_load(go, monkeypatch):
+    monkeypatch.setattr("proxytune.experiment.runner.load", lambda *_: pytest.fail("loaded"))
+    for options in ({"tasks": ["open", "opne"]}, {"arms": {**ARMS, "a": {"model": "bse"}}}, {"limit": 0}):
+        with pytest.raises(UserError):
+            go(**options)
+
+
+def test_missing_models_are_found_before_any_model_loads(go, spec, monkeypatch):
+    monkeypatch.setattr("proxytune.experiment.runner.load", lambda *_: pytest.fail("loaded"))
+    family = FamilySpec(spec.base, spec.antiexpert, {**spec.experts, "trivia": "/no/such/folder"}, spec.tuned)
+    with pytest.raises(UserError, match="no such folder"):
+        go(family=family)
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_clear_line(go, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("proxytune.experiment.runner.load", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="cannot write there"):
+        go(output_dir=tmp_path / "file" / "out")
+
+
+def test_a_family_with_one_expert_and_one_tuned_model_needs_no_names(spec):
+    family = FamilySpec(spec.base, spec.antiexpert, {"chat": spec.experts["math"]}, {"chat": spec.tuned["math"]})
+    found = resolve(ARMS, family, "gsm8k", "gsm8k")
+    assert found.arms["expert"].base == "expert:chat"
+    assert found.arms["tuned"].base == "tuned:chat"
+    assert found.arms["proxy"].experts == ("expert:chat",)
+    assert resolve(ARMS, family, "arc_easy", None).references == {"base": "base", "expert": "expert", "tuned": "tuned"}
+
+
+def test_a_task_that_belongs_to_none_of_several_experts_is_refused_where_an_arm_needs_its_own(spec):
+    with pytest.raises(UserError, match=r"arms\.expert needs the expert of task 'mmlu'.*math, trivia"):
+        resolve(ARMS, spec, "mmlu", "mmlu")
+    found = resolve({name: ARMS[name] for name in ("base", "all")}, spec, "mmlu", "mmlu")
+    assert found.arms["all"].experts == ("expert:math", "expert:trivia")
+    assert found.references == {"base": "base"}
+
+
+def test_all_but_some(spec):
+    fused = {"rule": Static(), "experts": "all", "except": ["math"]}
+    found = resolve({"a": fused, "b": {"model": "each_expert", "except": ["trivia"]}}, spec, "open", "trivia")
+    assert found.arms["a"].experts == ("expert:trivia",)
+    assert list(found.arms) == ["a", "expert:math"]
+
+
+def test_no_undefined_number_reaches_the_file(go, tmp_path):
+    go(["open", "judged"], limit=1)
+
+    def refuse(name):
+        pytest.fail(f"{name} in results.json")
+
+    for path in (tmp_path / "out").rglob("*.json*"):
+        for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
+            json.loads(line, parse_constant=refuse)
