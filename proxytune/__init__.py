@@ -1,3 +1,24 @@
-"""Fuse the logits of small tuned models into a large untuned one, and measure what that gives."""
+"""Fuse the logits of small tuned models into a large untuned one, and measure what that gives.
+
+    from proxytune import FusedCausalLM, Static
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proxytune.fusion.match_kl import MatchKL
+    from proxytune.fusion.static import Static
+    from proxytune.models.fused import FusedCausalLM
 
 __version__ = "0.1.0"
+__all__ = ["FusedCausalLM", "MatchKL", "Static"]
+
+_HOMES = {"FusedCausalLM": "models.fused", "MatchKL": "fusion.match_kl", "Static": "fusion.static"}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads what is asked for when it is asked for: `import proxytune` alone stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -113,8 +113,6 @@ def broken(kind: str, folders: dict[str, Path], adapters: dict[str, Path], tmp: 
             return Source(
                 adapters["antiexpert"], adapter=copied(adapters["expert:math"], tmp / "adapter", "*.safetensors")
             )
-        case "adapter of another model":
-            return Source(adapters["base"], adapter=adapters["expert:math"])
         case "not on the hub":
             return Source("nobody/has-this-model")
         case "no hub revision":
@@ -135,7 +133,6 @@ def broken(kind: str, folders: dict[str, Path], adapters: dict[str, Path], tmp: 
         ("absent adapter", "no such adapter folder: "),
         ("not an adapter", "has no adapter_config.json"),
         ("adapter without weights", "has no adapter_model.safetensors"),
-        ("adapter of another model", "was tuned from"),
         ("not on the hub", "'nobody/has-this-model' is neither a local folder nor in the local hub cache"),
         ("no hub revision", "'nobody/has-this-model' at revision 'v1' is neither"),
         ("impossible hub id", "'no such:model' is neither a local folder nor a possible hub id"),
@@ -272,6 +269,22 @@ def test_a_cached_hub_model_loads_offline_and_is_identified_by_its_commit(family
     assert identity(Source("someone/tiny", revision=commit)) == f"someone/tiny@{commit} dtype=auto"
     with pytest.raises(UserError, match=r"base: 'someone/tiny' at revision 'v2' is neither"):
         load(FamilySpec(base=Source("someone/tiny", revision="v2")))
+
+
+def test_an_adapter_of_another_hub_model_is_refused_by_name(adapter_folders, tmp_path, monkeypatch):
+    in_hub_cache(tmp_path, "someone/tiny", adapter_folders["antiexpert"], "0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    adapter = copied(adapter_folders["expert:math"], tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    spec = FamilySpec(adapter_folders["base"], "someone/tiny", {"math": Source("someone/tiny", adapter=adapter)})
+    for over in ("someone/tiny", "elsewhere/Tiny", None):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": over}))
+        check(spec)
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "someone/other"}))
+    with pytest.raises(
+        UserError, match="expert:math: adapter .* was tuned from 'someone/other', not from 'someone/tiny'"
+    ):
+        check(spec)
 
 
 # --- identities ---

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from proxytune.models.checking import check
     from proxytune.models.ensemble import Ensemble, Inputs
     from proxytune.models.files import identity
+    from proxytune.models.fused import FusedCausalLM, FusedConfig
     from proxytune.models.loading import load
     from proxytune.models.member import ADAPTERS_OFF, Member, Reading
     from proxytune.models.sources import FamilySpec, Source
@@ -15,6 +16,8 @@ _HOMES = {
     "ADAPTERS_OFF": "member",
     "Ensemble": "ensemble",
     "FamilySpec": "sources",
+    "FusedCausalLM": "fused",
+    "FusedConfig": "fused",
     "Inputs": "ensemble",
     "Member": "member",
     "Reading": "member",
@@ -28,6 +31,8 @@ __all__ = [
     "ADAPTERS_OFF",
     "Ensemble",
     "FamilySpec",
+    "FusedCausalLM",
+    "FusedConfig",
     "Inputs",
     "Member",
     "Reading",

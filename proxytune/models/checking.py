@@ -15,7 +15,12 @@ from proxytune.models.sources import FamilySpec, Source, is_local
 def check(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = None) -> None:
     """Raises UserError for what can be known without reading weights: missing folders, files, adapters, pickles."""
     spec = FamilySpec.of(spec)
-    for role, source in {"base": spec.base, **chosen(spec, roles)}.items():
+    check_sources({"base": spec.base, **chosen(spec, roles)})
+
+
+def check_sources(sources: Mapping[str, Source]) -> None:
+    """`check` for sources by role."""
+    for role, source in sources.items():
         try:
             _check_model(source)
             if source.adapter is not None:
@@ -65,22 +70,15 @@ def _check_adapter(adapter: str, source: Source) -> None:
     over = json.loads(config.read_text()).get("base_model_name_or_path")
     if over and _differ(over, source.path):
         raise UserError(
-            f"adapter {adapter!r} was tuned from {over!r}, not from {source.path!r}. Use it over its own base; "
-            "if the two are the same model, name this path in a copy of the adapter's adapter_config.json."
+            f"adapter {adapter!r} was tuned from {over!r}, not from {source.path!r}: use it over its own base. "
+            "If the two are the same model, name this one in a copy of the adapter's adapter_config.json."
         )
 
 
 def _differ(over: str, path: str) -> bool:
-    """Whether an adapter's base and `path` are known to differ: by name on the hub, by config in folders."""
-    if is_local(over) != is_local(path):
-        return False
-    if not is_local(path):
-        return over.rsplit("/", 1)[-1].lower() != path.rsplit("/", 1)[-1].lower()
-    configs = [Path(folder).expanduser() / "config.json" for folder in (over, path)]
-    return all(config.is_file() for config in configs) and len({_shape(config) for config in configs}) > 1
+    """Whether an adapter's base and `path` are known to differ: hub ids of other names. Folder names say nothing."""
+    return not is_local(over) and not is_local(path) and _name(over) != _name(path)
 
 
-def _shape(config: Path) -> str:
-    """The config as text without what depends on where and by whom it was saved."""
-    values = json.loads(config.read_text())
-    return json.dumps({k: v for k, v in values.items() if not k.startswith("_") and "version" not in k}, sort_keys=True)
+def _name(hub_id: str) -> str:
+    return hub_id.rsplit("/", 1)[-1].lower()

@@ -33,6 +33,9 @@ class Ensemble:
         self.tokenizer = tokenizer
         _refuse_stray_adapters(self.members.values())
         self.vocab_size = vocabulary_size(tokenizer)
+        for member in self.members.values():
+            if member.vocab_size != self.vocab_size:
+                raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}.")
 
     def __getitem__(self, role: str) -> Member:
         if role not in self.members:

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.quantizers import AutoQuantizationConfig
 
 from proxytune.errors import UserError
-from proxytune.models.checking import check, chosen
 from proxytune.models.chat import ChatPrompt
+from proxytune.models.checking import check, chosen
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.files import hub_errors, identity
 from proxytune.models.member import ADAPTERS_OFF, Member
 from proxytune.models.sources import FamilySpec, Source
-from proxytune.models.vocabulary import check_head, missing_tokens, unknown_token, vocabulary_size
+from proxytune.models.vocabulary import MissingTokens, check_head, missing_tokens, unknown_token, vocabulary_size
 
 Module = PreTrainedModel | PeftModel
 AdapterNames = dict[tuple[str, str | None] | None, str]
@@ -35,9 +35,19 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
     spec = FamilySpec.of(spec)
     sources = chosen(spec, roles)
     check(spec, roles)
-    tokenizers = _tokenizers({"base": spec.base, **sources})
+    tokenizers = load_tokenizers({"base": spec.base, **sources})
     base = tokenizers["base"]
-    missing = {role: missing_tokens(base, tokenizers[role], role, spec.missing_tokens) for role in sources}
+    return Ensemble(load_members(sources, tokenizers, base, spec.missing_tokens), base)
+
+
+def load_members(
+    sources: Mapping[str, Source],
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    base: PreTrainedTokenizerBase,
+    policy: MissingTokens = "refuse",
+) -> dict[str, Member]:
+    """Members by role, aligned to the vocabulary of `base` before any weights are read."""
+    missing = {role: missing_tokens(base, tokenizers[role], role, policy) for role in sources}
     modules, adapters = _modules(sources)
     members = {}
     for role, source in sources.items():
@@ -54,10 +64,11 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
             missing=missing[role],
             unknown=unknown_token(tokenizers[role]) if missing[role] else 0,
         )
-    return Ensemble(members, base)
+    return members
 
 
-def _tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokenizerBase]:
+def load_tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokenizerBase]:
+    """Tokenizers by role; each is read once."""
     loaded: dict[tuple[str | None, ...], PreTrainedTokenizerBase] = {}
     tokenizers = {}
     for role, source in sources.items():

@@ -32,8 +32,14 @@ class Reading:
 
     def select(self, rows: Tensor) -> None:
         """Keep, drop, reorder or repeat rows: afterwards row i is what row `rows[i]` was."""
-        self.mask = self.mask[rows]
-        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows.to(self.mask.device)]
+        # Unlike `batch_select_indices`, this moves `rows` to each layer's device.
+        self.cache.reorder_cache(cast(torch.LongTensor, rows))
+
+    def crop(self, tokens: int) -> None:
+        """Forget the last `tokens` positions."""
+        self.mask = self.mask[:, : self.mask.shape[1] - tokens]
+        self.cache.crop(-tokens)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,63 @@
+"""From whatever the user has (models, members, sources) to an Ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from proxytune.errors import UserError
+from proxytune.models.checking import check_sources
+from proxytune.models.ensemble import Ensemble
+from proxytune.models.loading import load_members, load_tokenizers
+from proxytune.models.member import Member
+from proxytune.models.sources import Source
+from proxytune.models.vocabulary import MissingTokens, check_head, check_policy, vocabulary_size
+
+
+def gather(
+    base: Any,
+    experts: Any,
+    antiexpert: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    policy: MissingTokens = "refuse",
+) -> Ensemble:
+    """The ensemble of what `FusedCausalLM.compose` was given; sources are checked and loaded, equal ones once."""
+    check_policy(policy)
+    parts = _by_role(base, experts, antiexpert)
+    sources = {
+        r: Source.of(part, r) for r, part in parts.items() if not isinstance(part, Member | PreTrainedModel | PeftModel)
+    }
+    check_sources(sources)
+    tokenizers = load_tokenizers(sources)
+    tokenizer = tokenizer or tokenizers.get("base") or getattr(parts["base"], "tokenizer", None)
+    if tokenizer is None:
+        raise UserError("models in memory do not say what their token ids mean: pass tokenizer=, the base's.")
+    loaded = load_members(sources, tokenizers, tokenizer, policy)
+    members = {role: loaded.get(role) or _member(role, part, tokenizer) for role, part in parts.items()}
+    return Ensemble(members, tokenizer)
+
+
+def _by_role(base: Any, experts: Any, antiexpert: Any) -> dict[str, Any]:
+    if (experts is None) != (antiexpert is None):
+        raise UserError(
+            "experts and antiexpert belong together: the antiexpert is the model the experts were tuned from."
+        )
+    parts = {"base": base}
+    if experts is not None:
+        named = experts if isinstance(experts, Mapping) else {"expert": experts}
+        if not named:
+            raise UserError("experts is empty: give at least one, or leave experts and antiexpert out.")
+        parts |= {"antiexpert": antiexpert, **{f"expert:{name}": part for name, part in named.items()}}
+    return parts
+
+
+def _member(role: str, part: Any, tokenizer: PreTrainedTokenizerBase) -> Member:
+    """`part`, a model or a member, as the member of `role`."""
+    if isinstance(part, Member):
+        return replace(part, role=role)
+    check_head(part, vocabulary_size(tokenizer), (), role)
+    return Member(role, part.eval(), vocabulary_size(tokenizer))

@@ -1,0 +1,318 @@
+"""A fused family as one Hugging Face causal LM.
+
+    model = FusedCausalLM.compose(base="org/large", antiexpert="org/small", experts="org/small-tuned", rule=Static(1.0))
+    model.generate(**model.prompts(["How are you?"]), max_new_tokens=20)
+
+Shapes: B rows, t tokens, K kept positions, V tokens of the vocabulary, T experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from proxytune.errors import UserError, unknown_name
+from proxytune.fusion.rule import Fused, Rule
+from proxytune.models.ensemble import Ensemble
+from proxytune.models.fused_cache import FusedCache
+from proxytune.models.fused_inputs import kept, left_padded, new_mask, own_prompt, refuse
+from proxytune.models.member import Member
+from proxytune.models.vocabulary import MissingTokens
+
+
+class FusedConfig(PreTrainedConfig):
+    """What a saved FusedCausalLM is made of."""
+
+    model_type = "proxytune"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "weights"]
+
+    family: dict[str, Any] | None = None
+    """A FamilySpec as plain data; its paths are sub-folders of the saved model."""
+    rule: dict[str, Any] | None = None
+    """{"name": class in proxytune.fusion, **parameters}; None: the base alone."""
+    vocab_size: int = 0
+    max_position_embeddings: int | None = None
+    """Positions that every member can read."""
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+
+
+@dataclass
+class FusedOutput(CausalLMOutputWithPast):
+    """What one forward pass gives: `logits` are the fused ones, [B, K, V] in float32."""
+
+    weights: torch.FloatTensor | None = None
+    """[T, B, K]: the weight of each expert at each position; `past_key_values.weights` collects them."""
+
+
+class FusedCausalLM(PreTrainedModel, GenerationMixin):
+    """base, experts and antiexpert read the same tokens; a rule fuses their logits; everything else is transformers.
+
+    Made by `compose`, `from_ensemble` or `from_pretrained`. It only decodes: gradients are off.
+    """
+
+    config_class = FusedConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _is_stateful = False
+
+    def __init__(
+        self,
+        config: FusedConfig,
+        ensemble: Ensemble | None = None,
+        rule: Rule | None = None,
+        experts: Sequence[str] = (),
+    ) -> None:
+        super().__init__(config)
+        if ensemble is None:
+            raise UserError("a FusedCausalLM has no weights of its own: use compose, from_ensemble or from_pretrained.")
+        if (rule is None) != (not experts):
+            raise UserError("a rule needs experts, and experts need a rule; the base alone has neither.")
+        self.ensemble = ensemble
+        self.rule = rule
+        self.experts = tuple(experts)
+        self.roles = ("base", *self.experts, "antiexpert") if rule is not None else ("base",)
+        # Registered so that parameters, devices and memory are seen; shared modules count once.
+        self.members = torch.nn.ModuleList(
+            {id(m.model): m.model for m in map(ensemble.__getitem__, self.roles)}.values()
+        )
+        self.all_tied_weights_keys: dict[str, str] = {}
+        self.generation_config = _generation_config(ensemble)
+        self.eval()
+
+    # --- making ---
+
+    @classmethod
+    def compose(
+        cls,
+        base: Any,
+        experts: Any = None,
+        antiexpert: Any = None,
+        rule: Rule | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        missing_tokens: MissingTokens = "refuse",
+    ) -> FusedCausalLM:
+        """From models, Members, or sources (a hub id, a folder, a `Source`), mixed as you like.
+
+        `experts` is one of these, or a mapping of names to them. Models in memory need `tokenizer`, the base's.
+        Without experts it is the base alone.
+        """
+        from proxytune.models.composing import gather
+
+        return cls.from_ensemble(gather(base, experts, antiexpert, tokenizer, missing_tokens), rule)
+
+    @classmethod
+    def from_ensemble(
+        cls, ensemble: Ensemble, rule: Rule | None = None, experts: Sequence[str] | None = None
+    ) -> FusedCausalLM:
+        """Over members that are loaded already; `experts` are roles, all experts of the ensemble if None."""
+        if experts is None:
+            experts = [] if rule is None else [role for role in ensemble.members if role.startswith("expert:")]
+        windows = [w for w in (ensemble[role].window for role in ("base", *experts)) if w is not None]
+        config = FusedConfig(
+            vocab_size=ensemble.vocab_size,
+            max_position_embeddings=min(windows, default=None),
+            architectures=[cls.__name__],
+            dtype=ensemble["base"].model.dtype,
+        )
+        return cls(config, ensemble, rule, experts)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any
+    ) -> FusedCausalLM:
+        """What `save_pretrained` wrote, from a folder or a hub id; see `proxytune.models.saved.read`."""
+        from proxytune.models.saved import read
+
+        return read(cls, str(pretrained_model_name_or_path), *args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
+        """One folder per member, the rule in config.json, the tokenizer beside it; see `saved.write`."""
+        from proxytune.models.saved import write
+
+        write(self, save_directory, **kwargs)
+
+    def alone(self, role: str) -> FusedCausalLM:
+        """One member alone over the same vocabulary: an assistant_model for `generate`, say. Nothing is copied."""
+        member = replace(self.ensemble[role], role="base")
+        return type(self).from_ensemble(Ensemble({"base": member}, self.ensemble.tokenizer))
+
+    # --- reading ---
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.ensemble.tokenizer
+
+    def prompts(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Keyword arguments of `generate` for plain prompts; members with a prompt of their own get its rendering."""
+        if isinstance(texts, str):
+            raise UserError("prompts takes a list of texts, not one text.")
+        tokens, mask = left_padded(self.tokenizer, texts)
+        own = {}
+        for role in self.roles:
+            member = self.ensemble[role]
+            if member.render is not None:
+                own_tokens, own_mask = left_padded(member.tokenizer or self.tokenizer, map(member.render, texts))
+                own[role] = {"input_ids": own_tokens, "attention_mask": own_mask}
+        shared = {"input_ids": tokens, "attention_mask": mask}
+        return {**shared, "member_prompts": own} if own else shared
+
+    def new_cache(self, rows: int, member_prompts: Mapping[str, Any] | None = None) -> FusedCache:
+        """An empty cache for a batch of rows. `member_prompts` as in `forward`, for rows or a whole part of them."""
+        own = {role: own_prompt(role, prompt, rows) for role, prompt in (member_prompts or {}).items()}
+        for role in own.keys() - set(self.roles):
+            raise unknown_name("role in member_prompts", role, self.roles)
+        for role in self.roles:
+            if self.ensemble[role].render is not None and role not in own:
+                raise UserError(f"{role} reads a prompt of its own: pass member_prompts, e.g. **model.prompts(texts).")
+        return FusedCache(self.ensemble, self.roles, rows, own)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: FusedCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        member_prompts: Mapping[str, Any] | None = None,
+        return_dict: bool | None = None,
+        **unsupported: Any,
+    ) -> FusedOutput | tuple:
+        """Fused logits after the last `logits_to_keep` of `input_ids` [B, t] (0: all), and the weights chosen there.
+
+        `attention_mask` is [B, past + t], 1 = real. Positions are counted from it, for each member's own prompt.
+        `member_prompts` maps roles to what they read in place of the prompt, the first t - logits_to_keep + 1 tokens:
+        token ids [B, n], or what a tokenizer returns (padded on the left). Only with an empty cache.
+        `labels` [B, t] (-100 = ignore) add the mean cross-entropy as `loss`, without gradients.
+        Raises UserError for other arguments of transformers models, which have no meaning for several models.
+        """
+        refuse(unsupported)
+        if input_ids is None or input_ids.ndim != 2:
+            raise UserError("FusedCausalLM reads input_ids [rows, tokens]: the members share tokens, not embeddings.")
+        cache = self._cache(past_key_values, input_ids.shape[0], member_prompts)
+        mask = new_mask(attention_mask, input_ids, cache.length)
+        fused = self._step(cache, input_ids, mask, kept(logits_to_keep, input_ids.shape[1], labels, cache))
+        output = FusedOutput(
+            loss=None
+            if labels is None
+            else self.loss_function(fused.logits, labels, vocab_size=self.config.vocab_size),
+            logits=cast(torch.FloatTensor, fused.logits),
+            past_key_values=cache if use_cache is None or use_cache else None,
+            weights=cast(torch.FloatTensor, fused.weights),
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _step(self, cache: FusedCache, tokens: Tensor, mask: Tensor, keep: int) -> Fused:
+        """Every voice reads once, the rule fuses: logits [B, K, V] and weights [T, B, K]."""
+        read = self.ensemble.step(cache.next_inputs(tokens, mask, keep))
+        logits = {role: read[reader] for role, reader in cache.reader.items()}
+        if self.rule is None:
+            return Fused(logits["base"].float(), logits["base"].new_empty(0, *logits["base"].shape[:-1]))
+        experts = torch.stack([logits[role] for role in self.experts])
+        fused = self.rule.fuse(logits["base"], experts, logits["antiexpert"])
+        cache.note(fused.weights)
+        return fused
+
+    def _cache(self, given: Any, rows: int, member_prompts: Mapping[str, Any] | None) -> FusedCache:
+        if given is None:
+            return self.new_cache(rows, member_prompts)
+        if not isinstance(given, FusedCache):
+            raise UserError(f"past_key_values must be a FusedCache (model.new_cache), not {type(given).__name__}.")
+        if member_prompts:
+            raise UserError("member_prompts belong to an empty cache: pass them to new_cache, or no past_key_values.")
+        return given
+
+    # --- generating ---
+
+    def generate(self, *args: Any, assistant_model: PreTrainedModel | None = None, **kwargs: Any) -> Any:
+        """As in transformers; `member_prompts` as in `forward`. With `return_dict_in_generate=True` the weights of
+        every step are in `past_key_values.weights` [T, B, steps]."""
+        if kwargs.get("cache_implementation") not in (None, "dynamic"):
+            raise UserError(
+                f"cache_implementation={kwargs['cache_implementation']!r}: only dynamic caches can be fused."
+            )
+        if assistant_model is not None:
+            kwargs["assistant_model"] = self._assistant(assistant_model, kwargs.get("assistant_tokenizer"))
+        return cast(Any, super()).generate(*args, **kwargs)
+
+    def _assistant(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
+        """`model` cut to the family's vocabulary, so that padding rows are no candidates."""
+        if isinstance(model, FusedCausalLM) or tokenizer is not None:
+            return model
+        member = Member("base", model, self.config.vocab_size)
+        return type(self).from_ensemble(Ensemble({"base": member}, self.tokenizer))
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict, generation_mode: Any, batch_size: int, max_cache_length: int
+    ) -> None:
+        """Puts a FusedCache for the expanded batch into `model_kwargs`, with the own prompts inside."""
+        if generation_config.cache_implementation not in (None, "dynamic"):
+            raise UserError(
+                f"cache_implementation={generation_config.cache_implementation!r}: only dynamic caches can be fused."
+            )
+        if generation_config.output_hidden_states or generation_config.output_attentions:
+            raise UserError("several models have no common hidden states or attentions: ask a member for them.")
+        prompts = model_kwargs.pop("member_prompts", None)
+        if prompts and (generation_config.use_cache is False or generation_config.prefill_chunk_size is not None):
+            raise UserError("member_prompts need use_cache=True and no prefill_chunk_size.")
+        rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+        given = model_kwargs.get("past_key_values")
+        if generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = cache = self._cache(given, rows, prompts)
+            cache._is_user_defined = given is not None
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
+
+    # --- the rest of the Hugging Face face ---
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.ensemble["base"].model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        """None: the fused logits come from several heads."""
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to tie: each member has tied its own weights."""
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> FusedCausalLM:
+        """Behind .to(), .half() and the like; quantised and spread members can't be moved."""
+        for model in self.members:
+            spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+            if spread or getattr(model, "is_quantized", False):
+                raise UserError(
+                    "a quantised or spread member stays where it was loaded: choose device_map and dtype there."
+                )
+        return super()._apply(fn, recurse)
+
+
+def _generation_config(ensemble: Ensemble) -> Any:
+    """The base's, completed from the tokenizer where it names no special tokens."""
+    config = deepcopy(ensemble["base"].model.generation_config)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(ensemble.tokenizer, name))
+    if config.cache_implementation is not None:
+        config.cache_implementation = None
+    return config
+
+
+AutoConfig.register(FusedConfig.model_type, FusedConfig)
+AutoModelForCausalLM.register(FusedConfig, FusedCausalLM)

@@ -1,0 +1,62 @@
+"""What FusedCausalLM.forward may be given, checked and brought into shape. Shapes: B rows, t tokens, K kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from proxytune.errors import UserError
+from proxytune.models.fused_cache import FusedCache, OwnPrompt
+
+
+def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Any) -> tuple[Tensor, Tensor]:
+    """Tokens and mask, both [B, longest]; what stands in the padding is never read."""
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return tokens, mask
+
+
+def own_prompt(role: str, prompt: Any, rows: int) -> OwnPrompt:
+    """`prompt` of `role`, token ids [B, n] or what a tokenizer returns, for a batch that repeats its rows."""
+    tokens = prompt if isinstance(prompt, Tensor) else prompt["input_ids"]
+    mask = None if isinstance(prompt, Tensor) else prompt.get("attention_mask")
+    if tokens.ndim != 2 or rows % tokens.shape[0]:
+        raise UserError(f"member_prompts[{role!r}] must be [rows, tokens] for {rows} rows, not {list(tokens.shape)}.")
+    return OwnPrompt(tokens, torch.ones_like(tokens) if mask is None else mask).expand(rows)
+
+
+def new_mask(mask: Tensor | None, tokens: Tensor, past: int) -> Tensor:
+    """The part of `mask` [B, past + t] that belongs to `tokens` [B, t]."""
+    if mask is None:
+        return torch.ones_like(tokens)
+    if mask.shape != (tokens.shape[0], past + tokens.shape[1]):
+        raise UserError(
+            f"attention_mask must be [rows, past + tokens] = {[tokens.shape[0], past + tokens.shape[1]]}, "
+            f"not {list(mask.shape)}."
+        )
+    return mask[:, past:].to(torch.long)
+
+
+def kept(logits_to_keep: int, tokens: int, labels: Tensor | None, cache: FusedCache) -> int:
+    """K: how many last positions of `tokens` are asked for."""
+    if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
+        raise UserError(f"logits_to_keep must be a number of last positions (0: all), not {logits_to_keep!r}.")
+    if labels is not None and logits_to_keep != 0:
+        raise UserError("labels need the logits of every position: leave logits_to_keep at 0.")
+    if cache.own and logits_to_keep == 0:
+        raise UserError("member_prompts need logits_to_keep: 1 + the number of tokens after the prompt.")
+    return min(logits_to_keep, tokens) if logits_to_keep > 0 else tokens
+
+
+def refuse(unsupported: Mapping[str, Any]) -> None:
+    """UserError for arguments of transformers models that have no meaning for several models."""
+    for name, value in unsupported.items():
+        # generate hands the tokenizers for stop strings and assistants down to forward.
+        if name not in ("tokenizer", "assistant_tokenizer") and value is not None and value is not False:
+            raise UserError(f"FusedCausalLM does not take {name}: the members share token ids and nothing else.")

@@ -1,0 +1,207 @@
+"""A FusedCausalLM as a folder, and back.
+
+    config.json, generation_config.json, tokenizer files     the fused model: its rule, and its family as relative paths
+    base/, antiexpert/, expert-<name>/                       one ordinary Hugging Face folder per module or adapter
+
+Reading builds a FamilySpec of the sub-folders, so a module that members share is stored and loaded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import asdict, is_dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+import proxytune.fusion
+from proxytune.errors import UserError
+from proxytune.fusion.rule import Rule
+from proxytune.models.chat import ChatPrompt
+from proxytune.models.files import hub_errors
+from proxytune.models.loading import load
+from proxytune.models.member import ADAPTERS_OFF, Member
+from proxytune.models.sources import FamilySpec, Source, is_local
+
+if TYPE_CHECKING:
+    from proxytune.models.fused import FusedCausalLM, FusedConfig
+
+
+def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: str = "50GB") -> None:
+    """Writes safetensors, configs and tokenizers. UserError for what could not be read back the same."""
+    folder = Path(save_directory)
+    if folder.is_file():
+        raise UserError(f"can't save into {str(folder)!r}: it is a file.")
+    members = {
+        role: model.ensemble[role]
+        for role in dict.fromkeys(("base", "antiexpert", *model.roles))
+        if role in model.roles
+    }
+    homes = _homes(members)
+    config = deepcopy(model.config)
+    config.family = _family(members, homes, model)
+    config.rule = None if model.rule is None else describe_rule(model.rule)
+    FamilySpec.of(config.family)
+    for role, member in members.items():
+        home = folder / homes[id(member.model)]
+        if not home.exists():
+            _write_module(member.model, home, max_shard_size)
+            (member.tokenizer or model.tokenizer).save_pretrained(home)
+        if isinstance(member.model, PeftModel) and member.adapter not in (None, ADAPTERS_OFF):
+            _write_adapter(member.model, str(member.adapter), folder / _slug(role))
+    model.tokenizer.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    config.save_pretrained(folder)
+
+
+def read(
+    cls: type[FusedCausalLM],
+    path: str,
+    config: FusedConfig | None = None,
+    rule: Rule | None = None,
+    revision: str | None = None,
+    dtype: Any = None,
+    device_map: str | None = None,
+    attn_implementation: str | None = None,
+    **others: Any,
+) -> FusedCausalLM:
+    """The model that `write` wrote to a folder or a hub id; `rule` replaces the saved one. UserError for damage."""
+    for name, value in others.items():
+        if value not in (None, False) and not name.startswith("_"):
+            raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}.")
+    folder = _fetch(path, revision)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: it has no config.json.")
+    config = config or AutoConfig.from_pretrained(folder)
+    family = getattr(config, "family", None)
+    if config is None or family is None:
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: its config.json describes no family.")
+    given = {"dtype": _dtype_name(dtype), "device_map": device_map, "attn_implementation": attn_implementation}
+    options = {name: value for name, value in given.items() if value is not None}
+    ensemble = load(_inside(FamilySpec.of(family), folder, options))
+    if rule is None and config.rule is not None:
+        rule = build_rule(config.rule)
+    model = cls.from_ensemble(ensemble, rule)
+    model.config.name_or_path = model.name_or_path = path
+    model.generation_config = type(model.generation_config).from_pretrained(folder)
+    return model
+
+
+def describe_rule(rule: Rule) -> dict[str, Any]:
+    """A rule as plain data: its class's name and its parameters."""
+    return {"name": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
+
+
+def build_rule(description: Mapping[str, Any]) -> Rule:
+    """The rule of `proxytune.fusion` that `describe_rule` described."""
+    name = description["name"]
+    kind = getattr(proxytune.fusion, name, None)
+    if not (isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "fuse")):
+        raise UserError(f"proxytune.fusion has no rule {name!r}: pass your own as from_pretrained(..., rule=...).")
+    return cast(Rule, kind(**{key: value for key, value in description.items() if key != "name"}))
+
+
+def _slug(role: str) -> str:
+    return role.replace(":", "-")
+
+
+def _homes(members: Mapping[str, Member]) -> dict[int, str]:
+    """The sub-folder of each module, by the module's id: that of the first role that uses it without an adapter."""
+    homes: dict[int, str] = {}
+    for role, member in members.items():
+        if member.adapter in (None, ADAPTERS_OFF):
+            homes.setdefault(id(member.model), _slug(role))
+    for role, member in members.items():
+        homes.setdefault(id(member.model), f"{_slug(role)}-module")
+    return homes
+
+
+def _family(members: Mapping[str, Member], homes: Mapping[int, str], model: FusedCausalLM) -> dict[str, Any]:
+    sources: dict[str, dict[str, Any]] = {}
+    for role, member in members.items():
+        source = sources[role] = {"path": homes[id(member.model)]}
+        if member.adapter not in (None, ADAPTERS_OFF):
+            source["adapter"] = _slug(role)
+        if isinstance(member.render, ChatPrompt):
+            source["chat"] = asdict(member.render.chat)
+        elif member.render is not None:
+            raise UserError(f"{role}: its prompt is rendered by {member.render!r}, which can't be saved.")
+    family: dict[str, Any] = {role: sources[role] for role in ("base", "antiexpert") if role in sources}
+    family["experts"] = {role.removeprefix("expert:"): sources[role] for role in model.experts}
+    vocabulary = model.tokenizer.get_vocab()
+    differ = any(m.tokenizer is not None and m.tokenizer.get_vocab() != vocabulary for m in members.values())
+    family["missing_tokens"] = "base_only" if differ else "refuse"
+    return family
+
+
+def _write_module(model: PreTrainedModel | PeftModel, home: Path, max_shard_size: str) -> None:
+    if not isinstance(model, PeftModel):
+        model.save_pretrained(home, max_shard_size=max_shard_size)
+        return
+    plain = cast(PreTrainedModel, model.get_base_model())
+    plain.save_pretrained(
+        home, state_dict=_without_adapters(model), max_shard_size=max_shard_size, save_peft_format=False
+    )
+
+
+def _without_adapters(model: PeftModel) -> dict[str, Tensor]:
+    """The weights of the module under its adapters, by their own names."""
+    prefix = getattr(model.base_model, "prefix", "lora_")
+    plain = cast(PreTrainedModel, model.get_base_model())
+    weights = {}
+    for name, weight in plain.state_dict().items():
+        if prefix not in name and ".modules_to_save." not in name:
+            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = weight
+    return weights
+
+
+def _write_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
+    model.save_pretrained(str(folder), selected_adapters=[adapter])
+    nested = folder / adapter
+    if nested.is_dir():  # PEFT puts every adapter but "default" one level down
+        for file in nested.iterdir():
+            file.replace(folder / file.name)
+        nested.rmdir()
+
+
+def _fetch(path: str, revision: str | None) -> Path:
+    if is_local(path):
+        folder = Path(path).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"no such folder: {path!r}.")
+        return folder
+    with hub_errors(path, revision):
+        return Path(snapshot_download(path, revision=revision))
+
+
+def _inside(spec: FamilySpec, folder: Path, options: Mapping[str, Any]) -> FamilySpec:
+    """`spec` with its paths, which must stay inside, joined to `folder`, and with load options."""
+
+    def joined(source: Source) -> Source:
+        adapter = None if source.adapter is None else _sub_folder(folder, source.adapter)
+        return replace(
+            source, path=_sub_folder(folder, source.path), adapter=adapter, trust_remote_code=False, **options
+        )
+
+    return replace(
+        spec,
+        base=joined(spec.base),
+        antiexpert=None if spec.antiexpert is None else joined(spec.antiexpert),
+        experts={name: joined(source) for name, source in spec.experts.items()},
+    )
+
+
+def _sub_folder(folder: Path, name: str) -> str:
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"a saved FusedCausalLM holds its members in sub-folders, not in {name!r}.")
+    return str(folder / name)
+
+
+def _dtype_name(dtype: Any) -> str | None:
+    return None if dtype is None else str(dtype).removeprefix("torch.")
