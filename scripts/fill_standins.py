@@ -261,12 +261,18 @@ def fill_trained(folder: Path, names: Iterable[str] = tuple(TRAINED)) -> None:
         build(target, REPOSITORIES[TRAINED[name]], seed=name)
 
 
+@cache
+def tokenizer_of(kind: Kind, chat: bool) -> PreTrainedTokenizerBase:
+    tokenizer = kind.tokenizer(chat)
+    if chat or kind.base_has_template:
+        tokenizer.chat_template = kind.template
+    return tokenizer
+
+
 def build(folder: Path, standin: Standin, seed: str) -> None:
     """Writes config, random weights, tokenizer and, for a chat model, its stop tokens to `folder`."""
     kind = standin.kind
-    tokenizer = kind.tokenizer(standin.chat)
-    if standin.chat or kind.base_has_template:
-        tokenizer.chat_template = kind.template
+    tokenizer = tokenizer_of(kind, standin.chat)
     tokenizer.save_pretrained(folder)
     config = kind.config(
         vocab_size=standin.rows,
