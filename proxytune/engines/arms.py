@@ -38,5 +38,7 @@ class Arm:
         base = logits[self.base]
         if self.rule is None:
             return Fused(base.float(), base.new_empty((0, *base.shape[:-1]), dtype=torch.float32))
-        experts = torch.stack([logits[role] for role in self.experts])
+        first, *others = (logits[role] for role in self.experts)
+        # Stacking copies; most arms have one expert.
+        experts = torch.stack([first, *others]) if others else first.unsqueeze(0)
         return self.rule.fuse(base, experts, logits[self.antiexpert])

@@ -28,7 +28,7 @@ class Ending:
         self.window = max((len(stop.encode()) for stop in self.until), default=0) + 1
 
     def reached(self, tokens: Sequence[int]) -> str | None:
-        """Why the answer ends here: "stop" (its last token completes a stop string), "length", or None if it goes on."""
+        """Why the answer ends here: "stop" (its last token completes a stop string) or "length"; None if it goes on."""
         if self.until:
             tail = self._decode(tokens[-self.window :])
             if any(stop in tail for stop in self.until):

@@ -22,8 +22,8 @@ from proxytune.engines.requests import Scored, ScoreRequest
 
 SLICE = 2**26
 """Logits read at once by each voice: 256 MiB in float32. Long continuations are read in slices of time."""
-CHUNK = 2**20
-"""Logits of each voice that the arms work on at once: 4 MiB in float32, so that they stay in the processor's cache."""
+CHUNK = {"cpu": 2**18}
+"""Logits of each voice that the arms work on at once; on a CPU 1 MiB in float32, so that they stay in its cache."""
 
 
 class Target(NamedTuple):
@@ -35,11 +35,15 @@ class Target(NamedTuple):
     token: int
 
 
+Saying = tuple[float, bool, list[float]]
+"""What an arm says of one target: log-probability, whether it is its likeliest token, weights [T]."""
+
+
 class Tally:
-    """What the arms have said about one continuation so far: a list per arm of (logprob, greedy, weights)."""
+    """What each arm has said of one continuation so far."""
 
     def __init__(self, arms: Sequence[Arm]) -> None:
-        self.said: dict[str, list[tuple[float, bool, list[float]]]] = {arm.name: [] for arm in arms}
+        self.said: dict[str, list[Saying]] = {arm.name: [] for arm in arms}
 
     def scored(self, arm: Arm) -> Scored:
         said = self.said[arm.name]
@@ -95,25 +99,26 @@ def _judge(
     positions: dict[tuple[int, int], list[Target]] = {}
     for target in targets:
         positions.setdefault((target.row, target.time), []).append(target)
-    size = max(1, CHUNK // voices.ensemble.vocab_size)
+    size = max(1, CHUNK.get(voices.home.type, SLICE) // voices.ensemble.vocab_size)
     spots = list(positions)
     for start in range(0, len(spots), size):
         here = spots[start : start + size]
         rows, times = torch.tensor(here).unbind(1)
         logits_NV = {voice: tensor[rows, times].float() for voice, tensor in logits.items()}
         aimed = [(n, target) for n, spot in enumerate(here) for target in positions[spot]]
+        at = torch.tensor([n for n, _ in aimed], device=voices.home)
+        tokens = torch.tensor([target.token for _, target in aimed], device=voices.home)
         for arm in arms:
-            for (_, target), said in zip(aimed, _say(arm, voices.by_role(arm, logits_NV), aimed), strict=True):
-                tallies[target.slot].said[arm.name].append(said)
+            said = _say(arm, voices.by_role(arm, logits_NV), at, tokens)
+            for (_, target), saying in zip(aimed, said, strict=True):
+                tallies[target.slot].said[arm.name].append(saying)
 
 
-def _say(
-    arm: Arm, logits_NV: Mapping[str, Tensor], aimed: Sequence[tuple[int, Target]]
-) -> list[tuple[float, bool, list[float]]]:
-    """What `arm` says of each of M targets: (logprob, greedy, weights)."""
+def _say(arm: Arm, logits_NV: Mapping[str, Tensor], at: Tensor, tokens: Tensor) -> list[Saying]:
+    """What `arm` says of `tokens` [M] at the positions `at` [M]."""
     fused, weights_TN = arm.answer(logits_NV)
-    n = torch.tensor([n for n, _ in aimed], device=fused.device)
-    token = torch.tensor([target.token for _, target in aimed], device=fused.device)
-    logprobs = fused.log_softmax(dim=-1)[n, token].tolist()
-    greedy = (fused.argmax(dim=-1)[n] == token).tolist()
-    return list(zip(logprobs, greedy, weights_TN.T[n.to(weights_TN.device)].tolist(), strict=True))
+    logprobs = fused.log_softmax(dim=-1)[at, tokens].tolist()
+    # argmax, which says which of equal logits comes first, is slow on a CPU: ask it only about largest logits.
+    greedy = fused[at, tokens] == fused.amax(dim=-1)[at]
+    greedy[greedy.clone()] = fused[at[greedy]].argmax(dim=-1) == tokens[greedy]
+    return list(zip(logprobs, greedy.tolist(), weights_TN.T[at].tolist(), strict=True))

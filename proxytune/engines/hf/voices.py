@@ -26,6 +26,7 @@ class Voices:
         for role in dict.fromkeys(role for arm in arms for role in arm.roles):
             self.of[role] = next((v for v in self.of.values() if self._alike(v, role, different)), role)
         self.names = tuple(dict.fromkeys(self.of.values()))
+        self.home = ensemble[self.names[0]].device
 
     def _alike(self, one: str, other: str, prompts: Iterable[Prompt]) -> bool:
         same_member = self.ensemble.canonical(one) == self.ensemble.canonical(other)
@@ -58,7 +59,7 @@ class Readings:
         """Reads each of `prompts` once per voice; `first` [B, V] by voice are the logits after them."""
         ensemble = voices.ensemble
         self.ensemble = ensemble
-        self.home = ensemble[voices.names[0]].device
+        self.home = voices.home
         self.size = dict.fromkeys(voices.names, len(prompts))
         self.readings = {voice: ensemble.start(voice, len(prompts)) for voice in voices.names}
         tokens = {voice: [prompt.of(voice) for prompt in prompts] for voice in voices.names}
