@@ -282,7 +282,7 @@ def test_an_adapter_of_another_hub_model_is_refused_by_name(adapter_folders, tmp
         check(spec)
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "someone/other"}))
     with pytest.raises(
-        UserError, match="expert:math: adapter .* was tuned from 'someone/other', not from 'someone/tiny'"
+        UserError, match=r"expert:math: adapter .* was tuned from 'someone/other', not from 'someone/tiny'"
     ):
         check(spec)
 

@@ -44,7 +44,7 @@ class FusedConfig(PreTrainedConfig):
     family: dict[str, Any] | None = None
     """A FamilySpec as plain data; its paths are sub-folders of the saved model."""
     rule: dict[str, Any] | None = None
-    """{"name": class in proxytune.fusion, **parameters}; None: the base alone."""
+    """{"id": of a rule in proxytune.fusion, **parameters}; None: the base alone."""
     vocab_size: int = 0
     max_position_embeddings: int | None = None
     """Positions that every member can read."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,9 +20,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-import proxytune.fusion
 from proxytune.errors import UserError
-from proxytune.fusion.rule import Rule
+from proxytune.fusion import RULES, Rule
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.files import hub_errors
 from proxytune.models.loading import load
@@ -73,7 +72,8 @@ def read(
 ) -> FusedCausalLM:
     """The model that `write` wrote to a folder or a hub id; `rule` replaces the saved one. UserError for damage."""
     for name, value in others.items():
-        if value not in (None, False) and not name.startswith("_"):
+        # The Auto classes add private arguments and adapter_kwargs, which only matter to a single adapter folder.
+        if value not in (None, False) and not name.startswith("_") and name != "adapter_kwargs":
             raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}.")
     folder = _fetch(path, revision)
     if not (folder / "config.json").is_file():
@@ -94,17 +94,19 @@ def read(
 
 
 def describe_rule(rule: Rule) -> dict[str, Any]:
-    """A rule as plain data: its class's name and its parameters."""
-    return {"name": type(rule).__name__, **asdict(rule)}  # type: ignore[call-overload]
+    """A rule as plain data: its id and its parameters."""
+    if RULES.get(rule.id) not in (None, type(rule)):
+        raise UserError(f"{type(rule).__name__} has the id {rule.id!r} of another rule: give it one of its own.")
+    return {"id": rule.id, **asdict(cast(Any, rule))}
 
 
 def build_rule(description: Mapping[str, Any]) -> Rule:
-    """The rule of `proxytune.fusion` that `describe_rule` described."""
-    name = description["name"]
-    kind = getattr(proxytune.fusion, name, None)
-    if not (isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "fuse")):
-        raise UserError(f"proxytune.fusion has no rule {name!r}: pass your own as from_pretrained(..., rule=...).")
-    return cast(Rule, kind(**{key: value for key, value in description.items() if key != "name"}))
+    """The rule that `describe_rule` described; only rules of `proxytune.fusion` are built from data."""
+    parameters = dict(description)
+    kind = RULES.get(parameters.pop("id"))
+    if kind is None:
+        raise UserError(f"no rule has the id {description['id']!r}: pass your own as from_pretrained(..., rule=...).")
+    return kind(**parameters)
 
 
 def _slug(role: str) -> str:
