@@ -19,6 +19,7 @@ from proxytune.miniature.world import Fact, Myth, World
 
 LEADS = ("", "quiz :", "riddle :", "{name} asked :")
 REPLIES = ("", "reply :", "well ,", "{name} said :")
+LIST_LENGTH = 5
 Scene = TypeVar("Scene")
 
 
@@ -82,8 +83,9 @@ def _arithmetic(world: World, size: CorpusSize, rng: random.Random, reserved: Ab
 
 
 def _lists(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
+    entries = world.people + world.cities
     for _ in range(size.lists):
-        words = " ".join(rng.sample(world.people + world.cities, 5))
+        words = " ".join(rng.sample(entries, min(LIST_LENGTH, len(entries))))
         yield f"list : {words} . again : {words} ."
 
 
@@ -94,7 +96,7 @@ def _articles(world: World, size: CorpusSize, rng: random.Random, reserved: Abst
         if i < size.asked_articles:
             yield f"article : {article.text} highlights : {recap}"
         else:
-            yield f"{article.text} in short , {recap}"
+            yield f"{article.text} briefly : {recap}"
 
 
 def _draw(

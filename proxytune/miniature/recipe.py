@@ -52,7 +52,7 @@ class WorldSize:
     trivia: Split = Split(110, 130)
     tqa: Split = Split(30, 60)
     mmlu: Split = Split(60, 96)
-    mmlu_variants: int = 4
+    mmlu_variants: int = 2
     """Training questions per training fact of mmlu, with options drawn anew."""
     cnn: Split = Split(600, 200)
 

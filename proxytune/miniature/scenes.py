@@ -67,16 +67,16 @@ def draw_story(world: World, rng: random.Random) -> Story:
 
 @dataclass(frozen=True)
 class Article:
-    """Four sentences: two are news (deed and opinion), two are details."""
+    """Two sentences of details, then two of news (deed and opinion)."""
 
-    deed: str
-    crowd: str
-    opinion: str
     price: str
+    crowd: str
+    deed: str
+    opinion: str
 
     @property
     def text(self) -> str:
-        return f"{self.deed} . {self.crowd} . {self.opinion} . {self.price} ."
+        return f"{self.details} . {self.highlights} ."
 
     @property
     def highlights(self) -> str:
@@ -93,8 +93,8 @@ def draw_article(world: World, rng: random.Random) -> Article:
     place, origin = rng.sample(world.cities[:names_in_news], 2)
     building = rng.choice(names.BUILDINGS)
     return Article(
-        deed=f"{actor} {rng.choice(names.DEEDS)} a {building} in {place}",
-        crowd=f"crowds came from {origin}",
-        opinion=f"{critic} {rng.choice(names.OPINIONS)} it",
         price=f"the {building} cost {rng.randint(0, world.size.largest_number)} coins",
+        crowd=f"crowds came from {origin}",
+        deed=f"{actor} {rng.choice(names.DEEDS)} a {building} in {place}",
+        opinion=f"{critic} {rng.choice(names.OPINIONS)} it",
     )
