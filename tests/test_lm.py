@@ -16,7 +16,7 @@ from proxytune.errors import UserError
 from proxytune.experiment.board import Board
 from proxytune.experiment.lm import ArmLM, decoding_options
 from proxytune.experiment.store import AnswerStore
-from proxytune.fusion import Static
+from proxytune.fusion import MatchKL, Static
 from proxytune.models import Ensemble
 
 ALONE = "expert:math"
@@ -60,8 +60,8 @@ metric_list: [{metric: word_perplexity}]
 class CountingEngine(HFEngine):
     """Notes how often it is asked, and by which arms."""
 
-    def __init__(self, ensemble: Ensemble) -> None:
-        super().__init__(ensemble)
+    def __init__(self, ensemble: Ensemble, batch_size: int | None = None) -> None:
+        super().__init__(ensemble, batch_size)
         self.passes: list[tuple[int, tuple[str, ...]]] = []
 
     def score(self, requests, arms, progress=None):
@@ -135,6 +135,7 @@ def test_rolling_log_likelihood_over_several_windows_is_hflms(family, hflm, mana
     )
     assert all(len(asked) > 1 and all(one.cut == 0 for one in asked) for asked in lm.asked.values())
     assert len(lm.board.engine.passes) == 1
+    assert lm.board.computed == 4 * sum(len(asked) for asked in lm.asked.values())
 
 
 @pytest.mark.parametrize("name", ["choice", "open", "text"])
@@ -178,23 +179,28 @@ def test_what_the_store_has_is_not_computed_again(family, manager, arms):
         assert (board.computed, board.read) == (6, 6)
 
 
-def test_a_pass_that_was_cut_off_is_taken_up_where_it_stopped(family, manager, arms):
+def test_a_run_that_was_cut_off_goes_on_with_whole_blocks_and_ends_with_the_very_same_answers(family, manager):
+    arms = [Arm("base"), Arm("dynamic", rule=MatchKL(), experts=("expert:math",))]
+
     class Dying(CountingEngine):
         def generate(self, requests, arms, progress=None):
             for done, answer in enumerate(super().generate(requests, arms, progress)):
-                if done == 5:
+                if len(self.passes) == 2 and done == 1:
                     raise KeyboardInterrupt
                 yield answer
 
+    def answers(board: Board) -> list:
+        lms = [ArmLM(board, arm) for arm in arms]
+        return [(replies(samples(lm, manager, "open")), lm.asked) for lm in lms]
+
+    whole = answers(Board(CountingEngine(family, batch_size=2), arms, AnswerStore()))
     with AnswerStore() as store:
         with pytest.raises(KeyboardInterrupt):
-            samples(ArmLM(Board(Dying(family), arms, store), arms[0]), manager, "open")
-        assert len(store) == 5
-        board = board_of(family, *arms, store=store)
-        after = {arm.name: replies(samples(ArmLM(board, arm), manager, "open")) for arm in arms}
-        assert (board.read, board.computed) == (5, 12 - 5)
-    whole = board_of(family, *arms)
-    assert after == {arm.name: replies(samples(ArmLM(whole, arm), manager, "open")) for arm in arms}
+            answers(Board(Dying(family, batch_size=2), arms, store))
+        assert len(store) == 4
+        board = Board(CountingEngine(family, batch_size=2), arms, store)
+        assert answers(board) == whole
+        assert (board.read, board.computed) == (4, 2)
 
 
 def test_prompts_beyond_the_smallest_window_lose_their_beginning_as_in_hflm_and_that_is_counted(family, hflm):

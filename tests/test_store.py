@@ -49,8 +49,8 @@ def test_answers_come_back_bit_for_bit(answer):
 def test_what_is_put_is_there_for_the_next_process(tmp_path):
     path = tmp_path / "made" / "answers.sqlite"
     with AnswerStore(path) as store:
-        store.put("a", ANSWER)
-        store.put("b", Scored((-1.5,), (True,), ()))
+        store.put({"a": ANSWER})
+        store.put({"b": Scored((-1.5,), (True,), ())})
     with AnswerStore(path) as store:
         assert store.get(["a", "b", "c"]) == {"a": ANSWER, "b": Scored((-1.5,), (True,), ())}
         assert len(store) == 2
@@ -59,15 +59,14 @@ def test_what_is_put_is_there_for_the_next_process(tmp_path):
 def test_in_memory_store_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with AnswerStore() as store:
-        store.put("a", ANSWER)
+        store.put({"a": ANSWER})
         assert store.get(["a", "a"]) == {"a": ANSWER}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_asks_for_more_keys_than_sqlite_takes_at_once():
     with AnswerStore() as store:
-        for i in range(1201):
-            store.put(f"k{i}", ANSWER)
+        store.put({f"k{i}": ANSWER for i in range(1201)})
         assert len(store.get([f"k{i}" for i in range(2000)])) == 1201
 
 
@@ -85,15 +84,15 @@ def test_asks_for_more_keys_than_sqlite_takes_at_once():
 def test_damaged_rows_are_reported_and_never_used(tmp_path, damage, caplog):
     path = tmp_path / "answers.sqlite"
     with AnswerStore(path) as store:
-        store.put("a", ANSWER)
-        store.put("b", replace(ANSWER, text="other"))
+        store.put({"a": ANSWER})
+        store.put({"b": replace(ANSWER, text="other")})
     with sqlite3.connect(path) as db:
         db.executescript(damage)
     with AnswerStore(path) as store:
         assert ANSWER not in store.get(["a", "b"]).values()
         assert len(store.damaged) == 1
         assert "damaged" in caplog.text
-        store.put("a", ANSWER)
+        store.put({"a": ANSWER})
         assert store.get(["a"]) == {"a": ANSWER}
 
 
@@ -121,8 +120,8 @@ WRITER = textwrap.dedent("""
     path, name = sys.argv[1:]
     with AnswerStore(path) as store:
         for i in range(300):
-            store.put(f"{name}-{i}", Scored((-float(i),), (True,), ()))
-            store.put(f"shared-{i}", Scored((-1.0,), (True,), ()))
+            answers = {f"{name}-{i}": Scored((-float(i),), (True,), ()), f"shared-{i}": Scored((-1.0,), (True,), ())}
+            store.put(answers)
             assert store.get([f"{name}-{i}"])
             print(i, flush=True)
 """)

@@ -1,5 +1,19 @@
-"""Experiments: family x arms x tasks -> records, with an answer store and the statistics of the gap closed."""
+"""Experiments: family x arms x tasks -> records, with an answer store and the statistics of the gap closed.
 
-from proxytune.experiment.runner import run
+`run` loads its module, and with it lm-eval, when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proxytune.experiment.runner import run
 
 __all__ = ["run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "run":
+        from proxytune.experiment.runner import run
+
+        return run
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from proxytune.engines.arms import Arm
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
@@ -17,6 +17,8 @@ class Engine(Protocol):
     """What answers requests: `HFEngine`, say. Yields (request index, arm name, answer) as answers are finished."""
 
     ensemble: Ensemble
+    batch_size: int
+    """Requests it works on together."""
 
     def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]: ...
 
@@ -26,9 +28,13 @@ class Engine(Protocol):
 
 
 class Board:
-    """Answers of all arms to all requests of a task: from the store, or computed and stored one by one.
+    """Answers of all arms to all requests of a task: from the store, or computed block by block and stored.
 
     Arms that answer alike (the task's expert and "expert:<name>", say) and equal requests are computed once.
+
+    A block is one batch of the engine. Which requests it holds depends on the task alone, and its answers are stored
+    together: batched matrix products round differently in other company, so that only a run that goes on with whole
+    blocks ends with the very numbers of one that was never interrupted.
     """
 
     def __init__(
@@ -64,41 +70,53 @@ class Board:
 
     def _complete(self, requests: Sequence[Request]) -> None:
         """Has every arm answer every request."""
-        todo: dict[str, tuple[int, str]] = {}
-        for index, request in enumerate(requests):
-            for arm in self.arms:
-                todo.setdefault(self.keys.of(arm, request), (index, arm.name))
-        found = self.store.get([key for key in todo if key not in self._answers])
+        rows = self._rows(requests)
+        found = self.store.get([key for row in rows for key in row.keys.values() if key not in self._answers])
         self._answers |= found
         self.read += len(found)
-        missing = {asked: key for key, asked in todo.items() if key not in self._answers}
-        if missing:
-            self._compute(requests, missing)
+        missing = sum(key not in self._answers for row in rows for key in row.keys.values())
+        with bar(self.label, missing, self.progress) as advance:
+            for start in range(0, len(rows), self.engine.batch_size):
+                self._compute(rows[start : start + self.engine.batch_size], advance)
 
-    def _compute(self, requests: Sequence[Request], missing: Mapping[tuple[int, str], str]) -> None:
-        """One pass of the engine for the requests that lack the same arms: one in all, unless a run was cut off."""
-        with bar(self.label, len(missing), self.progress) as advance:
-            for indices, arms in _passes(missing):
-                for i, arm, answer in self._run([requests[index] for index in indices], arms):
-                    self._keep(missing[indices[i], arm], answer)
+    def _rows(self, requests: Sequence[Request]) -> list[Row]:
+        """The different requests, the longest prompts first and those of one prompt together."""
+        rows = []
+        seen: set[str] = set()
+        for request in requests:
+            keys: dict[str, str] = {}
+            for arm in self.arms:
+                key = self.keys.of(arm, request)
+                if key not in seen:
+                    seen.add(key)
+                    keys[arm.name] = key
+            if keys:
+                rows.append(Row(request, keys))
+        return sorted(rows, key=lambda row: (-len(row.request.prompt.tokens), row.request.prompt.tokens))
+
+    def _compute(self, block: Sequence[Row], advance: Callable[[], None]) -> None:
+        """What is missing in a block: one pass of the engine, unless arms have been added since a part was stored."""
+        passes: dict[tuple[str, ...], list[Row]] = {}
+        for row in block:
+            lacking = tuple(arm for arm, key in row.keys.items() if key not in self._answers)
+            passes.setdefault(lacking, []).append(row)
+        for names, rows in passes.items():
+            if names:
+                answers = {}
+                for i, name, answer in self._run([row.request for row in rows], names):
+                    answers[rows[i].keys[name]] = answer
                     advance()
+                self.store.put(answers)
+                self._answers |= answers
+                self.computed += len(answers)
 
     def _run(self, requests: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[int, str, Answer]]:
         run: Any = self.engine.score if isinstance(requests[0], ScoreRequest) else self.engine.generate
         return run(requests, [arm for arm in self.arms if arm.name in names])
 
-    def _keep(self, key: str, answer: Answer) -> None:
-        self.store.put(key, answer)
-        self._answers[key] = answer
-        self.computed += 1
 
+class Row(NamedTuple):
+    """A request, and the key of its answer by each arm; arms that answer like an earlier one are left out."""
 
-def _passes(missing: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], tuple[str, ...]]]:
-    """Missing (request index, arm name) pairs as (request indices, arm names) blocks."""
-    lacking: dict[int, list[str]] = {}
-    for index, arm in missing:
-        lacking.setdefault(index, []).append(arm)
-    blocks: dict[tuple[str, ...], list[int]] = {}
-    for index, arms in lacking.items():
-        blocks.setdefault(tuple(arms), []).append(index)
-    return ((indices, arms) for arms, indices in blocks.items())
+    request: Request
+    keys: dict[str, str]

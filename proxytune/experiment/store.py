@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _WAIT_SECONDS = 60.0
 
 
 class AnswerStore:
-    """Answers by key (`experiment.keys`), each committed as soon as it is put.
+    """Answers by key (`experiment.keys`), committed as soon as they are put.
 
     A process that is killed loses nothing that was put; a power cut may cost the last answers, never the file (SQLite's
     write-ahead log). Several processes may use one store. Every row carries a checksum: a damaged row is reported,
@@ -45,20 +45,27 @@ class AnswerStore:
         wanted = list(dict.fromkeys(keys))
         for some in (wanted[start : start + 500] for start in range(0, len(wanted), 500)):
             marks = ",".join("?" * len(some))
-            for key, value, checksum in self._run(f"SELECT * FROM answers WHERE key IN ({marks})", some):
+            for key, value, checksum in self._read(f"SELECT * FROM answers WHERE key IN ({marks})", some):
                 if checksum == _checksum(key, value):
                     found[key] = decode(value)
                 else:
                     self._report(key)
         return found
 
-    def put(self, key: str, answer: Answer) -> None:
-        """Durable once this returns; replaces what was there."""
-        value = encode(answer)
-        list(self._run("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", (key, value, _checksum(key, value))))
+    def put(self, answers: Mapping[str, Answer]) -> None:
+        """All of them are durable once this returns, or none; replaces what was there."""
+        values = {key: encode(answer) for key, answer in answers.items()}
+        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
+        try:
+            # The transaction takes the lock at the start: one that had to be upgraded might fail at once.
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
     def __len__(self) -> int:
-        return next(self._run("SELECT COUNT(*) FROM answers"))[0]
+        return self._read("SELECT COUNT(*) FROM answers")[0][0]
 
     def close(self) -> None:
         self._db.close()
@@ -79,9 +86,9 @@ class AnswerStore:
             raise self._unusable(error) from error
         return db
 
-    def _run(self, statement: str, values: Sequence[Any] = ()) -> Iterator[Any]:
+    def _read(self, statement: str, values: Sequence[str] = ()) -> list[Any]:
         try:
-            yield from self._db.execute(statement, values)
+            return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 

@@ -1,0 +1,151 @@
+"""Runs that are killed, started again, run side by side, or find their store damaged: the results do not change."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from proxytune.engines.hf import HFEngine
+from proxytune.experiment import run
+from proxytune.fusion import MatchKL, Static
+from proxytune.models import FamilySpec
+
+TASK = "miniature_trivia"
+ITEMS = 12
+BATCH = 4
+ARMS = {
+    "base": {"model": "base"},
+    "tuned": {"model": "tuned"},
+    "proxy": {"rule": Static(1.0), "experts": "own"},
+    "dynamic": {"rule": MatchKL(), "experts": "own"},
+    "joint": {"rule": MatchKL(experts="joint"), "experts": "all"},
+}
+ANSWERS = ITEMS * len(ARMS)
+CHILD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_experiment_restart import HFEngine, go
+
+class Slow(HFEngine):
+    def generate(self, requests, arms, progress=None):
+        for answer in super().generate(requests, arms, progress):
+            time.sleep(0.02)
+            yield answer
+
+go(Path(sys.argv[2]), "child", Slow)
+"""
+
+
+def go(world: Path, name: str, engine=HFEngine, store: str = "store.sqlite") -> dict:
+    """Runs the experiment of this file over the family and data in `world`, into `world/name`; returns its timings."""
+    paths = {path.name: str(path) for path in (world / "family").iterdir()}
+    experts, tuned = (
+        {name.partition("-")[2]: path for name, path in paths.items() if name.startswith(kind)}
+        for kind in ("expert", "tuned")
+    )
+    record = run(
+        FamilySpec(paths["base"], paths["antiexpert"], experts, tuned),
+        [TASK],
+        ARMS,
+        partial(engine, batch_size=BATCH),
+        output_dir=world / name,
+        store_path=world / store,
+        data_dir=world / "data",
+    )
+    return record["provenance"]["timings"]
+
+
+@pytest.fixture
+def world(tmp_path, family_folders) -> Path:
+    (tmp_path / "family").symlink_to(family_folders["base"].parent)
+    (tmp_path / "data" / "trivia").mkdir(parents=True)
+    rows = [{"question": f"where does the river {i} begin ?", "answer": "the sea"} for i in range(ITEMS)]
+    (tmp_path / "data" / "trivia" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def child(world) -> Iterator[subprocess.Popen]:
+    """The experiment in another process, slowly."""
+    arguments = [str(Path(__file__).parent), str(world)]
+    with subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _finished(store: Path) -> int:
+    """Answers in a store that others may be writing."""
+    if not store.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=10) as db:
+            return db.execute("SELECT COUNT(*) FROM answers").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def _wait(store: Path, answers: int, child: subprocess.Popen) -> None:
+    while _finished(store) < answers:
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+
+
+def _results(world: Path, name: str) -> tuple[str, bytes]:
+    """All that must be the same whenever and however often a run was started."""
+    record = json.loads((world / name / "results.json").read_text())
+    del record["provenance"]["timings"]
+    return json.dumps(record), (world / name / "items" / f"{TASK}.jsonl").read_bytes()
+
+
+def test_a_killed_run_starts_again_where_it_stopped_and_ends_with_the_same_bytes(world, child):
+    go(world, "whole", store="other.sqlite")
+    store = world / "store.sqlite"
+    _wait(store, BATCH * len(ARMS), child)
+    child.kill()
+    child.communicate()
+    assert not (world / "child" / "results.json").exists()
+    kept = _finished(store)
+    assert BATCH * len(ARMS) <= kept < ANSWERS
+    assert go(world, "child")["answers"][TASK] == {"computed": ANSWERS - kept, "from_store": kept}
+    assert _results(world, "child") == _results(world, "whole")
+    assert sorted(path.name for path in (world / "child").rglob("*")) == ["items", f"{TASK}.jsonl", "results.json"]
+
+
+def test_two_runs_share_a_store_at_the_same_time(world, child):
+    go(world, "whole", store="other.sqlite")
+    _wait(world / "store.sqlite", 1, child)
+    go(world, "beside")
+    assert child.wait() == 0, child.stderr.read()
+    assert _finished(world / "store.sqlite") == ANSWERS
+    assert go(world, "after")["answers"][TASK]["computed"] == 0
+    whole = _results(world, "whole")
+    assert [_results(world, name) == whole for name in ("child", "beside", "after")] == [True] * 3
+
+
+def test_damaged_answers_are_reported_and_computed_again(world, caplog):
+    go(world, "whole")
+    with sqlite3.connect(world / "store.sqlite") as db:
+        keys = [key for (key,) in db.execute("SELECT key FROM answers ORDER BY key LIMIT 3")]
+        db.execute("UPDATE answers SET value = '{}' WHERE key = ?", keys[:1])
+        db.execute("UPDATE answers SET value = replace(value, 'text', 'tex') WHERE key = ?", keys[1:2])
+        db.execute("UPDATE answers SET checksum = 'x' WHERE key = ?", keys[2:])
+    timings = go(world, "again")
+    assert timings["damaged_store_entries"] == 3
+    assert timings["answers"][TASK] == {"computed": 3, "from_store": ANSWERS - 3}
+    assert caplog.text.count("is damaged") == 3
+    assert _outputs(world, "again") == _outputs(world, "whole")
+    assert go(world, "third")["damaged_store_entries"] == 0
+
+
+def _outputs(world: Path, name: str) -> list[dict]:
+    rows = [json.loads(line) for line in (world / name / "items" / f"{TASK}.jsonl").read_text().splitlines()]
+    return [{arm: said["output"] for arm, said in row["arms"].items()} for row in rows]
