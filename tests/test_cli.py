@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 import proxytune
@@ -200,13 +203,13 @@ COMMAND_LINE = {
     "experts of a model": (["run", "+arms.base.experts=all"], "arms.base.experts has no effect"),
     "model and rule": (["run", "+arms.proxy.model=base"], "arms.proxy needs either a model"),
     "empty arm": (["run", "+arms.a={}"], "arms.a needs either a model"),
-    "arm as text": (["run", "+arms.a=base"], "arms=base"),
+    "arm as text": (["run", "+arms.a=base"], "arms.a=base is not allowed: it is an arm"),
     "rule as text": (["run", "+arms.a={rule: static}"], "+fusion@arms.<arm>.rule=<file>"),
     "rule without class": (["run", "+arms.a={rule: {weights: 1}}"], "arms.a.rule has no _target_"),
     "foreign class": (["run", "arms.proxy.rule._target_=os.system"], "arms.proxy.rule._target_=os.system is outside"),
     "foreign class by a detour": (
-        ["run", "arms.proxy.rule._target_=proxytune.fusion.rule.torch.load"],
-        "is outside",
+        ["run", "arms.proxy.rule._target_=proxytune.fusion.static.torch.load"],
+        "is not a class or function of proxytune",
     ),
     "foreign family": (["run", "models._target_=subprocess.run"], "models._target_=subprocess.run is outside"),
     "score without file": (["score", "task=gsm8k"], "outputs=... is missing"),
@@ -225,3 +228,75 @@ def test_a_mistake_is_one_line_and_a_failing_status(command: Command, runs: list
     assert result.err.startswith("proxytune: ")
     assert result.err.count("\n") == 1, result.err
     assert not runs
+
+
+# --- for real -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def test_the_tiny_miniature_runs_from_the_command_to_the_table(
+    command: Command, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(cache))
+    arguments = ("run", "miniature=tiny", "output=here", "only=[base,expert,tuned,proxy,dynamic]")
+    result = command(*arguments)
+    assert result.status == 0, result.err
+    record = json.loads((tmp_path / "here/results.json").read_text())
+    assert len(record["tasks"]) == 5
+    for task in record["tasks"].values():
+        assert list(task["arms"]) == ["base", "expert", "tuned", "proxy", "dynamic"]
+    for text in ("proxy", "Gap closed", "n = 6", f"Results: {tmp_path / 'here'}"):
+        assert text in result.out
+    assert (tmp_path / "here/table.md").exists()
+    assert len(pd.read_csv(tmp_path / "here/results.csv")) >= 25
+
+    again = command(*arguments)
+    assert again.status == 0
+    assert json.loads((tmp_path / "here/results.json").read_text())["tasks"] == record["tasks"]
+
+
+REAL = {
+    "model folder": (["models.base.path=/no/such/folder"], "/no/such/folder"),
+    "data folder": (["task.data_dir=/no/such/data"], "/no/such/data"),
+    "expert": (["arms.proxy.experts=[gsm9k]"], "gsm9k"),
+    "empty data file": (["task.data_dir=empty"], "test.jsonl"),
+    "other tokenizer": (["models.antiexpert.path={other}"], "token"),
+    "output in a file": (["output=file/results"], "output: cannot write to"),
+    "store in a file": (["store=file/store.sqlite"], "file"),
+}
+
+
+@pytest.mark.parametrize("case", REAL)
+def test_what_only_the_files_can_tell_is_one_line_too(
+    command: Command, family_folders: dict[str, Path], tmp_path: Path, case: str
+):
+    arguments, expected = REAL[case]
+    (tmp_path / "data/gsm8k").mkdir(parents=True)
+    (tmp_path / "data/gsm8k/test.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
+    (tmp_path / "empty/gsm8k").mkdir(parents=True)
+    (tmp_path / "empty/gsm8k/test.jsonl").touch()
+    (tmp_path / "file").touch()
+    other = tmp_path / "other"
+    shutil.copytree(family_folders["antiexpert"], other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    family = [
+        f"models.base.path={family_folders['base']}",
+        f"models.antiexpert.path={family_folders['antiexpert']}",
+        f"+models.experts.gsm8k.path={family_folders['expert:math']}",
+    ]
+    local = ["run", "models=local", "task=gsm8k", "task.data_dir=data", "only=[base,proxy]", *family]
+    result = command(*local, *(argument.format(other=other) for argument in arguments))
+    assert result.status == 1
+    assert expected in result.err
+    assert result.err.startswith("proxytune: ")
+    assert result.err.count("\n") == 1, result.err
+    assert not list(tmp_path.rglob("results.*"))

@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with _as_hydra_application([*overrides, *flags]):
             run()
+    except SystemExit as end:  # --help has printed
+        return int(end.code or 0)
     except Exception as error:
         if error in job.errors:
             raise
@@ -101,15 +103,16 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
     )
     reporting.write(record, output_dir)
     reporting.show(record)
+    print(f"Results: {output_dir}")
 
 
 def _task_names(task: schema.TaskConfig) -> list[str]:
     """The full names of the tasks; an unknown one is found here, before a family is built."""
-    from proxytune.tasks.loading import full_names, task_config
+    from proxytune.tasks.registry import find, full_names
 
     names = full_names(task.names, task.style)
     for name in names:
-        task_config(name)
+        find(name)
     return names
 
 
@@ -134,7 +137,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for names in SWITCHES:
         parser.add_argument(*names, action="store_true")
     for names in VALUED:
-        parser.add_argument(*names)
+        parser.add_argument(*names, choices=("job", "hydra", "all") if "--cfg" in names else None)
     try:
         _, overrides = parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:

@@ -114,8 +114,7 @@ def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> UserError:
     """One line for a fault that pydantic found: the key, what was given, what is allowed."""
     path = _path(error["loc"], values)
     key = ".".join(map(str, path))
-    model, field = _field(path)
-    known = _allowed(model)
+    known, field = _keys_at(path)
     if error["type"] == "extra_forbidden":
         group = key.removesuffix(field)
         return unknown_name("key", key, [group + name for name in known])
@@ -136,15 +135,17 @@ def _path(location: tuple[int | str, ...], values: Any) -> list[int | str]:
     return path
 
 
-def _field(path: list[int | str]) -> tuple[type[Strict], str]:
-    """The part of the schema, and the key in it, that a path of the configuration belongs to."""
+def _keys_at(path: list[int | str]) -> tuple[dict[str, str], str]:
+    """The keys that the schema knows where `path` ends (key -> what it may be), and the one that `path` names."""
     match path:
-        case ["task", key, *_]:
-            return TaskConfig, str(key)
+        case ["arms", name]:
+            return {str(name): "an arm: a mapping with a model, or with a rule and experts"}, str(name)
         case ["arms", _, key, *_]:
-            return ArmConfig, str(key)
+            return _allowed(ArmConfig), str(key)
+        case ["task", key, *_]:
+            return _allowed(TaskConfig), str(key)
         case [key, *_]:
-            return RunConfig, str(key)
+            return _allowed(RunConfig), str(key)
     raise AssertionError("pydantic names a place for every fault")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from proxytune.reporting.tables import Cell, Record, Table, report
+from proxytune.reporting.tables import LEGEND, Cell, Record, Table, report
 
 
 def markdown(record: Record) -> str:
     """Scores, gaps closed and chosen weights, with every note, as one Markdown document."""
     tables = report(record)
     parts = [_table(table) for table in (tables.scores, tables.gaps, tables.weights) if table.rows]
-    parts.append("Bold: the best fused arm of each task.")
+    parts.append(LEGEND)
     parts += [f"{number}. {note}" for number, note in enumerate(tables.notes, start=1)]
     parts += tables.remarks
     return "\n\n".join(parts) + "\n"

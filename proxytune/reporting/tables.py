@@ -13,6 +13,7 @@ Tasks = Mapping[str, Record]
 
 UNSCALED = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bleu", "chrf", "ter"}
 """Metrics that are not fractions: shown as they are, while all others are shown in percent points."""
+LEGEND = "Gap closed = (arm − base) / (tuned − base). Bold: the best fused arm of each task."
 DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -71,7 +72,7 @@ def report(record: Record) -> Report:
     notes = Notes()
     tasks = record["tasks"]
     scores = _table("Score ± standard error", tasks, "value", _score, notes, _heading)
-    gaps = _table("Gap closed, % [95 % interval]: (arm − base) / (tuned − base)", tasks, "gap_closed", _gap, notes)
+    gaps = _table("Gap closed, % [95 % interval]", tasks, "gap_closed", _gap, notes)
     weights = _table("Weight of each expert: mean ± sd over all tokens", tasks, "weights", _weight, notes)
     fused = {
         arm: [replace(cell, best=False) for cell in row]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from proxytune.reporting.tables import Cell, Record, Table, report, superscript
+from proxytune.reporting.tables import LEGEND, Cell, Record, Table, report, superscript
 
 
 def show(record: Record, console: Console | None = None) -> None:
@@ -19,7 +19,7 @@ def show(record: Record, console: Console | None = None) -> None:
     for table in (tables.scores, tables.gaps):
         for part in _fitting(table, console.width):
             console.print(part)
-    console.print("Bold: the best fused arm of each task.", style="dim")
+    console.print(Text(LEGEND, style="dim"))
     for number, note in enumerate(tables.notes, start=1):
         console.print(Text(f"{superscript(number)} {note}", style="dim"))
     for remark in tables.remarks:
