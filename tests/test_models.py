@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from tiny import tiny_llama
 
 from proxytune.models.ensemble import Ensemble, Inputs
-from proxytune.models.member import Member
+from proxytune.models.member import ADAPTERS_OFF, Member
 
 
 def plain(member: Member, tokens: list[int]) -> torch.Tensor:
@@ -39,6 +41,43 @@ def test_adapters_answer_apart_and_the_antiexpert_is_the_module_without_them(ada
     answers = {role: plain(adapter_family[role], tokens) for role in ROLES[1:]}
     assert (answers["antiexpert"] - answers["expert:math"]).abs().max() > 0.1
     assert (answers["expert:trivia"] - answers["expert:math"]).abs().max() > 0.1
+
+
+@pytest.fixture
+def whole_adapters():
+    """A PEFT model whose second adapter brings a head of its own, in training mode's gradient state."""
+    model = get_peft_model(
+        tiny_llama(400, seed=1), LoraConfig(target_modules=["q_proj"], init_lora_weights=False), "one"
+    )
+    model.add_adapter(
+        "two", LoraConfig(target_modules=["v_proj"], init_lora_weights=False, modules_to_save=["lm_head"])
+    )
+    torch.nn.init.normal_(model.base_model.model.lm_head.modules_to_save["two"].weight)
+    return model.eval()
+
+
+def test_switching_equals_pefts_own_and_leaves_no_trace(whole_adapters):
+    model, tokens = whole_adapters, torch.tensor([[5, 9, 200, 31]])
+    expected = {}
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        expected[name] = model(tokens).logits
+    with model.disable_adapter():
+        expected[ADAPTERS_OFF] = model(tokens).logits
+    model.set_adapter("one")
+    gradients = [weight.requires_grad for weight in model.parameters()]
+    for name in ("two", ADAPTERS_OFF, "one", "two"):
+        assert torch.equal(plain(Member("x", model, 400, adapter=name), tokens[0].tolist()), expected[name][0])
+        assert torch.equal(model(tokens).logits, expected["one"])
+    assert [weight.requires_grad for weight in model.parameters()] == gradients
+
+
+def test_an_adapter_added_later_is_switched_too(whole_adapters):
+    model = whole_adapters
+    before = plain(Member("x", model, 400, adapter=ADAPTERS_OFF), [5, 6, 7])
+    model.add_adapter("late", LoraConfig(target_modules=["o_proj"], init_lora_weights=False))
+    assert not torch.equal(plain(Member("x", model, 400, adapter="late"), [5, 6, 7]), before)
+    assert torch.equal(plain(Member("x", model, 400, adapter=ADAPTERS_OFF), [5, 6, 7]), before)
 
 
 def test_logits_are_far_apart_and_follow_the_context(family):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,6 @@ class Ensemble:
     def __init__(self, members: Mapping[str, Member], tokenizer: PreTrainedTokenizerBase) -> None:
         self.members = dict(members)
         self.tokenizer = tokenizer
-        _refuse_stray_adapters(self.members.values())
         self.vocab_size = vocabulary_size(tokenizer)
         for member in self.members.values():
             if member.vocab_size != self.vocab_size:
@@ -63,14 +62,3 @@ class Ensemble:
     def device(self) -> torch.device:
         """Where logits meet: the device of the first member."""
         return next(iter(self.members.values())).device
-
-
-def _refuse_stray_adapters(members: Iterable[Member]) -> None:
-    """A shared PEFT module keeps the adapter it was last switched to: every member on it must say which it wants."""
-    members = list(members)
-    switched = {id(member.model) for member in members if member.adapter is not None}
-    for member in members:
-        if member.adapter is None and id(member.model) in switched:
-            raise UserError(
-                f"{member.role} shares its module with switched adapters: set adapter=ADAPTERS_OFF or a name."
-            )

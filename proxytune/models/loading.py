@@ -138,7 +138,7 @@ def _load_adapter(model: Module, role: str, source: Source, name: str) -> PeftMo
     misfit = f"{role}: adapter {adapter!r} does not fit {source.path!r}: "
     with _one_line(role, source):
         config = PeftConfig.from_pretrained(adapter, revision=source.adapter_revision)
-    if config.is_prompt_learning:
+    if config.is_prompt_learning or config.is_adaption_prompt:
         kind = config.peft_type.value
         raise UserError(f"{role}: adapter {source.adapter!r} is of type {kind}; only weight adapters can be switched.")
     config.inference_mode = True

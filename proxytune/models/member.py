@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.models.adapters import switched
 
 ADAPTERS_OFF = "<off>"
 """The adapter state of a member that uses a shared PEFT module without any of its adapters."""
@@ -122,17 +123,8 @@ class Member:
         logits = torch.nn.functional.pad(logits, (0, self.vocab_size - logits.shape[-1]), value=-torch.inf)
         return logits.index_fill(-1, torch.tensor(self.missing, device=logits.device), -torch.inf)
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
-        """Puts the shared module into this member's adapter state."""
+    def active(self) -> AbstractContextManager[None]:
+        """The shared module in this member's adapter state."""
         if self.adapter is None:
-            yield
-            return
-        shared = cast(PeftModel, self.model)
-        if self.adapter == ADAPTERS_OFF:
-            with shared.disable_adapter():
-                yield
-        else:
-            # Without inference_mode the switch would turn gradients on again.
-            shared.set_adapter(self.adapter, inference_mode=True)
-            yield
+            return nullcontext()
+        return switched(cast(PeftModel, self.model), None if self.adapter == ADAPTERS_OFF else self.adapter)
