@@ -22,6 +22,7 @@ def progress_display(jobs: Sequence[Job]) -> Iterator[Report]:
     """Shows the jobs that run ("pretraining base 34% eta 0:00:52") and how many of all are finished."""
     titles = {job.name: job.title for job in jobs}
     console = Console(stderr=True)
+    log.info("training %d models of the miniature, once: they stay in the cache", len(jobs))
     columns = (TextColumn("{task.description}"), BarColumn(20), TaskProgressColumn(), "eta", TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         whole = bars.add_task(f"building the miniature: {len(jobs)} models", total=len(jobs))

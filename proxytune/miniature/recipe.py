@@ -126,7 +126,7 @@ class Recipe:
     small: ModelSize = ModelSize(width=48, layers=2, heads=4, hidden=128)
     window: int = 96
     """Tokens per sequence in pretraining; the models accept four times as many."""
-    pretrain_large: Optimization = Optimization(learning_rate=4e-3, batch=5, epochs=1.5, warmup=50, weight_decay=0.05)
+    pretrain_large: Optimization = Optimization(learning_rate=4e-3, batch=5, epochs=2.25, warmup=50, weight_decay=0.05)
     pretrain_small: Optimization = Optimization(learning_rate=5e-3, batch=8, epochs=1.0, warmup=50, weight_decay=0.05)
     finetune_large: Optimization = Optimization(learning_rate=1e-3, batch=16, epochs=4.0)
     finetune_small: Optimization = Optimization(learning_rate=2e-3, batch=16, epochs=4.0)
