@@ -83,6 +83,15 @@ def test_voices_that_are_equal_run_once(family, monkeypatch):
             lambda f: {"base": f["base"], "experts": {}, "antiexpert": f["antiexpert"], "tokenizer": f.tokenizer},
             "experts is empty",
         ),
+        (
+            lambda f: {
+                "base": f["base"],
+                "experts": f["expert:math"],
+                "antiexpert": f["antiexpert"],
+                "tokenizer": f.tokenizer,
+            },
+            "experts need a rule",
+        ),
         (lambda f: {"base": f["base"], "rule": Static(1.0), "tokenizer": f.tokenizer}, "a rule needs experts"),
         (lambda f: {"base": "/no/such/model"}, "base: no such folder: '/no/such/model'"),
         (lambda f: {"base": f["base"], "tokenizer": tiny_tokenizer(["<new>"])}, "its family has"),
@@ -203,6 +212,13 @@ def test_a_chat_member_reads_its_own_rendering_and_is_saved_with_it(family, tmp_
     model.save_pretrained(tmp_path)
     again = FusedCausalLM.from_pretrained(tmp_path)
     assert torch.equal(again.generate(**again.prompts(texts), max_new_tokens=6), answer)
+
+
+def test_a_chat_member_may_draft(family):
+    model = FusedCausalLM.from_ensemble(chatty(family), Static(1.0), BOTH)
+    prompts = model.prompts(["how many apples are there?"])
+    answer = model.generate(**prompts, max_new_tokens=8)
+    assert torch.equal(model.generate(**prompts, max_new_tokens=8, assistant_model=model.alone("expert:math")), answer)
 
 
 def test_a_chat_member_without_its_prompt_is_refused(family):

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from proxytune.models.checking import check
     from proxytune.models.ensemble import Ensemble, Inputs
     from proxytune.models.files import identity
-    from proxytune.models.fused import FusedCausalLM, FusedConfig
+    from proxytune.models.fused import FusedCausalLM
+    from proxytune.models.fused_config import FusedConfig
     from proxytune.models.loading import load
     from proxytune.models.member import ADAPTERS_OFF, Member, Reading
     from proxytune.models.sources import FamilySpec, Source
@@ -17,7 +18,7 @@ _HOMES = {
     "Ensemble": "ensemble",
     "FamilySpec": "sources",
     "FusedCausalLM": "fused",
-    "FusedConfig": "fused",
+    "FusedConfig": "fused_config",
     "Inputs": "ensemble",
     "Member": "member",
     "Reading": "member",

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,44 +20,20 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.rule import Fused, Rule
+from proxytune.models.composing import gather
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.fused_cache import FusedCache
-from proxytune.models.fused_inputs import kept, left_padded, new_mask, own_prompt, refuse
+from proxytune.models.fused_config import FusedConfig, FusedOutput
+from proxytune.models.fused_inputs import check_dynamic, kept, left_padded, new_mask, own_prompt, refuse
 from proxytune.models.member import Member
+from proxytune.models.saved import read, write
 from proxytune.models.vocabulary import MissingTokens
-
-
-class FusedConfig(PreTrainedConfig):
-    """What a saved FusedCausalLM is made of."""
-
-    model_type = "proxytune"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "weights"]
-
-    family: dict[str, Any] | None = None
-    """A FamilySpec as plain data; its paths are sub-folders of the saved model."""
-    rule: dict[str, Any] | None = None
-    """{"id": of a rule in proxytune.fusion, **parameters}; None: the base alone."""
-    vocab_size: int = 0
-    max_position_embeddings: int | None = None
-    """Positions that every member can read."""
-    use_cache: bool = True
-    tie_word_embeddings: bool = False
-
-
-@dataclass
-class FusedOutput(CausalLMOutputWithPast):
-    """What one forward pass gives: `logits` are the fused ones, [B, K, V] in float32."""
-
-    weights: torch.FloatTensor | None = None
-    """[T, B, K]: the weight of each expert at each position; `past_key_values.weights` collects them."""
 
 
 class FusedCausalLM(PreTrainedModel, GenerationMixin):
@@ -67,11 +43,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     """
 
     config_class = FusedConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
     _supports_sdpa = True
-    _supports_flash_attn = True
-    _is_stateful = False
 
     def __init__(
         self,
@@ -88,11 +60,9 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         self.ensemble = ensemble
         self.rule = rule
         self.experts = tuple(experts)
-        self.roles = ("base", *self.experts, "antiexpert") if rule is not None else ("base",)
+        self.roles = _roles(self.experts)
         # Registered so that parameters, devices and memory are seen; shared modules count once.
-        self.members = torch.nn.ModuleList(
-            {id(m.model): m.model for m in map(ensemble.__getitem__, self.roles)}.values()
-        )
+        self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in self.roles))
         self.all_tied_weights_keys: dict[str, str] = {}
         self.generation_config = _generation_config(ensemble)
         self.eval()
@@ -114,18 +84,17 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         `experts` is one of these, or a mapping of names to them. Models in memory need `tokenizer`, the base's.
         Without experts it is the base alone.
         """
-        from proxytune.models.composing import gather
-
-        return cls.from_ensemble(gather(base, experts, antiexpert, tokenizer, missing_tokens), rule)
+        ensemble = gather(base, experts, antiexpert, tokenizer, missing_tokens)
+        return cls.from_ensemble(ensemble, rule, _experts(ensemble))
 
     @classmethod
     def from_ensemble(
         cls, ensemble: Ensemble, rule: Rule | None = None, experts: Sequence[str] | None = None
     ) -> FusedCausalLM:
-        """Over members that are loaded already; `experts` are roles, all experts of the ensemble if None."""
+        """Over members that are loaded already; `experts` are roles: all experts if None, and none without a rule."""
         if experts is None:
-            experts = [] if rule is None else [role for role in ensemble.members if role.startswith("expert:")]
-        windows = [w for w in (ensemble[role].window for role in ("base", *experts)) if w is not None]
+            experts = [] if rule is None else _experts(ensemble)
+        windows = [w for w in (ensemble[role].window for role in _roles(experts)) if w is not None]
         config = FusedConfig(
             vocab_size=ensemble.vocab_size,
             max_position_embeddings=min(windows, default=None),
@@ -136,17 +105,13 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | PathLike, *args: Any, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> FusedCausalLM:
-        """What `save_pretrained` wrote, from a folder or a hub id; see `proxytune.models.saved.read`."""
-        from proxytune.models.saved import read
-
-        return read(cls, str(pretrained_model_name_or_path), *args, **kwargs)
+        """What `save_pretrained` wrote, from a folder or a hub id; options: see `proxytune.models.saved.read`."""
+        return read(cls, str(pretrained_model_name_or_path), **kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """One folder per member, the rule in config.json, the tokenizer beside it; see `saved.write`."""
-        from proxytune.models.saved import write
-
         write(self, save_directory, **kwargs)
 
     def alone(self, role: str) -> FusedCausalLM:
@@ -164,14 +129,13 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         """Keyword arguments of `generate` for plain prompts; members with a prompt of their own get its rendering."""
         if isinstance(texts, str):
             raise UserError("prompts takes a list of texts, not one text.")
-        tokens, mask = left_padded(self.tokenizer, texts)
+        shared: dict[str, Any] = left_padded(self.tokenizer, texts, self.device)
         own = {}
         for role in self.roles:
             member = self.ensemble[role]
             if member.render is not None:
-                own_tokens, own_mask = left_padded(member.tokenizer or self.tokenizer, map(member.render, texts))
-                own[role] = {"input_ids": own_tokens, "attention_mask": own_mask}
-        shared = {"input_ids": tokens, "attention_mask": mask}
+                tokenizer = member.tokenizer or self.tokenizer
+                own[role] = left_padded(tokenizer, map(member.render, texts), self.device)
         return {**shared, "member_prompts": own} if own else shared
 
     def new_cache(self, rows: int, member_prompts: Mapping[str, Any] | None = None) -> FusedCache:
@@ -211,13 +175,12 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         mask = new_mask(attention_mask, input_ids, cache.length)
         fused = self._step(cache, input_ids, mask, kept(logits_to_keep, input_ids.shape[1], labels, cache))
         output = FusedOutput(
-            loss=None
-            if labels is None
-            else self.loss_function(fused.logits, labels, vocab_size=self.config.vocab_size),
             logits=cast(torch.FloatTensor, fused.logits),
             past_key_values=cache if use_cache is None or use_cache else None,
             weights=cast(torch.FloatTensor, fused.weights),
         )
+        if labels is not None:
+            output.loss = self.loss_function(fused.logits, labels, vocab_size=self.config.vocab_size)
         return output.to_tuple() if return_dict is False else output
 
     def _step(self, cache: FusedCache, tokens: Tensor, mask: Tensor, keep: int) -> Fused:
@@ -245,29 +208,30 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, assistant_model: PreTrainedModel | None = None, **kwargs: Any) -> Any:
         """As in transformers; `member_prompts` as in `forward`. With `return_dict_in_generate=True` the weights of
         every step are in `past_key_values.weights` [T, B, steps]."""
-        if kwargs.get("cache_implementation") not in (None, "dynamic"):
-            raise UserError(
-                f"cache_implementation={kwargs['cache_implementation']!r}: only dynamic caches can be fused."
-            )
-        if assistant_model is not None:
-            kwargs["assistant_model"] = self._assistant(assistant_model, kwargs.get("assistant_tokenizer"))
-        return cast(Any, super()).generate(*args, **kwargs)
+        check_dynamic(kwargs.get("cache_implementation"))
+        # With a tokenizer of its own, transformers translates between the two.
+        if assistant_model is not None and kwargs.get("assistant_tokenizer") is None:
+            assistant_model = self._assistant(assistant_model)
+        return cast(Any, super()).generate(*args, assistant_model=assistant_model, **kwargs)
 
-    def _assistant(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedModel:
-        """`model` cut to the family's vocabulary, so that padding rows are no candidates."""
-        if isinstance(model, FusedCausalLM) or tokenizer is not None:
+    def _assistant(self, model: PreTrainedModel) -> PreTrainedModel:
+        """`model` cut to the family's vocabulary, so that padding rows are no candidates.
+
+        A chat member drafts from the plain prompt: that changes how many of its drafts are right, never the answer.
+        """
+        if not isinstance(model, FusedCausalLM):
+            member = Member("base", model, self.config.vocab_size)
+        elif model.rule is None:
+            member = replace(model.ensemble["base"], render=None)
+        else:
             return model
-        member = Member("base", model, self.config.vocab_size)
         return type(self).from_ensemble(Ensemble({"base": member}, self.tokenizer))
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict, generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
         """Puts a FusedCache for the expanded batch into `model_kwargs`, with the own prompts inside."""
-        if generation_config.cache_implementation not in (None, "dynamic"):
-            raise UserError(
-                f"cache_implementation={generation_config.cache_implementation!r}: only dynamic caches can be fused."
-            )
+        check_dynamic(generation_config.cache_implementation)
         if generation_config.output_hidden_states or generation_config.output_attentions:
             raise UserError("several models have no common hidden states or attentions: ask a member for them.")
         prompts = model_kwargs.pop("member_prompts", None)
@@ -309,9 +273,17 @@ def _generation_config(ensemble: Ensemble) -> Any:
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if getattr(config, name) is None:
             setattr(config, name, getattr(ensemble.tokenizer, name))
-    if config.cache_implementation is not None:
-        config.cache_implementation = None
+    config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
     return config
+
+
+def _experts(ensemble: Ensemble) -> list[str]:
+    return [role for role in ensemble.members if role.startswith("expert:")]
+
+
+def _roles(experts: Sequence[str]) -> tuple[str, ...]:
+    """The members that run."""
+    return ("base", *experts, "antiexpert") if experts else ("base",)
 
 
 AutoConfig.register(FusedConfig.model_type, FusedConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +13,13 @@ from proxytune.errors import UserError
 from proxytune.models.fused_cache import FusedCache, OwnPrompt
 
 
-def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Any) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, both [B, longest]; what stands in the padding is never read."""
+def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
+    """input_ids and attention_mask, both [B, longest]; what stands in the padding is never read."""
     rows = [tokenizer(text)["input_ids"] for text in texts]
     longest = max(map(len, rows))
-    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return tokens, mask
+    tokens = [[0] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(tokens, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
 
 def own_prompt(role: str, prompt: Any, rows: int) -> OwnPrompt:
@@ -60,3 +60,8 @@ def refuse(unsupported: Mapping[str, Any]) -> None:
         # generate hands the tokenizers for stop strings and assistants down to forward.
         if name not in ("tokenizer", "assistant_tokenizer") and value is not None and value is not False:
             raise UserError(f"FusedCausalLM does not take {name}: the members share token ids and nothing else.")
+
+
+def check_dynamic(cache_implementation: str | None) -> None:
+    if cache_implementation not in (None, "dynamic"):
+        raise UserError(f"cache_implementation={cache_implementation!r}: only dynamic caches can be fused.")

@@ -40,6 +40,23 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
     return Ensemble(load_members(sources, tokenizers, base, spec.missing_tokens), base)
 
 
+def load_for_tuning(role: str, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of one source, to be trained in the place of `role`.
+
+    Raises UserError for a source with an adapter or a quantisation config, and as `load` does.
+    """
+    if source.adapter is not None or source.quantization is not None:
+        raise UserError(f"{role}: training starts from plain weights, without an adapter or a quantisation config.")
+    check(FamilySpec(base=source), ["base"])
+    tokenizer = load_tokenizers({role: source})[role]
+    model = _load_module(role, source)
+    if source.gguf_file is not None:
+        # The weights are plain after loading, but transformers still calls them quantised, and trainers refuse them.
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
+    return model.requires_grad_(True), tokenizer
+
+
 def load_members(
     sources: Mapping[str, Source],
     tokenizers: Mapping[str, PreTrainedTokenizerBase],

@@ -29,7 +29,8 @@ from proxytune.models.member import ADAPTERS_OFF, Member
 from proxytune.models.sources import FamilySpec, Source, is_local
 
 if TYPE_CHECKING:
-    from proxytune.models.fused import FusedCausalLM, FusedConfig
+    from proxytune.models.fused import FusedCausalLM
+    from proxytune.models.fused_config import FusedConfig
 
 
 def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: str = "50GB") -> None:
