@@ -17,6 +17,7 @@ FEARS = """thunder mirrors bells smoke ladders candles feathers drums kites lant
 ropes pepper snow wax glass silk velvet copper honey vinegar chalk tar dust sand ink mud""".split()
 GOODS = "coins apples shells stamps marbles pears beads buttons".split()
 BUILDINGS = "museum bridge harbor theater bakery library tunnel market".split()
+PLACES = "highlands lowlands uptown downtown suburbs outskirts valley coast islands plains marshes hills".split()
 DEEDS = "opened closed painted bought".split()
 OPINIONS = "praised mocked visited ignored".split()
 

@@ -44,8 +44,8 @@ class WorldSize:
     creatures: int = 120
     """Each with something that it fears and something that people believe it fears."""
     people: int = 50
-    news_names: int = 20
-    """How many of the people, and of the cities, are in the news."""
+    news_people: int = 20
+    """How many of the people are in the news."""
     largest_number: int = 12
     """Of the operands in equations."""
     gsm: Split = Split(600, 200)
@@ -58,9 +58,9 @@ class WorldSize:
 
     def __post_init__(self) -> None:
         _at_least(1, self, "specimens", "creatures", "largest_number", "mmlu_variants")
-        _at_least(2, self, "countries", "people", "news_names")
-        if self.news_names > min(self.people, self.countries):
-            raise ValueError(f"news_names={self.news_names} must not exceed people and countries")
+        _at_least(2, self, "countries", "people", "news_people")
+        if self.news_people > self.people:
+            raise ValueError(f"news_people={self.news_people} exceeds people={self.people}")
 
 
 @dataclass(frozen=True)

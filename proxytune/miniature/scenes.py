@@ -88,9 +88,8 @@ class Article:
 
 
 def draw_article(world: World, rng: random.Random) -> Article:
-    names_in_news = world.size.news_names
-    actor, critic = rng.sample(world.people[:names_in_news], 2)
-    place, origin = rng.sample(world.cities[:names_in_news], 2)
+    actor, critic = rng.sample(world.people[: world.size.news_people], 2)
+    place, origin = rng.sample(names.PLACES, 2)
     building = rng.choice(names.BUILDINGS)
     return Article(
         price=f"the {building} cost {rng.randint(0, world.size.largest_number)} coins",
