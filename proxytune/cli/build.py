@@ -102,5 +102,6 @@ def _check_required(where: str, values: Mapping[str, Any], parameters: Mapping[s
     if values.get("_partial_"):
         return
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in values:
+        needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL
+        if needed and name not in values:
             raise UserError(f"{where}.{name} is missing: {values['_target_']} needs it")
