@@ -2,7 +2,6 @@
 
 import json
 import logging
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
-from proxytune.experiment import run
+from proxytune.experiment import board, run
 from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
 from proxytune.models import FamilySpec, load
@@ -149,7 +148,7 @@ def _rows(folder: Path, task: str) -> list[dict]:
 
 def test_a_run_records_every_arm_with_its_error_and_the_gap_closed(go, tmp_path, answers):
     record = go(["open", "choice"], config={"seed": 0})
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(record))
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == record
     task = record["tasks"]["open"]
     assert {k: task[k] for k in ("metric", "higher_is_better", "expert", "n", "n_truncated", "missing")} == {
         "metric": "exact_match",
@@ -207,7 +206,7 @@ def test_items_hold_prompt_target_outputs_and_the_weights_of_every_token(go, tmp
     assert arms["all"]["weights"] == {"math": {"mean": 0.5, "sd": 0.0}, "trivia": {"mean": 1.5, "sd": 0.0}}
     assert arms["base"]["weights"] == {}
     assert set(arms["base"]["metrics"]) == {"acc", "acc_norm"}
-    assert arms["proxy"]["roles"] == ("base", "expert:math", "antiexpert")
+    assert arms["proxy"]["roles"] == ["base", "expert:math", "antiexpert"]
     assert arms["proxy"]["rule"]["id"] == "static"
     assert arms["proxy"]["rule"]["parameters"] == {"weights": 1.0}
 
@@ -294,22 +293,24 @@ def test_members_are_loaded_only_when_an_arm_needs_them_and_once_for_tasks_that_
     assert loaded == [{"base", "tuned:trivia"}, {"base", "tuned:math"}]
 
 
-def test_a_failing_arm_leaves_no_result_but_keeps_the_finished_blocks(go, tmp_path):
+def test_a_failing_arm_leaves_no_result_but_keeps_the_finished_blocks(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(board, "BLOCK", 8)
+
     class Failing(HFEngine):
-        batches = 0
+        calls = 0
 
         def generate(self, requests, arms, progress=None):
-            self.batches += 1
+            self.calls += 1
             for answer in super().generate(requests, arms, progress):
                 yield answer
-                if self.batches == 3:
+                if self.calls == 3:
                     raise RuntimeError("the model broke")
 
     store = tmp_path / "store.sqlite"
     with pytest.raises(RuntimeError, match="broke"):
-        go(engine_factory=partial(Failing, batch_size=8), store_path=store)
+        go(engine_factory=Failing, store_path=store)
     assert list((tmp_path / "out").iterdir()) == []
-    answers = go(engine_factory=partial(HFEngine, batch_size=8), store_path=store)["provenance"]["timings"]["answers"]
+    answers = go(store_path=store)["provenance"]["timings"]["answers"]
     assert answers["open"] == {"computed": 8 * len(ARMS), "from_store": 16 * len(ARMS)}
 
 
@@ -422,6 +423,14 @@ def test_a_task_that_belongs_to_none_of_several_experts_is_refused_where_an_arm_
     found = resolve({name: ARMS[name] for name in ("base", "all")}, spec, "mmlu", "mmlu")
     assert found.arms["all"].experts == ("expert:math", "expert:trivia")
     assert found.references == {"base": "base"}
+
+
+def test_the_only_tuned_model_among_the_arms_is_the_upper_bound(spec):
+    arms = {"base": {"model": "base"}, "upper": {"model": "tuned:math"}}
+    assert resolve(arms, spec, "open", "trivia").references == {"base": "base", "tuned": "upper"}
+    both = arms | {"own": {"model": "tuned"}}
+    assert resolve(both, spec, "open", "trivia").references == {"base": "base", "tuned": "own"}
+    assert resolve(both, spec, "mmlu", "mmlu").references == {"base": "base", "tuned": "upper"}
 
 
 def test_all_but_some(spec):

@@ -6,19 +6,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from proxytune.engines.hf import HFEngine
-from proxytune.experiment import run
+from proxytune.experiment import board, run
 from proxytune.fusion import MatchKL, Static
 from proxytune.models import FamilySpec
 
 TASK = "miniature_trivia"
 ITEMS = 12
-BATCH = 4
+BLOCK = 4
 ARMS = {
     "base": {"model": "base"},
     "tuned": {"model": "tuned"},
@@ -31,7 +30,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_experiment_restart import HFEngine, go
+from test_experiment_restart import BLOCK, HFEngine, board, go
 
 class Slow(HFEngine):
     def generate(self, requests, arms, progress=None):
@@ -39,6 +38,7 @@ class Slow(HFEngine):
             time.sleep(0.02)
             yield answer
 
+board.BLOCK = BLOCK
 go(Path(sys.argv[2]), "child", Slow)
 """
 
@@ -54,7 +54,7 @@ def go(world: Path, name: str, engine=HFEngine, store: str = "store.sqlite") -> 
         FamilySpec(paths["base"], paths["antiexpert"], experts, tuned),
         [TASK],
         ARMS,
-        partial(engine, batch_size=BATCH),
+        engine,
         output_dir=world / name,
         store_path=world / store,
         data_dir=world / "data",
@@ -63,7 +63,8 @@ def go(world: Path, name: str, engine=HFEngine, store: str = "store.sqlite") -> 
 
 
 @pytest.fixture
-def world(tmp_path, family_folders) -> Path:
+def world(tmp_path, family_folders, monkeypatch) -> Path:
+    monkeypatch.setattr(board, "BLOCK", BLOCK)
     (tmp_path / "family").symlink_to(family_folders["base"].parent)
     (tmp_path / "data" / "trivia").mkdir(parents=True)
     rows = [{"question": f"where does the river {i} begin ?", "answer": "the sea"} for i in range(ITEMS)]
@@ -109,12 +110,12 @@ def _results(world: Path, name: str) -> tuple[str, bytes]:
 def test_a_killed_run_starts_again_where_it_stopped_and_ends_with_the_same_bytes(world, child):
     go(world, "whole", store="other.sqlite")
     store = world / "store.sqlite"
-    _wait(store, BATCH * len(ARMS), child)
+    _wait(store, BLOCK * len(ARMS), child)
     child.kill()
     child.communicate()
     assert not (world / "child" / "results.json").exists()
     kept = _finished(store)
-    assert BATCH * len(ARMS) <= kept < ANSWERS
+    assert BLOCK * len(ARMS) <= kept < ANSWERS
     assert go(world, "child")["answers"][TASK] == {"computed": ANSWERS - kept, "from_store": kept}
     assert _results(world, "child") == _results(world, "whole")
     assert sorted(path.name for path in (world / "child").rglob("*")) == ["items", f"{TASK}.jsonl", "results.json"]

@@ -13,6 +13,7 @@ from lm_eval.tasks import TaskManager
 from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.errors import UserError
+from proxytune.experiment import board as board_module
 from proxytune.experiment.board import Board
 from proxytune.experiment.lm import ArmLM, decoding_options
 from proxytune.experiment.store import AnswerStore
@@ -60,8 +61,8 @@ metric_list: [{metric: word_perplexity}]
 class CountingEngine(HFEngine):
     """Notes how often it is asked, and by which arms."""
 
-    def __init__(self, ensemble: Ensemble, batch_size: int | None = None) -> None:
-        super().__init__(ensemble, batch_size)
+    def __init__(self, ensemble: Ensemble) -> None:
+        super().__init__(ensemble)
         self.passes: list[tuple[int, tuple[str, ...]]] = []
 
     def score(self, requests, arms, progress=None):
@@ -179,7 +180,8 @@ def test_what_the_store_has_is_not_computed_again(family, manager, arms):
         assert (board.computed, board.read) == (6, 6)
 
 
-def test_a_run_that_was_cut_off_goes_on_with_whole_blocks_and_ends_with_the_very_same_answers(family, manager):
+def test_a_run_cut_off_goes_on_with_whole_blocks_to_the_very_same_answers(family, manager, monkeypatch):
+    monkeypatch.setattr(board_module, "BLOCK", 2)
     arms = [Arm("base"), Arm("dynamic", rule=MatchKL(), experts=("expert:math",))]
 
     class Dying(CountingEngine):
@@ -193,12 +195,12 @@ def test_a_run_that_was_cut_off_goes_on_with_whole_blocks_and_ends_with_the_very
         lms = [ArmLM(board, arm) for arm in arms]
         return [(replies(samples(lm, manager, "open")), lm.asked) for lm in lms]
 
-    whole = answers(Board(CountingEngine(family, batch_size=2), arms, AnswerStore()))
+    whole = answers(Board(CountingEngine(family), arms, AnswerStore()))
     with AnswerStore() as store:
         with pytest.raises(KeyboardInterrupt):
-            answers(Board(Dying(family, batch_size=2), arms, store))
+            answers(Board(Dying(family), arms, store))
         assert len(store) == 4
-        board = Board(CountingEngine(family, batch_size=2), arms, store)
+        board = Board(CountingEngine(family), arms, store)
         assert answers(board) == whole
         assert (board.read, board.computed) == (4, 2)
 

@@ -25,7 +25,7 @@ class TaskArms:
     missing: dict[str, str] = field(default_factory=dict)
     """Arms that cannot be had for this task, and why."""
     references: dict[str, str] = field(default_factory=dict)
-    """"base", "expert", "tuned": the arm that is this model alone, where there is one."""
+    """"base", "expert", "tuned": the arm that is this model alone, where there is one. See `_references`."""
 
     def add(self, arm: Arm) -> None:
         if arm.name in self.arms:
@@ -132,10 +132,12 @@ def _role(name: str, model: str, own: _Own) -> str:
 
 
 def _references(arms: Iterable[Arm], own: _Own) -> dict[str, str]:
-    """The first arm that is the base, the task's own expert or its tuned model alone."""
+    """The arms to compare with: the base, the task's own expert, and its tuned model or else the only one there is."""
     alone: dict[str, str] = {}
     for arm in arms:
         if arm.rule is None:
             alone.setdefault(arm.base, arm.name)
-    roles = {"base": "base", "expert": f"expert:{own.expert}", "tuned": f"tuned:{own.tuned}"}
+    upper_bounds = [role for role in alone if role.startswith("tuned:")]
+    tuned = upper_bounds[0] if len(upper_bounds) == 1 else f"tuned:{own.tuned}"
+    roles = {"base": "base", "expert": f"expert:{own.expert}", "tuned": tuned}
     return {reference: alone[role] for reference, role in roles.items() if role in alone}

@@ -12,13 +12,14 @@ from proxytune.experiment.progress import bar
 from proxytune.experiment.store import Answer, AnswerStore
 from proxytune.models.ensemble import Ensemble
 
+BLOCK = 128
+"""Requests that are answered and stored together: some batches of the engine, and what a killed run loses at most."""
+
 
 class Engine(Protocol):
     """What answers requests: `HFEngine`, say. Yields (request index, arm name, answer) as answers are finished."""
 
     ensemble: Ensemble
-    batch_size: int
-    """Requests it works on together."""
 
     def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]: ...
 
@@ -32,9 +33,9 @@ class Board:
 
     Arms that answer alike (the task's expert and "expert:<name>", say) and equal requests are computed once.
 
-    A block is one batch of the engine. Which requests it holds depends on the task alone, and its answers are stored
-    together: batched matrix products round differently in other company, so that only a run that goes on with whole
-    blocks ends with the very numbers of one that was never interrupted.
+    Which requests a block holds depends on the task alone, and its answers are stored together: batched matrix products
+    round differently in other company, so that only a run that goes on with whole blocks ends with the very numbers of
+    one that was never interrupted.
     """
 
     def __init__(
@@ -75,9 +76,10 @@ class Board:
         self._answers |= found
         self.read += len(found)
         missing = sum(key not in self._answers for row in rows for key in row.keys.values())
-        with bar(self.label, missing, self.progress) as advance:
-            for start in range(0, len(rows), self.engine.batch_size):
-                self._compute(rows[start : start + self.engine.batch_size], advance)
+        if missing:
+            with bar(self.label, missing, self.progress) as advance:
+                for start in range(0, len(rows), BLOCK):
+                    self._compute(rows[start : start + BLOCK], advance)
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:
         """The different requests, the longest prompts first and those of one prompt together."""

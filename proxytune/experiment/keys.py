@@ -47,7 +47,8 @@ class Keys:
         """Hash of the arm and of what `request` asks of its roles."""
         asked = {name: value for name, value in vars(request).items() if name != "prompt"}
         prompts = [request.prompt.of(role) for role in arm.roles]
-        return _hash({"arm": self.of_arm[arm.name], "prompts": prompts, **asked})
+        alike = all(prompt == prompts[0] for prompt in prompts)
+        return _hash({"arm": self.of_arm[arm.name], "prompts": prompts[:1] if alike else prompts, **asked})
 
 
 def rule_facts(rule: Rule) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def run(
     The record, also `results.json` (numbers that are undefined are None, and `undefined` says why):
 
         tasks.<task>: metric, higher_is_better, expert, n, n_truncated (items whose prompt lost its beginning),
-            missing: {arm: why it is absent here}, references: {"base" | "expert" | "tuned": arm name}
+            missing: {arm: why it is absent here}, references: {"base" | "expert" | "tuned": arm name} (the arms that
+            gaps and differences refer to; tuned is the task's own, or the only tuned model among the arms)
         tasks.<task>.arms.<arm>: value, stderr, n, n_invalid, gap_closed, gap_closed_ci: [low, high],
             relative_performance, undefined: {field: reason}, metrics: {metric: lm-eval's aggregate},
             differences: {"base" | "expert" | "tuned": {value, stderr, n, n_invalid}} (this arm minus that one, paired),
@@ -81,9 +82,7 @@ def run(
         records = {plan.task: job.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     asked = {"config": config, "seed": seed, "limit": limit, "num_fewshot": num_fewshot}
-    record = {"tasks": records, "provenance": asked | ledger.provenance()}
-    write_json(output_dir / "results.json", record)
-    return record
+    return write_json(output_dir / "results.json", {"tasks": records, "provenance": asked | ledger.provenance()})
 
 
 @dataclass

@@ -78,19 +78,23 @@ def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) 
 
 def _gaps(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Ratio]:
     """Each arm's gap closed, or why there is none."""
-    for reference in ("base", "tuned"):
-        if reference not in found.references:
-            reasons = "; ".join(found.missing.values()) or f"no arm is the {reference} model alone"
-            return dict.fromkeys(outcomes, Ratio(None, None, reasons))
+    if "base" not in found.references:
+        return dict.fromkeys(outcomes, Ratio(None, None, "no arm is the base model alone"))
+    if "tuned" not in found.references:
+        return dict.fromkeys(outcomes, Ratio(None, None, _no_tuned(found)))
     base, tuned = (outcomes[found.references[reference]].values for reference in ("base", "tuned"))
     values = {name: outcome.values for name, outcome in outcomes.items()}
     return gaps_closed(values, base, tuned, higher_is_better=info.higher_is_better, seed=seed)
 
 
+def _no_tuned(found: TaskArms) -> str:
+    return "; ".join(found.missing.values()) or "no arm is the tuned model alone"
+
+
 def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap: Ratio) -> dict[str, Any]:
     arm, outcome = found.arms[name], outcomes[name]
     estimate = mean(outcome.values)
-    relative = Ratio(None, None, gap.why)
+    relative = Ratio(None, None, _no_tuned(found))
     if "tuned" in found.references:
         relative = relative_performance(estimate, mean(outcomes[found.references["tuned"]].values))
     return {
