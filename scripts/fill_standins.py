@@ -284,7 +284,7 @@ def build(folder: Path, standin: Standin, seed: str) -> None:
         max_position_embeddings=kind.window,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big"))
@@ -292,6 +292,8 @@ def build(folder: Path, standin: Standin, seed: str) -> None:
         for weight in model.parameters():
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=0.5)
+        # A loud end-of-sequence token: answers are short, so that trying a config takes seconds.
+        torch.nn.init.normal_(model.get_output_embeddings().weight.data[tokenizer.eos_token_id], std=6.0)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
     model.to(kind.dtype).save_pretrained(folder)
 

@@ -1,0 +1,91 @@
+"""Every experiment of the papers runs from its config to its table, offline, on stand-ins under the real names."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from standins import ROOT, fill_standins, use, write_data
+
+from proxytune.cli import main
+from proxytune.reporting.papers import PAPERS, paper_tables
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*2024_*.yaml"))
+EVERY = os.environ.get("PROXYTUNE_TEST_EVERY_EXPERIMENT") == "1"
+"""All of them take some minutes; without it, one experiment of each kind runs."""
+ONE_OF_A_KIND = {
+    "liu2024_instruction_gsm8k_70b",
+    "liu2024_alpha_sweep_truthfulqa",
+    "liu2024_triviaqa_13b",
+    "fan2024_single_1b",
+    "fan2024_multi_7b",
+    "fan2024_icl_1b",
+    "fan2024_task_arithmetic_7b",
+}
+
+
+@pytest.fixture(scope="module")
+def standins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("standins")
+    llamas = [name for name, standin in fill_standins.REPOSITORIES.items() if standin.rows == 32_000]
+    fill_standins.fill(folder, llamas)
+    fill_standins.fill_trained(folder / "trained")
+    write_data(folder / "data")
+    return folder
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_runs_from_config_to_table(
+    experiment: str,
+    standins: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    if not EVERY and experiment not in ONE_OF_A_KIND:
+        pytest.skip("one experiment of each kind runs; PROXYTUNE_TEST_EVERY_EXPERIMENT=1 runs all")
+    use(monkeypatch, standins)
+    monkeypatch.chdir(tmp_path)
+    shortened = ["limit=4", f"task.data_dir={standins / 'data'}", "output=run"]
+    assert main(["run", f"experiment={experiment}", *shortened]) == 0, capsys.readouterr().err
+
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert record["provenance"]["config"]["experiment"] == experiment
+    assert all("/" in member["source"]["path"] for member in record["provenance"]["members"].values())
+    for task, entry in record["tasks"].items():
+        assert entry["n"] == 4 and not entry["missing"], task
+        # Stand-ins answer noise: all that is known is that every arm has answered.
+        assert all(arm["n"] + arm["n_invalid"] == 4 for arm in entry["arms"].values()), task
+
+    paper = experiment.partition("_")[0]
+    capsys.readouterr()
+    assert main(["table", f"paper={paper}", "runs=run"]) == 0
+    assert "ours" in capsys.readouterr().out
+    _every_arm_has_its_cell(paper, experiment, record)
+
+
+def _every_arm_has_its_cell(paper: str, experiment: str, record: dict) -> None:
+    """Each measured value stands in the paper's table, and the paper's rows of this experiment are filled."""
+    tables = [t for t in paper_tables(paper, ["run"]) if experiment in t.layout.experiments]
+    assert tables
+    for table in tables:
+        cells = table.figures.set_index(["panel", "arm", "task"])
+        columns = {task: column for column, task in table.layout.runs.items()}
+        for task, entry in record["tasks"].items():
+            for arm, answer in entry["arms"].items():
+                if task in columns and answer["value"] is not None:
+                    place = (table.layout.panel(experiment, arm), arm, columns[task])
+                    assert cells["ours"][place] == pytest.approx(100 * answer["value"])
+    arms = {arm for entry in record["tasks"].values() for arm in entry["arms"]}
+    for table in tables:
+        panels = {table.layout.panel(experiment, arm) for arm in arms}
+        wanted = {arm for panel, arm in table.layout.rows if panel in panels} - {"tuned_lora"}
+        assert wanted <= arms, f"{table.layout.id}: the experiment has no arm for {wanted - arms}"
+
+
+def test_every_kind_of_experiment_runs_by_default():
+    layouts = [layout for paper in PAPERS.values() for layout in paper.tables if layout.experiments]
+    assert set(EXPERIMENTS) >= ONE_OF_A_KIND
+    assert all(ONE_OF_A_KIND & set(layout.experiments) for layout in layouts if "published" not in layout.id)
