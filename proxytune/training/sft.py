@@ -102,7 +102,8 @@ def tune(
         "examples_left_out": len(examples) - len(dataset),
         "tokens_per_epoch": tokens,
         "steps": outcome.global_step,
-        "final_loss": outcome.training_loss,
+        "mean_loss": outcome.training_loss,
+        "final_loss": next(row["loss"] for row in reversed(trainer.state.log_history) if "loss" in row),
         "seconds": seconds,
     }
     (folder / "recipe.json").write_text(json.dumps(card, indent=2) + "\n")
