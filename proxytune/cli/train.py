@@ -81,9 +81,9 @@ def _starts(config: DictConfig, which: str) -> Iterator[tuple[str, str | Mapping
         role = ROLES[what]
         if OmegaConf.select(config, f"models.{role}") is None:
             raise UserError(f"models.{role} is missing: training {what} starts from it")
-        for key in sorted(OmegaConf.missing_keys(config.models)):
-            if key.startswith(f"{role}."):
-                raise UserError(f"models.{key} has no value yet: give models.{key}=...")
+        for key in sorted(OmegaConf.missing_keys(config)):
+            if key.startswith(f"models.{role}."):
+                raise UserError(f"{key} has no value yet: give {key}=...")
         part = OmegaConf.masked_copy(config.models, [role])
         part._set_parent(config)
         yield what, schema.resolve(part)[role]
