@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from tiny import EXPERTS, save_member, tiny_gpt2, tiny_llama, tiny_tokenizer
+from test_sources import in_hub_cache
+from tiny import EXPERTS, WINDOW, save_member, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from proxytune import FusedCausalLM, MatchKL, Static
@@ -270,6 +271,21 @@ def test_reading_options_reach_every_member(fused, tmp_path):
     assert model(TOKENS).logits.dtype == torch.float32
 
 
+def test_saving_again_replaces_what_was_there(family, tmp_path):
+    FusedCausalLM.from_ensemble(family, Static(1.0), ["expert:math"]).save_pretrained(tmp_path)
+    other = Ensemble({**family.members, "expert:math": family["tuned:math"]}, family.tokenizer)
+    model = FusedCausalLM.from_ensemble(other, Static(1.0), ["expert:math"])
+    model.save_pretrained(tmp_path)
+    assert same(FusedCausalLM.from_pretrained(tmp_path), model)
+
+
+def test_a_saved_model_is_read_from_the_hub_cache(fused, tmp_path, monkeypatch):
+    fused.save_pretrained(tmp_path / "fused")
+    in_hub_cache(tmp_path / "hub", "someone/fused", tmp_path / "fused", "0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert same(FusedCausalLM.from_pretrained("someone/fused"), fused)
+
+
 def damaged(fused: FusedCausalLM, folder: Path, **changes) -> Path:
     fused.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -288,6 +304,8 @@ def test_what_cannot_be_read_is_one_clear_line(fused, family_folders, tmp_path):
         FusedCausalLM.from_pretrained(damaged(fused, tmp_path / "a", family={"base": "../base"}))
     with pytest.raises(UserError, match="does not take load_in_8bit=True"):
         FusedCausalLM.from_pretrained(tmp_path / "a", load_in_8bit=True)
+    with pytest.raises(UserError, match="go to one device"):
+        FusedCausalLM.from_pretrained(tmp_path / "a", device_map={"model": "cpu", "lm_head": "cpu"})
     with pytest.raises(UserError, match="it is a file"):
         (tmp_path / "file").write_text("")
         fused.save_pretrained(tmp_path / "file")
@@ -312,11 +330,18 @@ def test_kept_positions_equal_the_last_of_all(fused):
     assert isinstance(fused(TOKENS, return_dict=False)[0], torch.Tensor)
 
 
-def test_lm_eval_scores_it_like_any_model(fused, family):
+@pytest.mark.parametrize("how", ["model", "folder"])
+def test_lm_eval_scores_it_like_any_model(how, fused, family, tmp_path):
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    lm = HFLM(pretrained=fused, tokenizer=family.tokenizer, batch_size=2, max_length=64)
+    fused.save_pretrained(tmp_path)
+    made = {
+        "model": {"pretrained": fused, "tokenizer": family.tokenizer, "max_length": 64},
+        "folder": {"pretrained": str(tmp_path), "dtype": "float32", "device": "cpu", "trust_remote_code": True},
+    }[how]
+    lm = HFLM(**made, batch_size=2)
+    assert lm.max_length == (64 if how == "model" else WINDOW)
     pairs = [("how many apples", " are there"), ("Paris", " is the answer to it"), ("x", " y")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     scored = lm.loglikelihood(requests, disable_tqdm=True)

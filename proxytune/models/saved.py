@@ -2,6 +2,8 @@
 
     config.json, generation_config.json, tokenizer files     the fused model: its rule, and its family as relative paths
     base/, antiexpert/, expert-<name>/                       one ordinary Hugging Face folder per module or adapter
+    modeling_proxytune.py                                    lets programs that do not import proxytune load the folder
+                                                             with trust_remote_code=True (stock lm-eval, say)
 
 Reading builds a FamilySpec of the sub-folders, so a module that members share is stored and loaded once.
 """
@@ -32,32 +34,41 @@ if TYPE_CHECKING:
     from proxytune.models.fused import FusedCausalLM
     from proxytune.models.fused_config import FusedConfig
 
+_FROM_AUTO = ("adapter_kwargs", "trust_remote_code")
+"""What the Auto classes pass on. Nothing of it reaches the members: they never run code of their own from here."""
+
+_SHIM = "modeling_proxytune"
+_SHIM_CODE = """from proxytune.models.fused import FusedCausalLM
+from proxytune.models.fused_config import FusedConfig
+
+__all__ = ["FusedCausalLM", "FusedConfig"]
+"""
+"""All the code that `trust_remote_code` lets run: an import of the installed package."""
+
 
 def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: str = "50GB") -> None:
     """Writes safetensors, configs and tokenizers. UserError for what could not be read back the same."""
     folder = Path(save_directory)
     if folder.is_file():
         raise UserError(f"can't save into {str(folder)!r}: it is a file.")
-    members = {
-        role: model.ensemble[role]
-        for role in dict.fromkeys(("base", "antiexpert", *model.roles))
-        if role in model.roles
-    }
+    members = {role: model.ensemble[role] for role in model.roles}
     homes = _homes(members)
     config = deepcopy(model.config)
     config.family = _family(members, homes, model)
     config.rule = None if model.rule is None else describe_rule(model.rule)
     FamilySpec.of(config.family)
-    for role, member in members.items():
+    for member in {id(member.model): member for member in members.values()}.values():
         home = folder / homes[id(member.model)]
-        if not home.exists():
-            _write_module(member.model, home, max_shard_size)
-            (member.tokenizer or model.tokenizer).save_pretrained(home)
+        _write_module(member.model, home, max_shard_size)
+        (member.tokenizer or model.tokenizer).save_pretrained(home)
+    for role, member in members.items():
         if isinstance(member.model, PeftModel) and member.adapter not in (None, ADAPTERS_OFF):
             _write_adapter(member.model, str(member.adapter), folder / _slug(role))
     model.tokenizer.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
+    config.auto_map = {"AutoConfig": f"{_SHIM}.FusedConfig", "AutoModelForCausalLM": f"{_SHIM}.FusedCausalLM"}
     config.save_pretrained(folder)
+    (folder / f"{_SHIM}.py").write_text(_SHIM_CODE, encoding="utf-8")
 
 
 def read(
@@ -67,14 +78,13 @@ def read(
     rule: Rule | None = None,
     revision: str | None = None,
     dtype: Any = None,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     **others: Any,
 ) -> FusedCausalLM:
     """The model that `write` wrote to a folder or a hub id; `rule` replaces the saved one. UserError for damage."""
     for name, value in others.items():
-        # The Auto classes add private arguments and adapter_kwargs, which only matter to a single adapter folder.
-        if value not in (None, False) and not name.startswith("_") and name != "adapter_kwargs":
+        if value not in (None, False, "") and not name.startswith("_") and name not in _FROM_AUTO:
             raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}.")
     folder = _fetch(path, revision)
     if not (folder / "config.json").is_file():
@@ -83,7 +93,7 @@ def read(
     family = getattr(config, "family", None)
     if config is None or family is None:
         raise UserError(f"{path!r} is not a saved FusedCausalLM: its config.json describes no family.")
-    given = {"dtype": _dtype_name(dtype), "device_map": device_map, "attn_implementation": attn_implementation}
+    given = {"dtype": _name(dtype), "device_map": _device(device_map), "attn_implementation": attn_implementation}
     options = {name: value for name, value in given.items() if value is not None}
     ensemble = load(_inside(FamilySpec.of(family), folder, options))
     if rule is None and config.rule is not None:
@@ -206,5 +216,14 @@ def _sub_folder(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-def _dtype_name(dtype: Any) -> str | None:
+def _name(dtype: Any) -> str | None:
     return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def _device(device_map: str | Mapping[str, Any] | None) -> str | None:
+    """A device map of the family: one device, also as {"": device}, or "auto"."""
+    if isinstance(device_map, Mapping):
+        if list(device_map) != [""]:
+            raise UserError(f"device_map={dict(device_map)!r}: the members of a family go to one device, or to auto.")
+        device_map = device_map[""]
+    return None if device_map is None else str(device_map)
