@@ -1,0 +1,147 @@
+"""lm-evaluation-harness both ways: our model under its command line, and a saved folder under the stock one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+from tiny import save_family
+
+from proxytune.cli import main
+from proxytune.errors import UserError
+from proxytune.fusion import Static
+from proxytune.models import FusedCausalLM
+
+TASKS = (
+    """
+task: sums
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: generate_until
+doc_to_text: "Question: {{question}} Answer:"
+doc_to_target: answer
+generation_kwargs: {until: ["."], max_gen_toks: 12, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+""",
+    """
+task: letters
+dataset_path: json
+dataset_kwargs: {data_files: {test: DATA}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "Question: {{question}} Answer:"
+doc_to_choice: [Paris, "12", " the red box"]
+doc_to_target: 1
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+""",
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {role: str(path) for role, path in save_family(tmp_path_factory.mktemp("family")).items()}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two tasks and six questions; the working directory."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data.jsonl"
+    rows = [{"question": f"how many apples are {i} and {7 * i}?", "answer": str(8 * i)} for i in range(6)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, text in enumerate(TASKS):
+        (tmp_path / f"task{number}.yaml").write_text(text.replace("DATA", str(data)))
+    return tmp_path
+
+
+def arguments(model_args: str, output: str) -> list[str]:
+    fixed = ["--tasks", "sums,letters", "--include_path", ".", "--batch_size", "1", "--device", "cpu", "--log_samples"]
+    return ["--model_args", model_args, *fixed, "--output_path", output]
+
+
+def evaluated(model: str, model_args: str) -> dict[str, list]:
+    """Per-item answers by task, from Python: lm-eval's command line reads thousands of tasks first."""
+    import proxytune.experiment.harness  # noqa: F401  registers the model
+
+    tasks = TaskManager(include_path=".", include_defaults=False)
+    results = lm_eval.simple_evaluate(
+        model, model_args, ["sums", "letters"], task_manager=tasks, batch_size=1, device="cpu", bootstrap_iters=0
+    )
+    return {task: [sample["resps"] for sample in samples] for task, samples in results["samples"].items()}
+
+
+def answers(folder: Path) -> dict[str, list]:
+    """Per-item answers by task."""
+    found = {}
+    for path in folder.rglob("samples_*.jsonl"):
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        samples.sort(key=lambda sample: sample["doc_id"])
+        found[path.name.split("_")[1]] = [sample["resps"] for sample in samples]
+    assert set(found) == {"sums", "letters"}
+    return found
+
+
+def same(one: dict[str, list], other: dict[str, list]) -> None:
+    assert one["sums"] == other["sums"]
+    flat = [[(float(pair[0]), str(pair[1])) for item in side["letters"] for [pair] in item] for side in (one, other)]
+    assert [greedy for _, greedy in flat[0]] == [greedy for _, greedy in flat[1]]
+    assert [logprob for logprob, _ in flat[0]] == pytest.approx([logprob for logprob, _ in flat[1]], abs=1e-4)
+
+
+def fused(folders: dict[str, str], alpha: float) -> str:
+    members = f"base={folders['base']},expert={folders['expert:math']},antiexpert={folders['antiexpert']}"
+    return f"{members},alpha={alpha}"
+
+
+def test_alpha_zero_is_lm_evals_own_hf_model(folders: dict[str, str], here: Path):
+    """The base here has no padding rows: lm-eval's own model gives those a share of the probability."""
+    base = folders["expert:math"]
+    members = f"base={base},expert={folders['expert:trivia']},antiexpert={folders['antiexpert']}"
+    same(evaluated("proxytune", f"{members},alpha=0"), evaluated("hf", f"pretrained={base}"))
+
+
+def test_both_command_lines_agree(folders: dict[str, str], here: Path):
+    """Ours with the parts, and the stock one, which knows nothing of proxytune, with a saved folder and its shim."""
+    model = FusedCausalLM.compose(
+        base=folders["base"], experts=folders["expert:math"], antiexpert=folders["antiexpert"], rule=Static(1.0)
+    )
+    model.save_pretrained(here / "saved")
+    shim = ["--model", "hf", *arguments("pretrained=saved,trust_remote_code=True", "stock")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(here / "hub")}
+    stock = [sys.executable, "-m", "lm_eval", *shim]
+    run = subprocess.run(stock, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert main(["lm-eval", "--model", "proxytune", *arguments(fused(folders, 1.0), "ours")]) == 0
+    same(answers(here / "stock"), answers(here / "ours"))
+    assert answers(here / "ours")["sums"] != evaluated("proxytune", fused(folders, 0))["sums"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"expert": "BASE"}, "give base, expert and antiexpert, or base alone"),
+        ({"alpha": 1}, "no effect on the base alone"),
+        ({"expert": "BASE", "antiexpert": "BASE", "rule": "statik"}, "Did you mean 'static'"),
+        ({"expert": "BASE", "antiexpert": "BASE", "rule": "match_kl", "alpha": 1}, "alpha=1 has no effect with rule="),
+        ({"expert": "BASE", "antiexpert": "BASE", "alfa": 1}, "Did you mean 'alpha'"),
+        ({"expert": "BASE", "antiexpert": "BASE", "alpha": math.nan}, "finite number"),
+        ({"base": "nowhere/at/all"}, "no such folder"),
+        ({"base": {"pth": "BASE"}}, "Did you mean 'path'"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: dict, message: str, folders: dict[str, str]):
+    from proxytune.experiment.harness import FusedLM
+
+    given = {key: folders["base"] if value == "BASE" else value for key, value in arguments.items()}
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        FusedLM(**{"base": folders["base"], **given})
+    assert "\n" not in str(raised.value)
