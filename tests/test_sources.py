@@ -319,6 +319,62 @@ def test_identity_notices_other_weights_under_the_same_name(family_folders, tmp_
     assert identity(Source(path)) != before
 
 
+# --- GGUF ---
+
+
+def gguf_of(model, tokenizer, path: Path) -> Path:
+    """A tiny Llama as an unquantised GGUF file."""
+    import gguf
+
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(heads["attn_q"])
+    writer.add_head_count_kv(heads["attn_k"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, weight in model.state_dict().items():
+        stored = names.get_name(name, try_suffixes=(".weight",))
+        if (count := heads.get(stored.split(".")[-2])) is not None:  # GGUF pairs the halves that rotate together
+            weight = weight.reshape(count, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        writer.add_tensor(stored, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_gguf_weights_are_plain_weights_once_loaded(tmp_path):
+    tokenizer = tiny_tokenizer()
+    model = tiny_llama(len(tokenizer), seed=1)
+    path = gguf_of(model, tokenizer, tmp_path / "tiny.gguf")
+    ensemble = load(FamilySpec(base=path, antiexpert=Source(tmp_path, gguf_file="tiny.gguf")))
+    assert ensemble["base"].model is ensemble["antiexpert"].model
+    tokens = torch.tensor([[5, 9, 200, 31]])
+    torch.testing.assert_close(ensemble["base"].model(tokens).logits, model(tokens).logits, atol=1e-4, rtol=1e-4)
+    text = "How many apples, 12?"
+    assert ensemble.tokenizer.get_vocab() == tokenizer.get_vocab()
+    assert ensemble.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert ensemble.tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert ensemble.tokenizer.eos_token_id == tokenizer.eos_token_id
+    assert ensemble["base"].model.to(torch.bfloat16).dtype == torch.bfloat16
+    before = identity(Source(path))
+    gguf_of(tiny_llama(len(tokenizer), seed=2), tokenizer, path)
+    assert identity(Source(path)) != before
+
+
 # --- real weights ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,14 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.quantizers import AutoQuantizationConfig
 
 from proxytune.errors import UserError
@@ -50,10 +58,6 @@ def load_for_tuning(role: str, source: Source) -> tuple[PreTrainedModel, PreTrai
     check(FamilySpec(base=source), ["base"])
     tokenizer = load_tokenizers({role: source})[role]
     model = _load_module(role, source)
-    if source.gguf_file is not None:
-        # The weights are plain after loading, but transformers still calls them quantised, and trainers refuse them.
-        model.is_quantized, model.hf_quantizer = False, None
-        del model.config.quantization_config
     return model.requires_grad_(True), tokenizer
 
 
@@ -98,8 +102,28 @@ def load_tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokeni
                     gguf_file=source.gguf_file,
                     trust_remote_code=source.trust_remote_code,
                 )
+            if source.gguf_file is not None:
+                loaded[key] = _without_invented_tokens(loaded[key])
         tokenizers[role] = loaded[key]
     return tokenizers
+
+
+def _without_invented_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A GGUF file lists every token; transformers adds default special tokens beyond the list, which no head knows."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    listed = [token for token in state["added_tokens"] if token["id"] < tokenizer.vocab_size]
+    if len(listed) == len(state["added_tokens"]):
+        return tokenizer
+    real = {token for token, i in tokenizer.get_vocab().items() if i < tokenizer.vocab_size}
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if token in real}
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state | {"added_tokens": listed})),
+        name_or_path=tokenizer.name_or_path,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    plain.chat_template = tokenizer.chat_template
+    return plain
 
 
 def _adapter(source: Source) -> tuple[str, str | None] | None:
@@ -142,6 +166,10 @@ def _load_module(role: str, source: Source) -> PreTrainedModel:
     if info["missing_keys"]:
         lacking = sorted(info["missing_keys"])
         raise UserError(f"{role}: the weights of {source.path!r} lack {len(lacking)} tensors, first {lacking[0]!r}.")
+    if source.gguf_file is not None:
+        # Plain weights now, but transformers still calls them quantised: they could not be moved, saved or tuned.
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
     return model.eval().requires_grad_(False)
 
 
