@@ -39,7 +39,7 @@ generation_kwargs: {until: ["\\n"], max_gen_toks: 5, do_sample: false, temperatu
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
 metadata:
   version: 1.0
-  proxytune: {metric: exact_match, expert: trivia, files: {test: open.jsonl}, columns: [question, answer]}
+  proxytune: {metric: exact_match, expert: trivia, files: {test: open.jsonl}, columns: {question: text, answer: text}}
 """
 CHOICE = """
 task: choice
@@ -55,7 +55,7 @@ metric_list:
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 metadata:
   version: 1.0
-  proxytune: {metric: acc, expert: math, files: {test: choice.jsonl}, columns: [question, choices, gold]}
+  proxytune: {metric: acc, expert: math, files: {test: choice.jsonl}, columns: {question: text, choices: texts, gold: index of choices}}
 """
 JUDGED = OPEN.replace("task: open", "task: judged").replace(
     "metric_list:", "process_results: !function judge.score\nmetric_list:"

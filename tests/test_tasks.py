@@ -323,17 +323,30 @@ def write(path: Path, content: bytes) -> None:
 BAD = {
     "empty": (b"", "has no rows"),
     "blank": (b"\n\n", "has no rows"),
-    "not json": (b'{"question": "q", "answer": "a"}\n{"question": \n', "line 2 is not JSON"),
-    "not utf-8": (b'{"question": "\xff", "answer": "a"}\n', "line 1 is not JSON"),
+    "not json": (b'{"question": "q", "answer": "1"}\n{"question": \n', "line 2 is not JSON"),
+    "not utf-8": (b'{"question": "\xff", "answer": "a"}\n', "line 1 is not UTF-8"),
+    "utf-16": ('{"question": "q", "answer": "1"}'.encode("utf-16"), "line 1 is not UTF-8"),
     "nested too deep": (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
     "not an object": (b"[1, 2]\n", "line 1 is a list"),
     "no column": (
-        b'{"question": "q", "answer": "a"}\n{"question": "q", "reply": "a"}\n',
+        b'{"question": "q", "answer": "1"}\n{"question": "q", "reply": "a"}\n',
         "line 2 has no 'answer'; it has",
     ),
     "null": (b'{"question": "q", "answer": null}\n', "line 1 has no 'answer'"),
-    "mixed types": (b'{"question": "q", "answer": "a"}\n{"question": "q", "answer": ["a"]}\n', "do not fit together"),
-    "lone surrogate": (b'{"question": "\\ud800", "answer": "a"}\n', "do not fit together"),
+    "mixed types": (
+        b'{"question": "q", "answer": "1"}\n{"question": "q", "answer": ["1"]}\n',
+        "line 2: answer = ['1'] is not allowed; expected: a valid string",
+    ),
+    "no number": (
+        b'{"question": "q", "answer": "#### ?"}\n',
+        "line 1: answer = '#### ?' is not allowed; expected: a number",
+    ),
+    "lone surrogate": (b'{"question": "\\ud800", "answer": "1"}\n', "line 1: question = '\\ud800' is not allowed"),
+    "key twice": (
+        b'{"question": "q", "answer": "1", "answer": "2"}\n',
+        "line 1 is not JSON: the key 'answer' stands twice",
+    ),
+    "nan": (b'{"question": "q", "answer": NaN}\n', "line 1 is not JSON: NaN"),
 }
 
 
@@ -393,9 +406,10 @@ def test_outputs_under_our_own_column_names(tmp_path: Path) -> None:
         (b'{"output": "A", "answer": "A"}\nnot json\n', "line 2 is not JSON"),
         (
             b'{"output": "A", "answer": "A"}\n{"text": "A", "answer": "B"}\n',
-            "row 2 has no text 'output' (or 'mc_output'); it has 'text', 'answer'",
+            "line 2 has no 'output' or 'mc_output'; it has 'text', 'answer'",
         ),
-        (b'{"output": 3, "answer": "A"}\n', "no text 'output'"),
+        (b'{"output": 3, "answer": "A"}\n', "line 1: output = 3 is not allowed; expected: a valid string"),
+        (b'\n{"output": "A", "answer": "E"}\n', "line 2: answer = 'E' is not allowed; expected: 'A', 'B', 'C' or 'D'"),
     ],
 )
 def test_bad_outputs(content: bytes, message: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from proxytune.experiment.planning import Items
 from proxytune.experiment.progress import quiet_lm_eval
 from proxytune.experiment.statistics import Values, as_values, mean
 from proxytune.experiment.summary import Outcome
-from proxytune.tasks import TaskInfo
+from proxytune.tasks import TaskInfo, data_record
 
 
 def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -> Outcome:
@@ -35,7 +35,8 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
     samples = [sample for sample in results["samples"][task.task_name] if sample["filter"] == info.filter]
     samples.sort(key=lambda sample: sample["doc_id"])
     metrics = _aggregates(results["results"][task.task_name], info.filter)
-    return Outcome(samples, _headline(task.task_name, info, samples, metrics), metrics, lm.asked)
+    values = _headline(task.task_name, info, samples, metrics)
+    return Outcome(samples, values, metrics, lm.asked, data_record(task, len(samples)))
 
 
 def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:

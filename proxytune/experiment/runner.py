@@ -60,7 +60,8 @@ def run(
 
     The record, also `results.json` (numbers that are undefined are None, and `undefined` says why):
 
-        tasks.<task>: metric, higher_is_better, expert, n, n_truncated (items whose prompt lost its beginning),
+        tasks.<task>: metric, higher_is_better, expert, n, data: {file and sha256 or dataset and name, split, read,
+            skipped: {why: count}} (read = n + all skipped), n_truncated (items whose prompt lost its beginning),
             missing: {arm: why it is absent here}, references: {"base" | "expert" | "tuned": arm name} (the arms that
             gaps and differences refer to; tuned is the task's own, or the only tuned model among the arms)
         tasks.<task>.arms.<arm>: value, stderr, n, n_invalid, gap_closed, gap_closed_ci: [low, high],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from proxytune.engines.arms import Arm
+from proxytune.errors import UserError
 from proxytune.experiment.arms import TaskArms
 from proxytune.experiment.keys import rule_facts
 from proxytune.experiment.lm import Asked
@@ -35,17 +36,25 @@ class Outcome:
     values: Values
     metrics: dict[str, float | None]
     asked: Mapping[int, list[Asked]]
+    data: Mapping[str, Any]
+    """Where the items come from (`tasks.data_record`)."""
 
 
 def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Any]:
-    """The task's entry in `results.json`. `outcomes` by arm name; at least one."""
-    gaps = _gaps(info, found, outcomes, seed)
+    """The task's entry in `results.json`. `outcomes` by arm name; at least one.
+
+    Raises UserError if the data changed on the way, so that the arms did not answer the same items.
+    """
     some = next(iter(outcomes.values()))
+    if any(outcome.data != some.data for outcome in outcomes.values()):
+        raise UserError(f"the data changed while the arms were evaluated on it ({dict(some.data)}): run again")
+    gaps = _gaps(info, found, outcomes, seed)
     return {
         "metric": info.metric,
         "higher_is_better": info.higher_is_better,
         "expert": info.expert,
         "n": len(some.values),
+        "data": some.data,
         "n_truncated": sum(any(one.cut > 0 for one in asked) for asked in some.asked.values()),
         "missing": found.missing,
         "references": found.references,

@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError
-from proxytune.tasks.local import has_file, reader
+from proxytune.tasks.local import LocalSplits, has_file, reader
 from proxytune.tasks.registry import Entry, find, task_names
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,24 @@ def load_task(
     return task
 
 
+def data_record(task: ConfigurableTask, n: int) -> dict[str, Any]:
+    """Where the `n` evaluated items come from: {file, sha256} or {dataset, name}; {split, read, skipped: {why: count}}.
+
+    `read` counts the lines of the file or the rows of the split: n of them were evaluated, the others skipped.
+    """
+    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+    data, docs = task.dataset, len(task.eval_docs)
+    if isinstance(data, LocalSplits):
+        file = data.source(split)
+        where = {"file": str(file.path), "sha256": file.sha256}
+        read, blank = len(file.rows) + file.blank, file.blank
+    else:
+        where = {"dataset": task.config.dataset_path, "name": task.config.dataset_name}
+        read, blank = len(data[split]) if split in data else docs, 0
+    skipped = {"blank lines": blank, "left out by the task": read - blank - docs, "beyond the limit": docs - n}
+    return where | {"split": split, "read": read, "skipped": {why: count for why, count in skipped.items() if count}}
+
+
 def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
     """A task with some fields of its YAML replaced; its data is loaded here."""
     entry = find(name)
@@ -79,7 +97,7 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
         # a group of one: lm-eval's way to override fields of a registered task
         loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **fields, **overrides}]})
     except OSError as error:  # no network, no such data set, gated
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         advice = "Give local files with task.data_dir=PATH."
         raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}). {advice}") from error
     task = loaded["tasks"][entry.task]

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import pyarrow as pa
 from datasets import Dataset
 
 from proxytune.errors import UserError
+from proxytune.tasks.rows import Columns, short
+
+
+@dataclass(frozen=True)
+class JSONLines:
+    """A data file that was read, every row checked."""
+
+    path: Path
+    sha256: str
+    rows: list[dict[str, Any]]
+    blank: int
+    """Lines without anything on them, which are skipped."""
 
 
 class LocalSplits(Mapping[str, Dataset]):
@@ -20,17 +33,24 @@ class LocalSplits(Mapping[str, Dataset]):
     Rows stay in memory, outside the cache of `datasets`: changed files give changed rows, and nothing is written.
     """
 
-    def __init__(self, folder: Path, files: Mapping[str, str], columns: Sequence[str]) -> None:
+    def __init__(self, folder: Path, files: Mapping[str, str], columns: Columns) -> None:
         self._folder, self._files, self._columns = folder, files, columns
-        self._read: dict[str, Dataset] = {}
+        self._read: dict[str, tuple[JSONLines, Dataset]] = {}
 
     def __getitem__(self, split: str) -> Dataset:
+        return self._split(split)[1]
+
+    def source(self, split: str) -> JSONLines:
+        """Where the split's rows come from."""
+        return self._split(split)[0]
+
+    def _split(self, split: str) -> tuple[JSONLines, Dataset]:
         if split not in self._files:
             known = ", ".join(self._files)
             raise UserError(f"task.data_dir: the task names no local file for the split {split!r}, only for {known}.")
         if split not in self._read:
-            path = locate(self._folder, self._files[split])
-            self._read[split] = to_dataset(read_jsonl(path, self._columns), path)
+            file = read_jsonl(locate(self._folder, self._files[split]), self._columns)
+            self._read[split] = file, Dataset.from_list(file.rows)
         return self._read[split]
 
     def __iter__(self) -> Iterator[str]:
@@ -40,11 +60,11 @@ class LocalSplits(Mapping[str, Dataset]):
         return len(self._files)
 
 
-def reader(folder: Path, files: Mapping[str, str], columns: Sequence[str]) -> Callable[..., LocalSplits]:
+def reader(folder: Path, files: Mapping[str, str], columns: Mapping[str, str]) -> Callable[..., LocalSplits]:
     """An lm-eval `custom_dataset`, which is called with metadata that says nothing about local files."""
 
     def read(**_: Any) -> LocalSplits:
-        return LocalSplits(folder, files, columns)
+        return LocalSplits(folder, files, Columns(columns))
 
     return read
 
@@ -72,44 +92,43 @@ def _excerpts(path: Path) -> list[Path]:
     return [other for other in sorted(path.parent.glob("*")) if name.fullmatch(other.name)]
 
 
-def read_jsonl(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file (blank lines skipped), each with a value in every one of `columns`.
+def read_jsonl(path: Path, columns: Columns) -> JSONLines:
+    """The rows of a JSON-lines file in UTF-8, reduced to `columns`; blank lines are skipped and counted.
 
-    Raises UserError naming file and line: no such file, no JSON object, a column missing or null, no rows.
+    Raises UserError naming file and line: no such file, no JSON object, a key twice, a column that is missing, null or
+    of another kind, no rows. What JSON has not (NaN, Infinity) is refused.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    lines = content.removesuffix(b"\n").split(b"\n")
     rows = [_row(line, f"{path}, line {i}", columns) for i, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
         raise UserError(f"{path} has no rows; one JSON object a line is expected.")
-    return rows
+    return JSONLines(path, hashlib.sha256(content).hexdigest(), rows, blank=len(lines) - len(rows))
 
 
-def _row(line: bytes, where: str, columns: Sequence[str]) -> dict[str, Any]:
+def _row(line: bytes, where: str, columns: Columns) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8: {error.reason} at byte {error.start}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON: {error}.") from error
     if not isinstance(row, dict):
         raise UserError(f"{where} is a {type(row).__name__}; a JSON object is expected.")
-    missing = [column for column in columns if row.get(column) is None]
-    if missing:
-        raise UserError(f"{where} has no {listing(missing)}; it has {listing(row)}.")
+    return columns.of(row, where)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {short(repr(twice))} stands twice in one object")
     return row
 
 
-def listing(names: Iterable[str]) -> str:
-    """The names of columns, quoted, for a message."""
-    return ", ".join(map(repr, names)) or "nothing"
-
-
-def to_dataset(rows: list[dict[str, Any]], path: Path) -> Dataset:
-    """`rows` as a Dataset; a column must be of one type throughout."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: its rows do not fit together as a table ({reason}).") from error
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
