@@ -191,8 +191,8 @@ def plain_loop(ensemble: Ensemble, rows: Sequence[Sequence[int]], new_tokens: in
 def refill(ensemble: Ensemble, repeats: int, batch: int = 16) -> dict[str, object]:
     """Answer lengths as of an exponential distribution, cut at four times the mean; one arm, groups of `batch`."""
     generator = torch.Generator().manual_seed(0)
-    waiting = prompts(2 * batch, 32)
-    lengths = (16 * torch.empty(len(waiting)).exponential_(generator=generator)).clamp(1, 64).round().int().tolist()
+    waiting = prompts(6 * batch, 32)
+    lengths = (12 * torch.empty(len(waiting)).exponential_(generator=generator)).clamp(1, 48).round().int().tolist()
     mean = round(sum(lengths) / len(lengths))
     engine = HFEngine(ensemble, batch)
     ragged = [GenerateRequest(prompt, length) for prompt, length in zip(waiting, lengths, strict=True)]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tiny import tiny_family
+from transformers import MistralConfig, MistralForCausalLM
 
 from proxytune.engines.arms import Arm
-from proxytune.engines.hf import HFEngine
+from proxytune.engines.hf import HFEngine, generate
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.fusion import MatchKL, Static
@@ -234,3 +235,38 @@ def test_equal_logits_go_to_the_smallest_id(family):
 def test_a_request_that_makes_no_sense_is_refused(wrong, message):
     with pytest.raises(UserError, match=message):
         GenerateRequest(**{"prompt": Prompt((1,)), "max_new_tokens": 4, **wrong})
+
+
+RAGGED = [replace(request, max_new_tokens=1 + 5 * i % 12) for i, request in enumerate([*GREEDY, *SAMPLED, *GREEDY])]
+
+
+def test_waiting_requests_enter_as_others_leave(family, monkeypatch):
+    ensemble, rows = counting(family)
+    entering = answers(ensemble, RAGGED, ARMS, batch_size=4)
+    steps = len(rows["base"])
+    monkeypatch.setattr(generate, "ENTRY", 2.0)
+    rows["base"].clear()
+    grouped = answers(ensemble, RAGGED, ARMS, batch_size=4)
+    assert steps < len(rows["base"]), "fewer and fuller steps"
+    for key in grouped:
+        assert entering[key].tokens == grouped[key].tokens
+
+
+def test_members_with_a_sliding_window_equal_the_reference(family):
+    config = MistralConfig(
+        vocab_size=family.vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=5,
+    )
+    model = MistralForCausalLM(config).eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.4)
+    member = Member("expert:math", model, family.vocab_size)
+    ensemble = Ensemble({**family.members, "expert:math": member}, family.tokenizer)
+    arms = [Arm("expert", base="expert:math"), Arm("proxy", rule=Static(1.0), experts=("expert:math",))]
+    assert_as_reference(ensemble, RAGGED, arms, answers(ensemble, RAGGED, arms, batch_size=4))

@@ -1,11 +1,11 @@
-"""Work in groups of requests that fit into memory."""
+"""As many requests at a time as fit into memory."""
 
 from __future__ import annotations
 
 import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -31,13 +31,40 @@ class Job(Generic[Request]):
     request: Request
     arms: tuple[Arm, ...]
 
-    def without(self, done: Iterable[tuple[int, str]]) -> Job[Request]:
-        """This job without the (index, arm name) pairs already answered."""
-        return replace(self, arms=tuple(arm for arm in self.arms if (self.index, arm.name) not in done))
+
+class Queue(Generic[Request]):
+    """Jobs that wait, in order, and at most `size` that have been taken up and are not finished."""
+
+    def __init__(self, jobs: Iterable[Job[Request]], size: int) -> None:
+        self.waiting: deque[Job[Request]] = deque(jobs)
+        self.taken: dict[int, Job[Request]] = {}
+        self.size = size
+
+    def take(self, at_least: int = 1) -> list[Job[Request]]:
+        """As many waiting jobs as there is room for; none while there is room for fewer than `at_least`."""
+        room = self.size - len(self.taken)
+        jobs = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))] if room >= at_least else []
+        self.taken.update((job.index, job) for job in jobs)
+        return jobs
+
+    def answered(self, index: int, arm: str) -> bool:
+        """Notes an answer; whether the job is finished by it."""
+        job = self.taken[index]
+        left = tuple(other for other in job.arms if other.name != arm)
+        if left:
+            self.taken[index] = replace(job, arms=left)
+        else:
+            del self.taken[index]
+        return not left
+
+    def put_back(self) -> None:
+        """What was taken and is not finished waits again, as the first, without the arms that have answered."""
+        self.waiting.extendleft(reversed(list(self.taken.values())))
+        self.taken.clear()
 
 
-class Groups:
-    """Takes jobs `size` at a time; halves the size when memory runs out, and remembers it."""
+class Batches:
+    """Has jobs answered `size` at a time; halves the size when memory runs out, and remembers it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -45,32 +72,27 @@ class Groups:
     def run(
         self,
         jobs: Iterable[Job[Request]],
-        answer: Callable[[Sequence[Job[Request]]], Iterator[tuple[int, str, Answer]]],
+        answer: Callable[[Queue[Request]], Iterator[tuple[int, str, Answer]]],
         progress: Progress | None,
     ) -> Iterator[tuple[int, str, Answer]]:
-        """Everything `answer(group)` yields. After running out of memory only what is missing is done again."""
-        waiting = deque(jobs)
-        while waiting:
-            group = [waiting.popleft() for _ in range(min(self.size, len(waiting)))]
-            left = {job.index: len(job.arms) for job in group}
-            done = set()
+        """What `answer` yields until no job waits. After running out of memory only what is missing is done again."""
+        queue = Queue(jobs, self.size)
+        while queue.waiting:
             try:
-                for index, arm, result in answer(group):
+                for index, arm, result in answer(queue):
                     yield index, arm, result
-                    done.add((index, arm))
-                    left[index] -= 1
-                    if progress is not None and left[index] == 0:
+                    if queue.answered(index, arm) and progress is not None:
                         progress(1)
+                continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._halve(len(group), error)
-            else:
-                continue
-            # Out of the except block the traceback is gone, and with it the tensors of the failed group.
+                self._halve(len(queue.taken), error)
+            # Out of the except block the traceback is gone, and with it the tensors of the failed batch.
             gc.collect()
             torch.cuda.empty_cache()
-            waiting.extendleft(reversed([job.without(done) for job in group if left[job.index]]))
+            queue.put_back()
+            queue.size = self.size
 
     def _halve(self, tried: int, error: Exception) -> None:
         if tried == 1:

@@ -27,6 +27,11 @@ class Ending:
         # A token has at least one byte, and the first token of a text may lose its leading space.
         self.window = max((len(stop.encode()) for stop in self.until), default=0) + 1
 
+    @property
+    def at_once(self) -> bool:
+        """Whether the answer may have no tokens at all."""
+        return self.max_new_tokens == 0
+
     def reached(self, tokens: Sequence[int]) -> str | None:
         """Why the answer ends here: "stop" (its last token completes a stop string) or "length"; None if it goes on."""
         if self.until:

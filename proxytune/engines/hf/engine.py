@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from proxytune.engines.arms import Arm
-from proxytune.engines.hf.batching import Answer, Groups, Job, Progress, Request
-from proxytune.engines.hf.generate import generate_group
-from proxytune.engines.hf.score import score_group
+from proxytune.engines.hf.batching import Answer, Batches, Job, Progress, Queue, Request
+from proxytune.engines.hf.generate import generate_all
+from proxytune.engines.hf.score import score_some
 from proxytune.engines.hf.voices import Voices
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.errors import UserError
@@ -31,12 +31,12 @@ class HFEngine:
                 f"engine.batch_size = {batch_size}: give a number of requests >= 1, or null for {DEFAULT_BATCH_SIZE}"
             )
         self.ensemble = ensemble
-        self.groups = Groups(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+        self.batches = Batches(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
 
     @property
     def batch_size(self) -> int:
         """Requests worked on together; what was found to fit once memory has run out."""
-        return self.groups.size
+        return self.batches.size
 
     def score(
         self, requests: Sequence[ScoreRequest], arms: Sequence[Arm], progress: Progress | None = None
@@ -55,7 +55,7 @@ class HFEngine:
             # Continuations of one prompt stay together, the longest first.
             return -longest[request.prompt.tokens], request.prompt.tokens, -len(request.continuation)
 
-        return self._answer(requests, arms, score_group, order, lambda request: len(request.continuation), progress)
+        return self._answer(requests, arms, score_some, order, lambda request: len(request.continuation), progress)
 
     def generate(
         self, requests: Sequence[GenerateRequest], arms: Sequence[Arm], progress: Progress | None = None
@@ -68,13 +68,13 @@ class HFEngine:
         def order(request: GenerateRequest) -> tuple[int, int]:
             return -len(request.prompt.tokens), -request.max_new_tokens
 
-        return self._answer(requests, arms, generate_group, order, lambda request: request.max_new_tokens, progress)
+        return self._answer(requests, arms, generate_all, order, lambda request: request.max_new_tokens, progress)
 
     def _answer(
         self,
         requests: Sequence[Request],
         arms: Sequence[Arm],
-        answer_group: Callable[[Voices, Sequence[Job[Request]]], Iterator[tuple[int, str, Answer]]],
+        answer: Callable[[Voices, Queue[Request]], Iterator[tuple[int, str, Answer]]],
         order: Callable[[Request], tuple],
         new_tokens: Callable[[Request], int],
         progress: Progress | None,
@@ -85,7 +85,7 @@ class HFEngine:
         voices = Voices(self.ensemble, arms, [request.prompt for request in requests])
         jobs = [Job(index, request, tuple(arms)) for index, request in enumerate(requests)]
         jobs.sort(key=lambda job: order(job.request))
-        return self.groups.run(jobs, lambda group: answer_group(voices, group), progress)
+        return self.batches.run(jobs, lambda queue: answer(voices, queue), progress)
 
     def _check_arms(self, arms: Sequence[Arm]) -> None:
         if not arms:
@@ -103,14 +103,9 @@ class HFEngine:
             if prompt == 0:
                 raise UserError(f"request {index}: empty prompt for {role}; give at least a start token (BOS or EOS)")
             # The last token is never read.
-            needed, window = prompt + max(new_tokens - 1, 0), self._window(role)
+            needed, window = prompt + max(new_tokens - 1, 0), self.ensemble[role].window
             if window is not None and needed > window:
                 raise UserError(
                     f"request {index}: {role} reads at most {window} tokens and would need {needed} "
                     f"({prompt} of prompt, {new_tokens} of answer); shorten the prompt or the answer"
                 )
-
-    def _window(self, role: str) -> int | None:
-        """Positions the member can read (max_position_embeddings); None where its config names no limit."""
-        config = self.ensemble[role].model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None)

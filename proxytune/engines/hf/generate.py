@@ -11,22 +11,27 @@ Shapes: B rows of one voice, n rows of one arm, V vocabulary, T experts.
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from proxytune.engines.arms import Arm
-from proxytune.engines.hf.batching import Job
+from proxytune.engines.hf.batching import Job, Queue
 from proxytune.engines.hf.ending import Ending, eos_tokens
+from proxytune.engines.hf.readings import Readings
 from proxytune.engines.hf.sampling import Noise, choose
-from proxytune.engines.hf.voices import Readings, Voices
+from proxytune.engines.hf.voices import Voices
 from proxytune.engines.requests import Generated, GenerateRequest
 
 Finished = tuple[int, str, Generated]
+ENTRY = 0.25
+"""The share of a batch that must have left before waiting requests enter: entering copies every cache.
+
+Measured (`scripts/benchmark.py`, refill): with answers of ragged length it saves a quarter of the time.
+"""
 
 
 @dataclass
@@ -36,51 +41,63 @@ class Row:
     job: Job[GenerateRequest]
     ending: Ending
     arms: list[Arm]
-    tokens: tuple[int, ...]
-    at: dict[str, int]
+    tokens: tuple[int, ...] = ()
+    at: dict[str, int] = field(default_factory=dict)
     """The row's place in each voice's reading."""
 
 
-def generate_group(voices: Voices, jobs: Sequence[Job[GenerateRequest]]) -> Iterator[Finished]:
-    """Every job's arms answer it; answers come as they are finished."""
-    for job in jobs:
-        if job.request.max_new_tokens == 0:
-            for arm in job.arms:
-                yield job.index, arm.name, Generated((), "", tuple(() for _ in arm.experts), "length")
-    jobs = [job for job in jobs if job.request.max_new_tokens > 0]
-    if jobs:
-        decoding = Decoding(voices, jobs)
-        for step in itertools.count():
-            yield from decoding.grow(step)
-            if not decoding.rows:
-                return
-            decoding.read()
+def generate_all(voices: Voices, queue: Queue[GenerateRequest]) -> Iterator[Finished]:
+    """Every job's arms answer it; answers come as they are finished, and waiting jobs enter as others leave."""
+    decoding = Decoding(voices)
+    while True:
+        yield from decoding.admit(queue.take(at_least=decoding.entry(queue.size)))
+        if not decoding.rows:
+            return
+        yield from decoding.grow()
+        decoding.read()
 
 
 class Decoding:
-    """The rows of one group: `grow` by the token each arm chooses, `read` what has grown, and so on."""
+    """Rows that `grow` by the token each arm chooses; then the voices `read` what has grown, and so on."""
 
-    @torch.inference_mode()
-    def __init__(self, voices: Voices, jobs: Sequence[Job[GenerateRequest]]) -> None:
+    def __init__(self, voices: Voices) -> None:
         self.voices = voices
-        self.arms = list({arm.name: arm for job in jobs for arm in job.arms}.values())
-        self.eos = {arm.name: eos_tokens(voices.ensemble, arm) for arm in self.arms}
+        self.eos = {arm.name: eos_tokens(voices.ensemble, arm) for arm in voices.arms}
         self.weights: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
         """The weights [T] at each token, by job and arm."""
-        prompts, places = voices.unique(job.request.prompt for job in jobs)
-        self.readings = Readings(voices, prompts)
-        self.logits = self.readings.first
+        self.readings = Readings(voices.ensemble)
+        self.logits: dict[str, Tensor] = {}
         """What each voice says after the rows it has read: [B, V]."""
-        self.rows = [
-            Row(job, Ending(voices.ensemble, job.request), list(job.arms), (), dict.fromkeys(voices.names, place))
-            for job, place in zip(jobs, places, strict=True)
-        ]
+        self.rows: list[Row] = []
+
+    def entry(self, size: int) -> int:
+        """How many of `size` jobs must have left before others enter."""
+        if not self.rows:
+            return 1
+        return max(1, int(size * ENTRY)) if self.readings.joinable else size + 1
 
     @torch.inference_mode()
-    def grow(self, step: int) -> list[Finished]:
+    def admit(self, jobs: Sequence[Job[GenerateRequest]]) -> list[Finished]:
+        """Each job becomes a row, its prompt read; jobs that want no tokens are answered at once."""
+        rows = [Row(job, Ending(self.voices.ensemble, job.request), list(job.arms)) for job in jobs]
+        finished = [self._answer(row, arm, "length") for row in rows if row.ending.at_once for arm in row.arms]
+        rows = [row for row in rows if not row.ending.at_once]
+        if rows:
+            prompts, places = self.voices.unique(row.job.request.prompt for row in rows)
+            needed = self.voices.needed(arm for row in rows for arm in row.arms)
+            for row, place in zip(rows, places, strict=True):
+                row.at = {voice: self.readings.rows(voice) + place for voice in needed}
+            for voice, logits in self.readings.start(prompts, needed).items():
+                present = [self.logits[voice]] if voice in self.logits else []
+                self.logits[voice] = torch.cat([*present, logits[:, -1]])
+        self.rows += rows
+        return finished
+
+    @torch.inference_mode()
+    def grow(self) -> list[Finished]:
         """Each row is replaced by one row per token that its arms choose; returns the answers finished by that."""
         finished, grown = [], []
-        for row, choices in zip(self.rows, self._choices(step), strict=True):
+        for row, choices in zip(self.rows, self._choices(), strict=True):
             for token, arms in choices.items():
                 child = Row(row.job, row.ending, [], (*row.tokens, token), dict(row.at))
                 end = row.ending.reached(child.tokens)
@@ -96,17 +113,17 @@ class Decoding:
         self.rows = grown
         return finished
 
-    def _choices(self, step: int) -> list[dict[int, list[Arm]]]:
+    def _choices(self) -> list[dict[int, list[Arm]]]:
         """For each row the tokens chosen next, each with the arms that choose it."""
-        noise = Noise(step, self.voices.ensemble.vocab_size)
+        noise = Noise(self.voices.ensemble.vocab_size)
         choices: list[dict[int, list[Arm]]] = [{} for _ in self.rows]
-        for arm in self.arms:
+        for arm in self.voices.arms:
             numbers = [number for number, row in enumerate(self.rows) if arm in row.arms]
             if not numbers:
                 continue
             rows = [self.rows[number] for number in numbers]
             fused, weights_Tn = arm.answer(self._logits(arm, rows))
-            tokens = choose(fused, [row.job.request for row in rows], noise).tolist()
+            tokens = choose(fused, [(row.job.request, len(row.tokens)) for row in rows], noise).tolist()
             for number, token, weights in zip(numbers, tokens, weights_Tn.T.tolist(), strict=True):
                 choices[number].setdefault(token, []).append(arm)
                 self.weights[self.rows[number].job.index, arm.name].append(weights)
@@ -134,7 +151,7 @@ class Decoding:
         self.logits = {voice: logits[:, -1] for voice, logits in self.readings.feed(kept, tokens).items()}
 
     def _answer(self, row: Row, arm: Arm, finish: str) -> Finished:
-        steps = self.weights[row.job.index, arm.name]
+        steps = self.weights.pop((row.job.index, arm.name), [])
         generated = Generated(
             tokens=row.tokens,
             text=row.ending.text(row.tokens[:-1] if finish == "eos" else row.tokens),

@@ -12,34 +12,33 @@ from proxytune.engines.requests import GenerateRequest
 
 
 class Noise:
-    """Gumbel noise of one step, drawn from (seed, step) alone: arms share it, and batches and devices do not matter."""
+    """Gumbel noise drawn from (seed, step) alone: arms share it, and batches and devices do not matter."""
 
-    def __init__(self, step: int, vocab_size: int) -> None:
-        self.step = step
+    def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.drawn: dict[int, Tensor] = {}
+        self.drawn: dict[tuple[int, int], Tensor] = {}
 
-    def of(self, seed: int) -> Tensor:
+    def of(self, seed: int, step: int) -> Tensor:
         """[V], float32, on the CPU."""
-        if seed not in self.drawn:
+        if (seed, step) not in self.drawn:
             # numpy hashes the pair; torch's CPU generator would look at the low 32 bits of one number only.
-            noise = np.random.default_rng((seed, self.step)).gumbel(size=self.vocab_size)
-            self.drawn[seed] = torch.from_numpy(noise).float()
-        return self.drawn[seed]
+            noise = np.random.default_rng((seed, step)).gumbel(size=self.vocab_size)
+            self.drawn[seed, step] = torch.from_numpy(noise).float()
+        return self.drawn[seed, step]
 
 
-def choose(logits: Tensor, requests: Sequence[GenerateRequest], noise: Noise) -> Tensor:
-    """One token [n] from each row of `logits` [n, V], as its request wants it.
+def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
+    """One token [n] from each row of `logits` [n, V], as its request wants it at its step.
 
     Temperature 0 takes the largest logit, of equal ones the smallest id. Else the Gumbel-max trick: the largest of
     logits / temperature + noise is a sample of their softmax.
     """
     tokens = logits.argmax(dim=-1)
-    sampled = [row for row, request in enumerate(requests) if request.temperature > 0]
+    sampled = [row for row, (request, _) in enumerate(wanted) if request.temperature > 0]
     if sampled:
-        temperature = logits.new_tensor([requests[row].temperature for row in sampled])
-        top_p = logits.new_tensor([requests[row].top_p for row in sampled])
-        noises = torch.stack([noise.of(requests[row].seed) for row in sampled]).to(logits.device)
+        temperature = logits.new_tensor([wanted[row][0].temperature for row in sampled])
+        top_p = logits.new_tensor([wanted[row][0].top_p for row in sampled])
+        noises = torch.stack([noise.of(wanted[row][0].seed, wanted[row][1]) for row in sampled]).to(logits.device)
         scores = nucleus(logits[sampled] / temperature[:, None], top_p)
         tokens[sampled] = (scores + noises).argmax(dim=-1)
     return tokens

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from proxytune.engines.arms import Arm
-from proxytune.engines.hf.batching import Job
-from proxytune.engines.hf.voices import Readings, Voices
+from proxytune.engines.hf.batching import Queue
+from proxytune.engines.hf.readings import Readings
+from proxytune.engines.hf.voices import Voices
 from proxytune.engines.requests import Scored, ScoreRequest
 
 SLICE = 2**26
@@ -54,8 +55,9 @@ class Tally:
         )
 
 
-def score_group(voices: Voices, jobs: Sequence[Job[ScoreRequest]]) -> Iterator[tuple[int, str, Scored]]:
-    """Every arm of the jobs (the same arms for all) scores every job's continuation."""
+def score_some(voices: Voices, queue: Queue[ScoreRequest]) -> Iterator[tuple[int, str, Scored]]:
+    """Every arm scores the continuations of the next jobs, which all have the same arms."""
+    jobs = queue.take()
     arms = jobs[0].arms
     tallies = [Tally(arms) for _ in jobs]
     _read(voices, [job.request for job in jobs], arms, tallies)
@@ -68,9 +70,10 @@ def score_group(voices: Voices, jobs: Sequence[Job[ScoreRequest]]) -> Iterator[t
 def _read(voices: Voices, requests: Sequence[ScoreRequest], arms: Sequence[Arm], tallies: Sequence[Tally]) -> None:
     prompts, at = voices.unique(request.prompt for request in requests)
     conts = [request.continuation for request in requests]
-    readings = Readings(voices, prompts)
+    readings = Readings(voices.ensemble)
+    first = readings.start(prompts, voices.names)
     targets = [Target(at[slot], 0, slot, cont[0]) for slot, cont in enumerate(conts) if cont]
-    _judge(voices, {voice: logits[:, None] for voice, logits in readings.first.items()}, targets, arms, tallies)
+    _judge(voices, first, targets, arms, tallies)
 
     rows, start = [slot for slot, cont in enumerate(conts) if len(cont) > 1], 0
     kept = [at[slot] for slot in rows]
@@ -99,15 +102,15 @@ def _judge(
     positions: dict[tuple[int, int], list[Target]] = {}
     for target in targets:
         positions.setdefault((target.row, target.time), []).append(target)
-    size = max(1, CHUNK.get(voices.home.type, SLICE) // voices.ensemble.vocab_size)
+    size = max(1, CHUNK.get(voices.ensemble.device.type, SLICE) // voices.ensemble.vocab_size)
     spots = list(positions)
     for start in range(0, len(spots), size):
         here = spots[start : start + size]
         rows, times = torch.tensor(here).unbind(1)
         logits_NV = {voice: tensor[rows, times].float() for voice, tensor in logits.items()}
         aimed = [(n, target) for n, spot in enumerate(here) for target in positions[spot]]
-        at = torch.tensor([n for n, _ in aimed], device=voices.home)
-        tokens = torch.tensor([target.token for _, target in aimed], device=voices.home)
+        at = torch.tensor([n for n, _ in aimed], device=voices.ensemble.device)
+        tokens = torch.tensor([target.token for _, target in aimed], device=voices.ensemble.device)
         for arm in arms:
             said = _say(arm, voices.by_role(arm, logits_NV), at, tokens)
             for (_, target), saying in zip(aimed, said, strict=True):
