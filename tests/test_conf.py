@@ -91,7 +91,7 @@ def test_the_default_arms_are_those_of_the_papers():
 
 def test_the_miniature_has_its_multitask_arms_and_a_tiny_size():
     full, tiny = composed("experiment=miniature"), composed("experiment=miniature", "miniature=tiny")
-    assert {"expert_multitask", "tuned_multitask"} <= set(full.arms)
+    assert {"each_expert", "tuned_multitask"} <= set(full.arms)
     assert full.models.recipe.get("world") != tiny.models.recipe.world
     assert full.arms.all_joint["except"] == ["multitask"]
 
