@@ -1,0 +1,76 @@
+"""What the README shows works: its Python runs, its commands compose."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from proxytune import miniature
+from proxytune.cli import main
+from proxytune.cli.application import config_dir
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition(" #")[0].strip()
+    for _, block in BLOCKS
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("proxytune ")
+]
+
+
+def commands(name: str) -> list[str]:
+    return [command for command in COMMANDS if command.split()[1] == name]
+
+
+def test_the_python_example_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny = OmegaConf.to_container(OmegaConf.load(config_dir() / "miniature" / "tiny.yaml"))
+    build = miniature.family
+    monkeypatch.setattr(miniature, "family", lambda: build(tiny))
+    [code] = [block for language, block in BLOCKS if language == "python" and "FusedCausalLM" in block]
+    names: dict = {}
+    exec(code, names)
+    assert "question : what is the capital of" in capsys.readouterr().out
+    prompt = names["prompt"]
+    again = names["again"].generate(**prompt, max_new_tokens=8)
+    assert again.tolist() == names["answer"].tolist()
+
+
+@pytest.mark.parametrize("command", commands("run") + commands("train"))
+def test_configured_commands_compose(command, capfd):
+    arguments = shlex.split(command)[1:]
+    if "-m" in arguments:  # Hydra prints no sweep: its first job
+        arguments = [argument.partition(",")[0] for argument in arguments if argument != "-m"]
+    assert main([*arguments, "--cfg", "job"]) == 0
+    assert "_target_" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("command", commands("table"))
+def test_table_commands_print_the_paper(command, capsys, tmp_path):
+    arguments = [argument for argument in shlex.split(command)[1:] if not argument.startswith("runs=")]
+    assert main(arguments) == 0
+    assert "%" in capsys.readouterr().out
+
+
+def test_score_command_reads_outputs(capsys, tmp_path):
+    [command] = commands("score")
+    outputs = tmp_path / "outputs.jsonl"
+    outputs.write_text('{"question": "1 + 1?", "answer": "#### 2", "output": "It is 2."}\n')
+    assert main(shlex.split(command.replace("FILE.jsonl", str(outputs)))[1:]) == 0
+    assert "exact_match" in capsys.readouterr().out
+
+
+def test_every_command_of_the_readme_is_tested():
+    assert len(COMMANDS) == sum(len(commands(name)) for name in ("run", "train", "table", "score"))
+    assert len(COMMANDS) >= 8
+
+
+def test_every_link_leads_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    for link in links:
+        assert (Path(__file__).parents[1] / link).exists(), link
