@@ -7,6 +7,7 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from tiny import save_adapter_family, save_family, tiny_adapter_family, tiny_fam
 from proxytune.models.ensemble import Ensemble
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's own cache of answers and miniatures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYTUNE_CACHE", str(tmp_path_factory.mktemp("proxytune-cache")))
+        yield
 
 
 @pytest.fixture(autouse=True)

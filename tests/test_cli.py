@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     def run(family: object, tasks: object, arms: object, engine: object, **options: object) -> dict:
         calls.append({"family": family, "tasks": tasks, "arms": arms, "engine": engine, **options})
-        return {"tasks": {}, "provenance": {}}
+        return {"tasks": {}, "failed": {}, "provenance": {}}
 
     monkeypatch.setattr(experiment, "run", run)
     return calls
@@ -62,7 +63,7 @@ def test_a_run_builds_family_arms_and_engine_and_writes_its_reports(command: Com
     assert call["arms"]["proxy"]["rule"].weights == 1.0
     assert (call["limit"], call["num_fewshot"], call["seed"], call["only"]) == (3, None, 0, ["base", "proxy"])
     assert call["output_dir"] == tmp_path / "here"
-    assert call["store_path"] == "here/answers.sqlite"
+    assert call["store_path"] == f"{os.environ['PROXYTUNE_CACHE']}/answers.sqlite"
     assert call["config"]["models"]["base"] == {"path": "large"}
     assert {"results.csv", "table.md", ".hydra"} <= {path.name for path in (tmp_path / "here").iterdir()}
 
@@ -121,6 +122,30 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(experiment, "run", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         command("run", *GSM8K)
+
+
+def test_a_failed_arm_makes_a_failing_status_after_the_table(command: Command, monkeypatch: pytest.MonkeyPatch):
+    record = {"tasks": {}, "failed": {"gsm8k": {"proxy": "ValueError: no"}}, "provenance": {}}
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: record)
+    result = command("run", *GSM8K, "output=here")
+    assert result.status == 1
+    assert "Results:" in result.out
+    assert result.err.startswith("proxytune: 1 of the arms failed: proxy on gsm8k (ValueError: no).")
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("store", "said"), [("here.sqlite", "goes on from here.sqlite"), ("null", "nothing was kept")])
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, store: str, said: str
+):
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", stopped)
+    result = command("run", *GSM8K, f"store={store}")
+    assert (result.status, result.err.count("\n")) == (130, 1)
+    assert result.err.startswith("proxytune: stopped; ")
+    assert said in result.err
 
 
 # --- printing -------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from proxytune.experiment import board, run
 from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
 from proxytune.models import FamilySpec, load
+from proxytune.reporting import report
 from proxytune.tasks import registry
 
 N = 24
@@ -293,7 +296,48 @@ def test_members_are_loaded_only_when_an_arm_needs_them_and_once_for_tasks_that_
     assert loaded == [{"base", "tuned:trivia"}, {"base", "tuned:math"}]
 
 
-def test_a_failing_arm_leaves_no_result_but_keeps_the_finished_blocks(go, tmp_path, monkeypatch):
+@dataclass(frozen=True)
+class Broken:
+    """A rule that raises; its parameters and source can be recorded like any other's."""
+
+    id: ClassVar[str] = "broken"
+    formula: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    def fuse(self, base, experts, antiexpert):
+        raise ZeroDivisionError("the rule\nbroke")
+
+
+def test_a_failing_arm_is_recorded_and_takes_no_other_along(go, tmp_path, caplog):
+    whole = go(["open", "choice"])
+    store = tmp_path / "store.sqlite"
+    arms = {"broken": {"rule": Broken(), "experts": "own"}, **ARMS}
+    record = go(["open", "choice"], arms, store_path=store, output_dir=tmp_path / "broken")
+    assert record["failed"] == {task: {"broken": "ZeroDivisionError: the rule broke"} for task in ("open", "choice")}
+    for task, entry in whole["tasks"].items():
+        assert record["tasks"][task]["missing"] == {"broken": "it failed with ZeroDivisionError: the rule broke"}
+        values = {name: arm["value"] for name, arm in record["tasks"][task]["arms"].items()}
+        assert values == {name: arm["value"] for name, arm in entry["arms"].items()}
+    assert caplog.text.count("arm broken failed") == 2
+    assert "in fuse" in caplog.text  # the traceback, for whoever wrote the rule
+    report(record)
+
+
+def test_gaps_are_undefined_when_the_base_fails_and_a_task_of_failures_is_left_out(go, monkeypatch):
+    class NoBase(HFEngine):
+        def generate(self, requests, arms, progress=None):
+            if any(arm.name == "base" for arm in arms):
+                raise RuntimeError("the model broke")
+            return super().generate(requests, arms, progress)
+
+    task = go(engine_factory=NoBase)["tasks"]["open"]
+    assert set(task["arms"]) == ARMS.keys() - {"base"}
+    assert task["arms"]["proxy"]["undefined"]["gap_closed"] == "no arm is the base model alone"
+    record = go(["open", "choice"], engine_factory=NoBase, only=["base"])
+    assert (list(record["tasks"]), list(record["failed"])) == (["choice"], ["open"])
+
+
+def test_an_error_of_the_users_keeps_the_finished_blocks(go, tmp_path, monkeypatch):
     monkeypatch.setattr(board, "BLOCK", 8)
 
     class Failing(HFEngine):
@@ -304,10 +348,10 @@ def test_a_failing_arm_leaves_no_result_but_keeps_the_finished_blocks(go, tmp_pa
             for answer in super().generate(requests, arms, progress):
                 yield answer
                 if self.calls == 3:
-                    raise RuntimeError("the model broke")
+                    raise UserError("no memory for one request")
 
     store = tmp_path / "store.sqlite"
-    with pytest.raises(RuntimeError, match="broke"):
+    with pytest.raises(UserError, match="no memory"):
         go(engine_factory=Failing, store_path=store)
     assert list((tmp_path / "out").iterdir()) == []
     answers = go(store_path=store)["provenance"]["timings"]["answers"]

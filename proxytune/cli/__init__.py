@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("proxytune:", " ".join(str(error).split()), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("proxytune: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"proxytune: stopped{'; ' if stop.args else ''}{stop}", file=sys.stderr)
         return 130
 
 

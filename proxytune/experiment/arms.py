@@ -27,6 +27,12 @@ class TaskArms:
     references: dict[str, str] = field(default_factory=dict)
     """"base", "expert", "tuned": the arm that is this model alone, where there is one. See `_references`."""
 
+    def drop(self, name: str, why: str) -> None:
+        """The arm is missing, and no other is compared with it."""
+        del self.arms[name]
+        self.missing[name] = why
+        self.references = {reference: arm for reference, arm in self.references.items() if arm != name}
+
     def add(self, arm: Arm) -> None:
         if arm.name in self.arms:
             raise UserError(f"two arms are called {arm.name!r}: give one of them another name")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.engines.arms import Arm
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
+from proxytune.errors import UserError
 from proxytune.experiment.keys import Keys, Request
 from proxytune.experiment.progress import bar
 from proxytune.experiment.store import Answer, AnswerStore
 from proxytune.models.ensemble import Ensemble
 
+_log = logging.getLogger(__name__)
 BLOCK = 128
 """Requests that are answered and stored together: some batches of the engine, and what a killed run loses at most."""
 
@@ -26,6 +29,10 @@ class Engine(Protocol):
     def generate(
         self, requests: Sequence[GenerateRequest], arms: Sequence[Arm]
     ) -> Iterator[tuple[int, str, Generated]]: ...
+
+
+class ArmFailed(Exception):
+    """An arm raised an error that is not the user's to mend; `str` of this is the error in one line."""
 
 
 class Board:
@@ -52,6 +59,8 @@ class Board:
         self.read = 0
         """Answers that the store had."""
         self._answers: dict[str, Answer] = {}
+        self._failed: dict[str, str] = {}
+        """What went wrong, by the hash of how the arm answers."""
 
     @property
     def ensemble(self) -> Ensemble:
@@ -63,10 +72,15 @@ class Board:
         return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
 
     def ask(self, arm: Arm, requests: Sequence[Request]) -> list[Any]:
-        """The answers of `arm` to `requests` (all to be scored, or all to be generated), in order."""
+        """The answers of `arm` to `requests` (all to be scored, or all to be generated), in order.
+
+        Raises ArmFailed if the arm fails, alone as well as in the company of others, which are answered nevertheless.
+        """
         keys = [self.keys.of(arm, request) for request in requests]
-        if not self._answers.keys() >= set(keys):
+        if not self._has_failed(arm.name) and not self._answers.keys() >= set(keys):
             self._complete(requests)
+        if self._has_failed(arm.name):
+            raise ArmFailed(self._failed[self.keys.of_arm[arm.name]])
         return [self._answers[key] for key in keys]
 
     def _complete(self, requests: Sequence[Request]) -> None:
@@ -103,18 +117,45 @@ class Board:
             lacking = tuple(arm for arm, key in row.keys.items() if key not in self._answers)
             passes.setdefault(lacking, []).append(row)
         for names, rows in passes.items():
-            if names:
-                answers = {}
-                for i, name, answer in self._run([row.request for row in rows], names):
-                    answers[rows[i].keys[name]] = answer
-                    advance()
-                self.store.put(answers)
-                self._answers |= answers
-                self.computed += len(answers)
+            self._pass(rows, [name for name in names if not self._has_failed(name)], advance)
+
+    def _pass(self, rows: Sequence[Row], names: Sequence[str], advance: Callable[[], None]) -> None:
+        """One pass of the engine. If it fails, each arm goes alone, so that the one at fault takes no other along."""
+        if not names:
+            return
+        try:
+            answers = {}
+            for i, name, answer in self._run([row.request for row in rows], names):
+                answers[rows[i].keys[name]] = answer
+                advance()
+        except UserError:
+            raise
+        except Exception as error:
+            if len(names) == 1:
+                self._note_failure(names[0], error)
+            else:
+                _log.warning("%s: %s with %d arms together; trying each alone", self.label, _line(error), len(names))
+                for name in names:
+                    self._pass(rows, [name], advance)
+            return
+        self.store.put(answers)
+        self._answers |= answers
+        self.computed += len(answers)
+
+    def _note_failure(self, name: str, error: Exception) -> None:
+        _log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
+        self._failed[self.keys.of_arm[name]] = _line(error)
+
+    def _has_failed(self, name: str) -> bool:
+        return self.keys.of_arm[name] in self._failed
 
     def _run(self, requests: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[int, str, Answer]]:
         run: Any = self.engine.score if isinstance(requests[0], ScoreRequest) else self.engine.generate
         return run(requests, [arm for arm in self.arms if arm.name in names])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class Row(NamedTuple):

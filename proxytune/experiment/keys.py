@@ -34,8 +34,7 @@ class Keys:
         tokenizer = ensemble.tokenizer
         common = {
             "tokenizer": _hash([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]),
-            "code": source_hash(),
-            "libraries": [torch.__version__, transformers.__version__],
+            "version": code_version(),
         }
         self.of_arm = {
             arm.name: _hash(common | {"members": [_member(ensemble, r) for r in arm.roles], "rule": _rule(arm.rule)})
@@ -66,6 +65,12 @@ def source_hash() -> str:
     files = sorted(path for room in _DECIDING_ROOMS for path in (package / room).rglob("*.py"))
     names = (path.relative_to(package).as_posix().encode() for path in files)
     return _digest(part for name, path in zip(names, files, strict=True) for part in (name, path.read_bytes()))
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored beside each answer."""
+    return _hash([source_hash(), torch.__version__, transformers.__version__])
 
 
 def _rule(rule: Rule | None) -> dict[str, Any] | None:

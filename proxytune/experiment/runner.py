@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxytune.experiment.arms import ArmConfig
-from proxytune.experiment.board import Board, Engine
+from proxytune.experiment.board import ArmFailed, Board, Engine
 from proxytune.experiment.evaluation import evaluate
 from proxytune.experiment.files import make_output_folder, write_json, write_jsonl
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.progress import loading_bars
 from proxytune.experiment.provenance import Ledger
 from proxytune.experiment.store import AnswerStore
-from proxytune.experiment.summary import item_rows, task_record
+from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.models import Ensemble, FamilySpec, load
 
 
@@ -69,6 +69,8 @@ def run(
             differences: {"base" | "expert" | "tuned": {value, stderr, n, n_invalid}} (this arm minus that one, paired),
             roles: [role, ...], rule: None or {id, formula, paper, parameters},
             weights: {expert: {mean, sd}} (of the chosen alpha over all tokens; empty for a model alone)
+        failed.<task>.<arm>: the error in one line, where an arm raised one that is no UserError; such an arm is
+            `missing` from its task, whose other arms go on; a task without any other arm is left out
         provenance: config, seed, limit, num_fewshot, code, libraries, machine, members: {role: {identity, dtype,
             source}}, timings (the only part that differs when a run is repeated)
     """
@@ -80,10 +82,11 @@ def run(
     ledger = Ledger()
     with AnswerStore(store_path) as store:
         job = _Job(family, engine_factory, wanted, store, output_dir, ledger, progress)
-        records = {plan.task: job.evaluate(plan) for plan in plans}
+        records = {plan.task: record for plan in plans if (record := job.evaluate(plan)) is not None}
         ledger.damaged = len(store.damaged)
     asked = {"config": config, "seed": seed, "limit": limit, "num_fewshot": num_fewshot}
-    return write_json(output_dir / "results.json", {"tasks": records, "provenance": asked | ledger.provenance()})
+    record = {"tasks": records, "failed": job.failed, "provenance": asked | ledger.provenance()}
+    return write_json(output_dir / "results.json", record)
 
 
 @dataclass
@@ -97,20 +100,31 @@ class _Job:
     output_dir: Path
     ledger: Ledger
     progress: bool | None
+    failed: dict[str, dict[str, str]] = field(default_factory=dict)
     _engine: Engine | None = None
 
-    def evaluate(self, plan: Plan) -> dict[str, Any]:
-        """Has every arm answer the task; writes its items and returns its record."""
+    def evaluate(self, plan: Plan) -> dict[str, Any] | None:
+        """Has every arm answer the task; writes its items and returns its record, None if every arm failed."""
         board = Board(self._engine_for(plan), list(plan.found.arms.values()), self.store, plan.task, self.progress)
         with self.ledger.time("task_seconds", plan.task):
-            outcomes = {
-                name: evaluate(board, arm, self.items.task(plan.task), plan.info, self.items)
-                for name, arm in plan.found.arms.items()
-            }
+            outcomes = self._outcomes(plan, board)
+            if not outcomes:
+                return None
             record = task_record(plan.info, plan.found, outcomes, self.items.seed)
         write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, plan.found, outcomes))
         self.ledger.note(plan.task, self.family, board)
         return record
+
+    def _outcomes(self, plan: Plan, board: Board) -> dict[str, Outcome]:
+        """What each arm does; one that fails is noted and dropped from the plan."""
+        outcomes = {}
+        for name, arm in list(plan.found.arms.items()):
+            try:
+                outcomes[name] = evaluate(board, arm, self.items.task(plan.task), plan.info, self.items)
+            except ArmFailed as error:
+                self.failed.setdefault(plan.task, {})[name] = str(error)
+                plan.found.drop(name, f"it failed with {error}")
+        return outcomes
 
     def _engine_for(self, plan: Plan) -> Engine:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""

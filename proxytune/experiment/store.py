@@ -14,12 +14,16 @@ from typing import Any
 
 from proxytune.engines.requests import Generated, Scored
 from proxytune.errors import UserError
+from proxytune.experiment.keys import code_version
 
 Answer = Scored | Generated
 
 _log = logging.getLogger(__name__)
 _KINDS: dict[str, type[Scored] | type[Generated]] = {"scored": Scored, "generated": Generated}
-_TABLE = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL)"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL, "
+    "code TEXT NOT NULL, written REAL NOT NULL)"  # the code version, and seconds since 1970: for clearing out
+)
 _WAIT_SECONDS = 60.0
 
 
@@ -33,7 +37,7 @@ class AnswerStore:
 
     def __init__(self, path: str | Path | None = None) -> None:
         """`path` is made if need be; None keeps the answers in memory. Raises UserError if it is no usable store."""
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else Path(path).expanduser()
         self.damaged: set[str] = set()
         if self.path is not None:
             _make_folder(self.path.parent)
@@ -45,8 +49,10 @@ class AnswerStore:
         wanted = list(dict.fromkeys(keys))
         for some in (wanted[start : start + 500] for start in range(0, len(wanted), 500)):
             marks = ",".join("?" * len(some))
-            for key, value, checksum in self._read(f"SELECT * FROM answers WHERE key IN ({marks})", some):
-                if checksum == _checksum(key, value):
+            for key, value, checksum in self._read(
+                f"SELECT key, value, checksum FROM answers WHERE key IN ({marks})", some
+            ):
+                if checksum == checksum_of(key, value):
                     found[key] = decode(value)
                 else:
                     self._report(key)
@@ -55,12 +61,13 @@ class AnswerStore:
     def put(self, answers: Mapping[str, Answer]) -> None:
         """All of them are durable once this returns, or none; replaces what was there."""
         values = {key: encode(answer) for key, answer in answers.items()}
-        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
+        now = time.time()
+        rows = [(key, value, checksum_of(key, value), code_version(), now) for key, value in values.items()]
         try:
             # The transaction takes the lock at the start: one that had to be upgraded might fail at once.
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
-                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+                self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?)", rows)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
@@ -82,6 +89,7 @@ class AnswerStore:
             _use_write_ahead_log(db)
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_TABLE)
+            db.execute("SELECT code, written FROM answers LIMIT 0")  # a table of another layout is refused at once
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         return db
@@ -93,6 +101,11 @@ class AnswerStore:
             raise self._unusable(error) from error
 
     def _unusable(self, error: sqlite3.Error) -> UserError:
+        if "full" in str(error) or "I/O" in str(error):
+            return UserError(
+                f"answer store {self.path}: {error}; what was stored before is safe: make room on the disk and give "
+                "the same command again, or choose another file with store=PATH"
+            )
         return UserError(f"answer store {self.path}: {error}; move the file away or choose another one with store=PATH")
 
     def _report(self, key: str) -> None:
@@ -114,7 +127,7 @@ def _frozen(field: Any) -> Any:
     return tuple(_frozen(x) for x in field) if isinstance(field, list) else field
 
 
-def _checksum(key: str, value: str) -> str:
+def checksum_of(key: str, value: str) -> str:
     return hashlib.sha256(f"{key}\n{value}".encode()).hexdigest()
 
 

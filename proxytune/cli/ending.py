@@ -1,0 +1,30 @@
+"""How a run ends that did not end well: what is kept, and how to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from proxytune.errors import UserError
+
+
+@contextmanager
+def stop_hint(store: str | None) -> Iterator[None]:
+    """A Ctrl-C within says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        kept = "nothing was kept (store=null)" if store is None else f"the same command goes on from {store}"
+        raise KeyboardInterrupt(kept) from stop
+
+
+def check_failures(record: Mapping[str, Any], output_dir: Path) -> None:
+    """Raises UserError if an arm failed: the run's exit status must say so."""
+    failed = [f"{arm} on {task} ({why})" for task, arms in record["failed"].items() for arm, why in arms.items()]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the arms failed: {'; '.join(failed)}. All others are in {output_dir}; once the cause is "
+            "mended, the same command computes only what is missing"
+        )
