@@ -1,0 +1,62 @@
+"""All weights together. Shapes: n rows, T experts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proxytune.fusion.search import line_search
+from proxytune.fusion.tilt import Tilt
+
+MAX_STEPS = 60
+SOLVED = 1e-9
+"""A loss below this (divergences right to 3e-5 nats) counts as 0."""
+GIVE_UP = 1e6
+"""Damping at which a row has stopped moving."""
+
+
+def joint_search(tilt: Tilt, target: Tensor, points: Tensor, single: Tensor) -> Tensor:
+    """Weights [T, n] in [points[0], points[-1]] for `target` [2, n].
+
+    Descends from the best equal weights and, where that does not reach the target, also from `single` [T, n], the
+    best single expert; the second result counts only where it is lower.
+    """
+    equal, _ = line_search(tilt.together(), target, points)
+    w, loss = _descend(tilt, target, equal.expand_as(single), points)
+    if (loss > SOLVED).any():
+        other, other_loss = _descend(tilt, target, single.clamp(points[0], points[-1]), points)
+        w = torch.where((loss > SOLVED) & (other_loss < loss), other, w)
+    return w
+
+
+def _descend(tilt: Tilt, target: Tensor, w: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Projected Levenberg-Marquardt from w [T, n]: every accepted step lowers the loss [n]."""
+    value, jacobian = tilt.gradients(w)
+    gap = value - target
+    loss, damping = gap.square().sum(0), torch.full_like(target[0], 1e-3)
+    for _ in range(MAX_STEPS):
+        active = (loss > SOLVED) & (damping < GIVE_UP)
+        if not active.any():
+            break
+        trial = (w + _step(w, gap, jacobian, damping, points)).clamp(points[0], points[-1])
+        trial_value, trial_jacobian = tilt.gradients(trial)
+        trial_gap = trial_value - target
+        trial_loss = trial_gap.square().sum(0)
+        better = active & (trial_loss < loss)
+        damping = torch.where(better, damping / 10, damping * 10)
+        w, loss, gap = (torch.where(better, a, b) for a, b in ((trial, w), (trial_loss, loss), (trial_gap, gap)))
+        jacobian = torch.where(better, trial_jacobian, jacobian)
+    return w, loss
+
+
+def _step(w: Tensor, gap: Tensor, jacobian: Tensor, damping: Tensor, points: Tensor) -> Tensor:
+    """The shortest damped Gauss-Newton step [T, n], -J'(JJ' + damping)^-1 gap, over weights not held by a bound."""
+    gradient = (jacobian * gap[:, None]).sum(0)
+    held = ((w <= points[0]) & (gradient > 0)) | ((w >= points[-1]) & (gradient < 0))
+    j = jacobian.masked_fill(held, 0.0)
+    (a, b), (_, c) = (j[:, None] * j).sum(2)  # JJ' = [[a, b], [b, c]] per row
+    damped = damping * (a + c) + 1e-30
+    a, c = a + damped, c + damped
+    determinant = a * c - b * b
+    solved = torch.stack([c * gap[0] - b * gap[1], a * gap[1] - b * gap[0]]) / determinant
+    return -(j * solved[:, None]).sum(0)

@@ -1,0 +1,49 @@
+"""What every rule does with raw logits. Shapes: n rows, V tokens, T experts, `...` any rows and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+CACHED = 2**18
+"""Logits worked on together per CPU core: speed depends on a few such arrays staying in its caches."""
+LAUNCHED = 2**24
+"""Logits worked on together on other devices: enough to keep them busy, few enough to fit beside a model."""
+
+
+def check_shapes(base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
+    """Raises ValueError unless `base` and `antiexpert` are [..., V] and `experts` is [T, ..., V] with T >= 1."""
+    if base.ndim < 1 or antiexpert.shape != base.shape or experts.shape[1:] != base.shape or len(experts) < 1:
+        raise ValueError(
+            "logits must be base [..., V], experts [T, ..., V] with T >= 1 and antiexpert [..., V], "
+            f"got {list(base.shape)}, {list(experts.shape)} and {list(antiexpert.shape)}"
+        )
+
+
+def chunks(logits: Tensor) -> Iterator[slice]:
+    """Cuts [n, V] into slices of a few rows."""
+    together = CACHED * torch.get_num_threads() if logits.device.type == "cpu" else LAUNCHED
+    size = max(1, together // logits.shape[-1])
+    return (slice(start, start + size) for start in range(0, len(logits), size))
+
+
+def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
+    """expert - antiexpert, and the antiexpert, over the tokens that both know; float32, [..., V].
+
+    At tokens that either of them masks with -inf the difference is 0 and the antiexpert -inf.
+    """
+    antiexpert = antiexpert.float()
+    d = expert.float() - antiexpert
+    # Boolean masks cost more than all the rest, and most logits have no mask: then one sum says so.
+    if d.sum().isfinite():
+        return d, antiexpert
+    masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
+    return d.masked_fill(masked, 0.0), antiexpert.masked_fill(masked, -torch.inf)
+
+
+def shift(base: Tensor, differences: Iterable[Tensor], weights: Iterable[Tensor], out: Tensor) -> None:
+    """out = base + sum_t weights_t differences_t: [n, V] from [n, V], T times [n, V] and T times [n]."""
+    for d, weight in zip(differences, weights, strict=True):
+        base = torch.addcmul(base, d, weight[:, None], out=out)

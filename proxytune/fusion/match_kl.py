@@ -1,0 +1,193 @@
+"""Weights chosen per token, so that the large model moves as far as the small one did when it was tuned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from proxytune.fusion.joint import joint_search
+from proxytune.fusion.logits import check_shapes, chunks, compare, shift
+from proxytune.fusion.rule import Fused
+from proxytune.fusion.search import grid_search, line_search
+from proxytune.fusion.tilt import Tilt
+
+SOLVERS = ("exact", "grid")
+EXPERTS = ("one_at_a_time", "joint")
+MAX_COMBINATIONS = 10_000
+"""Joint grid searches larger than this are refused: they would take minutes per token."""
+
+
+@dataclass(frozen=True)
+class MatchKL:
+    """Dynamic logit fusion (Fan et al. 2024): base + sum_t alpha_t (expert_t - antiexpert), alpha chosen per position.
+
+    With P, Q, Q_t the softmax of base, antiexpert, expert t, and P~ the fused distribution, alpha minimises
+
+        L(alpha) = sum_t (KL(P~ || P) - KL(Q_t || Q))^2 + (KL(P || P~) - KL(Q || Q_t))^2
+
+    over [low, high]. `solver="grid"` with `experts="one_at_a_time"` is the published algorithm: every multiple of
+    `step` from `low` to `high`, both included, for one expert at a time with the others at 0; the first minimum wins.
+
+    `solver="exact"` finds the best of the same points without trying all of them and goes on to the continuous
+    optimum beside it, from the derivatives of log sum P exp(alpha d). Its loss is never above the grid's, up to
+    float32 rounding.
+
+    `experts="joint"` moves all weights together. L sees the experts only through their mean divergences, two numbers,
+    so with several experts many weights are equally good. `grid` takes the first of them in lexicographic order.
+    `exact` starts from the best equal weights and goes to a minimum by shortest steps, so equal experts get equal
+    weights; where that does not reach L's lower limit it starts again from the best single expert and takes the lower
+    of the two results. With one expert `joint` is `one_at_a_time`.
+
+    Ties: an expert that differs from the antiexpert by a constant, or not at all, changes nothing, so every weight
+    is equally good and it gets `low`.
+
+    Masks: a token that the base masks with -inf stays masked. Where an expert or the antiexpert masks a token, that
+    pair says nothing about it: its difference counts as 0, and Q_t and Q are taken over the tokens that both know.
+    Mask with -inf, not with a large negative number. NaN or +inf in a row of any model makes the row's weights and
+    fused logits NaN.
+
+    A row's result does not depend on the other rows of the batch.
+    """
+
+    low: float = 0.0
+    """Smallest weight."""
+    high: float = 2.0
+    """Largest weight."""
+    solver: str = "exact"
+    """"exact" (continuous optimum) or "grid" (the published search)."""
+    step: float = 0.1
+    """Distance of the points, for both solvers; must divide high - low. No effect when low = high."""
+    experts: str = "one_at_a_time"
+    """"one_at_a_time" (at most one expert is active per position) or "joint"; no effect with one expert."""
+
+    id: ClassVar[str] = "match_kl"
+    formula: ClassVar[str] = (
+        "base + sum_t a_t (expert_t - antiexpert), "
+        "a = argmin sum_t (KL(P~||P) - KL(Q_t||Q))^2 + (KL(P||P~) - KL(Q||Q_t))^2"
+    )
+    paper: ClassVar[str] = "Fan et al. 2024 (arXiv 2406.15480)"
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high", "step"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        if self.low > self.high:
+            raise ValueError(f"MatchKL.low must not exceed MatchKL.high, got low={self.low}, high={self.high}")
+        if self.step <= 0:
+            raise ValueError(f"MatchKL.step must be greater than 0, got {self.step}")
+        steps = (self.high - self.low) / self.step
+        if abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
+            raise ValueError(
+                f"MatchKL.step must divide high - low = {self.high - self.low:g} into whole steps, got {self.step}"
+            )
+        for name, allowed in (("solver", SOLVERS), ("experts", EXPERTS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"MatchKL.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """The weights that `grid` tries, `low` and `high` included."""
+        n = round((self.high - self.low) / self.step)
+        return tuple((self.low * (n - i) + self.high * i) / n for i in range(n + 1)) if n else (self.low,)
+
+    @torch.no_grad()
+    def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
+        """Fused logits [..., V] and the weights chosen [T, ...]; no gradient flows through either.
+
+        Raises ValueError for shapes that do not fit, and for a joint grid of more than MAX_COMBINATIONS points.
+        """
+        check_shapes(base, experts, antiexpert)
+        self._check_size(len(experts))
+        logits = torch.empty(base.shape, dtype=torch.float32, device=base.device)
+        weights = torch.empty(experts.shape[:-1], dtype=torch.float32, device=base.device)
+        logits_NV, weights_TN = logits.view(-1, base.shape[-1]), weights.view(len(experts), -1)
+        for rows, chunk in _chunks(base, experts, antiexpert):
+            weights_TN[:, rows] = self._choose(chunk)
+            shift(chunk.base, chunk.differences, weights_TN[:, rows], out=logits_NV[rows])
+        return Fused(logits, weights)
+
+    @torch.no_grad()
+    def loss(self, base: Tensor, experts: Tensor, antiexpert: Tensor, weights: Tensor) -> Tensor:
+        """L in nats squared, [...], at `weights` [T, ...]; the logits as in `fuse`."""
+        check_shapes(base, experts, antiexpert)
+        if weights.shape != experts.shape[:-1]:
+            raise ValueError(f"weights must be {list(experts.shape[:-1])} like the experts, got {list(weights.shape)}")
+        loss = torch.empty(base.shape[:-1], dtype=torch.float32, device=base.device)
+        loss_N, weights_TN = loss.view(-1), weights.float().reshape(len(experts), -1)
+        for rows, chunk in _chunks(base, experts, antiexpert):
+            w = weights_TN[:, rows]
+            value = chunk.tilt(float(w.abs().max())).divergences(w)
+            loss_N[rows] = (value[:, None] - chunk.targets()).square().sum((0, 1))
+        return loss
+
+    def _choose(self, chunk: _Chunk) -> Tensor:
+        """The weights [T, n] of a chunk."""
+        tilt, targets = chunk.tilt(max(abs(self.low), abs(self.high))), chunk.targets()
+        points = torch.tensor(self.points, device=targets.device)
+        if self.experts == "one_at_a_time" or len(tilt.d) == 1:
+            weights = self._one_at_a_time(tilt, targets, points)
+        else:
+            weights = torch.where(tilt.flat, points[0], self._joint(tilt, targets, points))
+        return weights.masked_fill((targets.sum((0, 1)) + tilt.psi0).isnan(), torch.nan)
+
+    def _one_at_a_time(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
+        """Weights [T, n] of which at most one per row is not 0; on ties the first expert wins."""
+        if self.solver == "grid":
+            singles = [grid_search(tilt.only(t), targets, points) for t in range(len(tilt.d))]
+        else:
+            singles = [line_search(tilt.only(t), targets.mean(1), points) for t in range(len(tilt.d))]
+        weights, losses = torch.cat([w for w, _ in singles]), torch.stack([loss for _, loss in singles])
+        others = torch.arange(len(weights), device=weights.device)[:, None] != losses.argmin(0)
+        return weights.masked_fill(others, 0.0)
+
+    def _joint(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
+        """Weights [T, n]."""
+        if self.solver == "grid":
+            return grid_search(tilt, targets, points)[0]
+        return joint_search(tilt, targets.mean(1), points, self._one_at_a_time(tilt, targets, points))
+
+    def _check_size(self, experts: int) -> None:
+        combinations = len(self.points) ** experts
+        if self.solver == "grid" and self.experts == "joint" and experts > 1 and combinations > MAX_COMBINATIONS:
+            raise ValueError(
+                f"MatchKL: a joint grid of {len(self.points)}^{experts} = {combinations} points is more than the "
+                f"{MAX_COMBINATIONS} allowed: use solver=exact, experts=one_at_a_time or a larger step"
+            )
+
+
+class _Chunk:
+    """A few rows of logits, few enough to stay in a processor's cache."""
+
+    def __init__(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
+        self.base = base.float()
+        self.pairs = [compare(expert, antiexpert) for expert in experts]
+
+    @property
+    def differences(self) -> list[Tensor]:
+        return [d for d, _ in self.pairs]
+
+    def tilt(self, reach: float) -> Tilt:
+        """The base moved by the differences."""
+        return Tilt(self.base, self.differences, reach)
+
+    def targets(self) -> Tensor:
+        """[2, T, n]: KL(Q_t || Q) and KL(Q || Q_t). An expert is the antiexpert moved by its own difference."""
+        one = self.base.new_ones(1, len(self.base))
+        return torch.stack([Tilt(antiexpert, [d], 1.0).divergences(one) for d, antiexpert in self.pairs], dim=1)
+
+
+def _chunks(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tuple[slice, _Chunk]]:
+    base, antiexpert = base.reshape(-1, base.shape[-1]), antiexpert.reshape(-1, base.shape[-1])
+    experts = experts.reshape(len(experts), *base.shape)
+    for rows in chunks(base):
+        yield rows, _Chunk(base[rows], experts[:, rows], antiexpert[rows])
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"MatchKL.{name} must be a finite number, got {value!r}")
+    return float(value)

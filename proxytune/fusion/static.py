@@ -1,0 +1,68 @@
+"""The same weights at every token: proxy-tuning and its scaled forms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from proxytune.fusion.logits import check_shapes, compare
+from proxytune.fusion.rule import Fused
+
+
+@dataclass(frozen=True)
+class Static:
+    """base + sum_t weights_t (expert_t - antiexpert), with weights that do not depend on the logits.
+
+    Proxy-tuning is `Static(1.0)` (Liu et al. 2024, eq. 1); Mitchell et al. 2024 interpolate two behaviours with
+    `Static((x, 1 - x))`. Weight 0 gives exactly the base, and so does an expert that equals the antiexpert.
+
+    A token that the base masks with -inf stays masked. Where an expert or the antiexpert masks a token, that pair's
+    difference counts as 0. NaN stays NaN at its token.
+    """
+
+    weights: float | tuple[float, ...] = 1.0
+    """One number for every expert, or one per expert; any finite number, negative ones steer away."""
+
+    id: ClassVar[str] = "static"
+    formula: ClassVar[str] = "base + sum_t w_t (expert_t - antiexpert)"
+    paper: ClassVar[str] = "Liu et al. 2024 (arXiv 2401.08565); Mitchell et al. 2024 (arXiv 2310.12962)"
+
+    def __post_init__(self) -> None:
+        weights: object = self.weights
+        numbers = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else [weights]
+        if not numbers or not all(_finite(number) for number in numbers):
+            raise ValueError(f"Static.weights must be a finite number or a list of one per expert, got {weights!r}")
+        floats = tuple(float(number) for number in numbers)
+        object.__setattr__(self, "weights", floats if isinstance(weights, Sequence) else floats[0])
+
+    def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
+        """Fused logits [..., V] and the weights [T, ...].
+
+        Raises ValueError for shapes that do not fit, and for another number of experts than of weights.
+        """
+        check_shapes(base, experts, antiexpert)
+        weights = self._one_per_expert(len(experts))
+        fused = base.float()
+        for weight, expert in zip(weights, experts, strict=True):
+            fused = torch.add(fused, compare(expert, antiexpert)[0], alpha=weight)
+        column = torch.tensor(weights, dtype=torch.float32, device=base.device)
+        return Fused(fused, column.view(-1, *[1] * (base.ndim - 1)).expand(experts.shape[:-1]))
+
+    def _one_per_expert(self, experts: int) -> tuple[float, ...]:
+        if isinstance(self.weights, float):
+            return (self.weights,) * experts
+        if len(self.weights) != experts:
+            raise ValueError(
+                f"Static.weights has {len(self.weights)} numbers for {experts} experts: give one per expert, "
+                "or a single number for all"
+            )
+        return self.weights
+
+
+def _finite(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
