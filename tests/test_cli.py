@@ -15,6 +15,7 @@ import pytest
 import proxytune
 from proxytune import experiment
 from proxytune.cli import main
+from proxytune.errors import UserError
 
 Command = Callable[..., SimpleNamespace]
 
@@ -106,13 +107,26 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(command: Command, runs: l
     assert [call["output_dir"] for call in runs] == [tmp_path / "sweep" / str(job) for job in range(4)]
 
 
-def test_a_failing_job_of_a_sweep_is_named_and_the_others_run(command: Command, runs: list):
-    result = command("run", *GSM8K, "-m", "limit=0,1")
+def test_a_sweep_with_a_wrong_job_does_not_begin(command: Command, runs: list, tmp_path: Path):
+    result = command("run", *GSM8K, "-m", "limit=1,0")
+    assert (result.status, runs, list(tmp_path.iterdir())) == (1, [], [])
+    assert result.err.startswith("proxytune: limit=0 is not allowed")
+    assert result.err.count("\n") == 1
+
+
+def test_a_job_that_fails_is_named_and_the_others_run(command: Command, monkeypatch: pytest.MonkeyPatch):
+    def run(*_: object, limit: int, **__: object) -> dict:
+        if limit == 1:
+            raise UserError("the disk is full")
+        return {"tasks": {}, "failed": {}, "provenance": {}}
+
+    monkeypatch.setattr(experiment, "run", run)
+    result = command("run", *GSM8K, "-m", "limit=1,2", "output=sweep")
     assert result.status == 1
-    assert len(runs) == 1
-    assert "limit=0" in result.err.splitlines()[0]
-    assert result.err.splitlines()[-1].startswith("proxytune: limit=0 is not allowed")
+    assert "limit=1" in result.err.splitlines()[0]
+    assert result.err.splitlines()[-1] == "proxytune: the disk is full"
     assert "Traceback" not in result.err
+    assert Path("sweep/1/table.md").exists()
 
 
 def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -202,7 +216,7 @@ COMMAND_LINE = {
         ["run", "arms.proxy.rule._target_=proxytune.fusion.Statc"],
         "Did you mean 'proxytune.fusion.Static'?",
     ),
-    "module": (["run", "arms.proxy.rule._target_=proxytune.fushion.Static"], "there is no module proxytune.fushion"),
+    "module": (["run", "arms.proxy.rule._target_=proxytune.fusion.sttic.Static"], "no module proxytune.fusion.sttic"),
     "task": (["run", "task.names=[miniature_gms]"], "unknown task 'miniature_gms'. Did you mean 'miniature_gsm'?"),
     "style": (["run", *LOCAL, "task=gsm8k", "task.style=lui2024"], "Did you mean 'liu2024'?"),
     "only": (["run", "only=[proxi]"], "Did you mean 'proxy'?"),

@@ -31,9 +31,9 @@ def checked(config: DictConfig) -> schema.RunConfig:
     """What the command line checks before anything loads; values that a user must give are filled in."""
     values = schema.resolve(_filled(config))
     settings = schema.check(values)
-    for key, node in (("models", settings.models), ("engine", {**settings.engine, "_partial_": True})):
-        build.check_targets(node, key, ["proxytune"])
-    build.check_targets(values["arms"], "arms", ["proxytune"])
+    for key, node in (("models", settings.models), ("engine", {**values["engine"], "_partial_": True})):
+        build.check_targets(node, key)
+    build.check_targets(values["arms"], "arms")
     build.arms(settings.arms)
     return settings
 

@@ -7,15 +7,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 import proxytune
+from proxytune.cli import preflight, secrets
 from proxytune.cli.explain import explain
 from proxytune.errors import UserError, unknown_name
 
@@ -26,19 +27,26 @@ VALUED = [("--cfg", "-c"), ("--package", "-p"), ("--config-dir", "-cd"), ("--con
 """Hydra's flags; not all of them: --experimental-rerun unpickles a file."""
 
 
+Check = Callable[[DictConfig], object]
+"""What looks at a composed configuration before anything is written or loaded; raises UserError."""
 Work = Callable[[DictConfig, Path], None]
 """What is done with a composed configuration and the job's output folder."""
 
 
-def compose_and_run(command: str, work: Work, overrides: Sequence[str], flags: Sequence[str]) -> int:
+def compose_and_run(command: str, check: Check, work: Work, overrides: Sequence[str], flags: Sequence[str]) -> int:
     """Hydra composes `conf/<command>.yaml` with `overrides` and calls `work`, once per job of a sweep.
 
-    Returns the exit status; raises UserError for the user's mistakes.
+    All jobs are checked before the first of them begins. Returns the exit status; raises UserError for the user's
+    mistakes.
     """
     job = Job(work)
     run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(job)
+    options, _ = _parser().parse_known_args(flags)
     try:
-        with _as_hydra_application(command, [*overrides, *flags]):
+        if not (options.help or options.hydra_help):
+            _check_all(command, check, overrides, options)
+        printing = secrets.environment_masked() if options.cfg else nullcontext()
+        with printing, _as_hydra_application(command, [*overrides, *flags]):
             run()
     except SystemExit as end:  # --help has printed
         return int(end.code or 0)
@@ -49,6 +57,24 @@ def compose_and_run(command: str, work: Work, overrides: Sequence[str], flags: S
     if job.errors:
         raise job.errors[0]
     return 0
+
+
+def _check_all(command: str, check: Check, overrides: Sequence[str], options: argparse.Namespace) -> None:
+    """Raises UserError for the first job that may not run; a configuration that is only printed need not be able to."""
+    name = options.config_name or command
+    for job, config in preflight.jobs(config_dir(), name, overrides, options.config_dir, options.multirun):
+        preflight.check_hydra(config)
+        secrets.check(config)
+        if options.cfg:
+            continue
+        with open_dict(config):
+            del config["hydra"]
+        try:
+            check(config)
+        except UserError as error:
+            if options.multirun:
+                raise UserError(f"{error} (job {' '.join(job)})") from error
+            raise
 
 
 def config_dir() -> Path:
@@ -94,13 +120,8 @@ def _as_hydra_application(command: str, arguments: Sequence[str]) -> Iterator[No
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides, and the flags with their values, which Hydra itself does not let stand between overrides."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for names in SWITCHES:
-        parser.add_argument(*names, action="store_true")
-    for names in VALUED:
-        parser.add_argument(*names, choices=("job", "hydra", "all") if "--cfg" in names else None)
     try:
-        _, overrides = parser.parse_known_args(arguments)
+        _, overrides = _parser().parse_known_args(arguments)
     except argparse.ArgumentError as error:
         raise UserError(str(error)) from error
     for flag in (override for override in overrides if override.startswith("-")):
@@ -110,3 +131,12 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     for override in overrides:
         flags.remove(override)
     return overrides, flags
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for names in SWITCHES:
+        parser.add_argument(*names, action="store_true")
+    for names in VALUED:
+        parser.add_argument(*names, choices=("job", "hydra", "all") if "--cfg" in names else None)
+    return parser

@@ -15,15 +15,28 @@ from proxytune.errors import UserError, unknown_name
 
 RESERVED = {"_target_", "_partial_"}
 """Keys beside a target's own parameters."""
+HOMES = {
+    "models": ("proxytune.models", "proxytune.miniature"),
+    "arms": ("proxytune.fusion",),
+    "engine": ("proxytune.engines",),
+    "training": ("proxytune.training",),
+}
+"""Where the parts of each key of a configuration are at home."""
+ABILITIES = {"arms": ("fuse",), "engine": ("score", "generate")}
+"""What the parts of a key must be able to do."""
 
 
-def check_targets(node: object, key: str, packages: Sequence[str]) -> None:
-    """Sees that every `_target_` in the configuration `node` at `key` lies in `packages` and takes the keys beside it.
+def check_targets(node: object, key: str, trusted: Sequence[str] = ()) -> None:
+    """Sees that every `_target_` in `node`, the configuration's part at `key`, is at home there and takes its keys.
 
-    Raises UserError. Imports the modules of the targets, so that a wrong name is found before anything is built.
+    `trusted` are packages beside our own. Raises UserError. Imports the modules of the targets, so that a wrong name is
+    found before anything is built.
     """
     for where, values in _targets(node, key):
-        target = _locate(values["_target_"], f"{where}._target_", packages)
+        target = _locate(values["_target_"], f"{where}._target_", [*HOMES[key], *trusted])
+        for ability in ABILITIES.get(key, ()):
+            if not hasattr(target, ability):
+                raise UserError(f"{where}._target_={values['_target_']} cannot be used there: it has no {ability}()")
         parameters = inspect.signature(target).parameters
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             continue
@@ -71,9 +84,11 @@ def _locate(target: object, key: str, packages: Sequence[str]) -> Callable[..., 
     """The class or function called `target`; it must be at home in one of `packages`, not only be reachable there."""
     if not isinstance(target, str) or not _inside(target, packages):
         raise UserError(
-            f"{key}={target} is outside {', '.join(packages)}: a configuration may build parts of these packages only; "
+            f"{key}={target} is outside {', '.join(packages)}: only parts of these may be built here; "
             "add a package that you trust to allow_targets"
         )
+    if any(part.startswith("_") for part in target.split(".")):
+        raise UserError(f"{key}={target} is private: name a class or function that is meant to be built")
     module, _, name = target.rpartition(".")
     try:
         found = pkgutil.resolve_name(target)

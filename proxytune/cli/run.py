@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from proxytune.cli import application, build, schema
+from proxytune.cli import application, build, schema, secrets
+from proxytune.cli.ending import check_failures, stop_hint
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -16,40 +18,56 @@ def main(arguments: Sequence[str]) -> int:
     overrides, flags = application.split(arguments)
     if not any(override.startswith(("experiment=", "models=")) for override in overrides):
         overrides.append("experiment=miniature")
-    return application.compose_and_run("run", evaluate, overrides, flags)
+    return application.compose_and_run("run", prepare, evaluate, overrides, flags)
+
+
+class Experiment(NamedTuple):
+    """A configuration that was checked, with what can be built of it without reading data or models."""
+
+    settings: schema.RunConfig
+    tasks: list[str]
+    arms: dict[str, dict[str, Any]]
+    engine: Callable[..., Any]
+
+
+def prepare(config: DictConfig) -> Experiment:
+    """Raises UserError for whatever in `config` is wrong by itself."""
+    values = schema.resolve(config)
+    settings = schema.check(values)
+    # The runner hands the engine its models.
+    engine = {**values["engine"], "_partial_": True}
+    for key, node in {"models": settings.models, "engine": engine, "arms": values["arms"]}.items():
+        build.check_targets(node, key, settings.allow_targets)
+    arms = build.arms(settings.arms)
+    return Experiment(settings, _task_names(settings.task), arms, build.build(engine))
 
 
 def evaluate(config: DictConfig, output_dir: Path) -> None:
     """Runs the experiment that `config` describes, writes its reports into `output_dir` and prints the table."""
-    values = schema.resolve(config)
-    settings = schema.check(values)
-    # The runner hands the engine its models.
-    engine = {**settings.engine, "_partial_": True}
-    for key, node in {"models": settings.models, "engine": engine, "arms": values["arms"]}.items():
-        build.check_targets(node, key, ["proxytune", *settings.allow_targets])
-    arms = build.arms(settings.arms)
+    settings, tasks, arms, engine = prepare(config)
 
     from proxytune import experiment, reporting
 
-    tasks = _task_names(settings.task)
-    record = experiment.run(
-        build.build(settings.models),
-        tasks,
-        arms,
-        build.build(engine),
-        output_dir=output_dir,
-        store_path=settings.store,
-        data_dir=settings.task.data_dir,
-        seed=settings.seed,
-        limit=settings.limit,
-        num_fewshot=settings.num_fewshot,
-        only=settings.only,
-        # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
-        config={**values, "experiment": HydraConfig.get().runtime.choices.get("experiment")},
-    )
+    with stop_hint(settings.store):
+        record = experiment.run(
+            build.build(settings.models),
+            tasks,
+            arms,
+            engine,
+            output_dir=output_dir,
+            store_path=settings.store,
+            data_dir=settings.task.data_dir,
+            seed=settings.seed,
+            limit=settings.limit,
+            num_fewshot=settings.num_fewshot,
+            only=settings.only,
+            # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
+            config={**secrets.resolved(config), "experiment": HydraConfig.get().runtime.choices.get("experiment")},
+        )
     reporting.write(record, output_dir)
     reporting.show(record)
     print(f"Results: {output_dir}")
+    check_failures(record, output_dir)
 
 
 def _task_names(task: schema.TaskConfig) -> list[str]:

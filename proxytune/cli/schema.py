@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from proxytune.errors import UserError, unknown_name
+
+FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
+"""Any text that can name a file."""
 
 
 class Strict(BaseModel):
@@ -26,7 +30,7 @@ class TaskConfig(Strict):
     """a list of at least one task name"""
     style: str | None = None
     """liu2024, fan2024 or lm_eval: whose prompts and metrics; null: the names stand for themselves"""
-    data_dir: str | None = None
+    data_dir: FilePath | None = None
     """a folder of JSON-lines files; null: the model family's own data, or the hub"""
 
 
@@ -43,6 +47,17 @@ class ArmConfig(Strict):
     """a list of expert names left out of `all` and `each_expert`"""
 
 
+class EngineConfig(Strict):
+    """`conf/engine`. Other engines have keys of their own, which are checked with their `_target_`."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    target: str = Field(alias="_target_")
+    """an engine's class"""
+    batch_size: int | None = Field(None, ge=1)
+    """an integer from 1 (requests worked on together), or null for the engine's own choice"""
+
+
 class RunConfig(Strict):
     """`conf/run.yaml` with its groups; every field is a key of the command line."""
 
@@ -52,7 +67,7 @@ class RunConfig(Strict):
     """a file of conf/task, or a mapping with names and data_dir"""
     arms: dict[str, ArmConfig] = Field(min_length=1)
     """a mapping from at least one arm's name to what it is (conf/arms)"""
-    engine: dict[str, Any]
+    engine: EngineConfig
     """a file of conf/engine, or a mapping with _target_"""
     miniature: dict[str, Any] | None = None
     """a file of conf/miniature; has an effect with models=miniature only"""
@@ -64,9 +79,9 @@ class RunConfig(Strict):
     """an integer from 0 (examples in each prompt), or null for each task's own number"""
     only: list[str] | None = Field(min_length=1)
     """a list of at least one arm's name, or null for all arms"""
-    output: str
+    output: FilePath
     """a folder for the results; a sweep makes one folder per job in it"""
-    store: str | None
+    store: FilePath | None
     """a file of finished answers, which a later run goes on from; null: keep none"""
     allow_targets: list[str]
     """a list of packages beside proxytune that _target_ may name"""
@@ -80,9 +95,7 @@ def check(values: Mapping[str, Any]) -> RunConfig:
         raise _explain(error.errors()[0], values) from error
     for name, arm in checked.arms.items():
         _check_arm(name, arm)
-    for name in checked.only or ():
-        if name not in checked.arms:
-            raise unknown_name("arm in only", name, checked.arms)
+    _check_together(checked)
     return checked
 
 
@@ -96,6 +109,18 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]
+
+
+def _check_together(config: RunConfig) -> None:
+    """Raises UserError for values that others make wrong or useless."""
+    for name in config.only or ():
+        if name not in config.arms:
+            raise unknown_name("arm in only", name, config.arms)
+    for package in config.allow_targets:
+        if package.partition(".")[0] in sys.stdlib_module_names:
+            raise UserError(f"allow_targets={package} is not allowed: name a package of your own, not Python's library")
+    if config.miniature is not None and str(config.models.get("_target_")).startswith("proxytune.models."):
+        raise UserError("miniature has no effect on these models: remove its keys, or give models=miniature")
 
 
 def _check_arm(name: str, arm: ArmConfig) -> None:
@@ -144,6 +169,8 @@ def _keys_at(path: list[int | str]) -> tuple[dict[str, str], str]:
             return _allowed(ArmConfig), str(key)
         case ["task", key, *_]:
             return _allowed(TaskConfig), str(key)
+        case ["engine", key, *_]:
+            return _allowed(EngineConfig), str(key)
         case [key, *_]:
             return _allowed(RunConfig), str(key)
     raise AssertionError("pydantic names a place for every fault")

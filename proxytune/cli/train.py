@@ -31,18 +31,23 @@ class TrainConfig(schema.Strict):
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune train [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return application.compose_and_run("train", work, *application.split(arguments))
+    return application.compose_and_run("train", check, work, *application.split(arguments))
+
+
+def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Any]:
+    """The settings, (what, source) to start from and the recipe; raises UserError for what is wrong by itself."""
+    settings = _settings(config)
+    starts = dict(_starts(config, settings.which))
+    build.check_targets(settings.training, "training")
+    try:
+        return settings, starts, build.build(settings.training)
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
 
 
 def work(config: DictConfig, output_dir: Path) -> None:
     """Trains what `config` names and prints where each model is; everything is checked before the first one loads."""
-    settings = _settings(config)
-    starts = dict(_starts(config, settings.which))
-    build.check_targets(settings.training, "training", ["proxytune"])
-    try:
-        tuning = build.build(settings.training)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+    settings, starts, tuning = check(config)
 
     from proxytune.models import Source
     from proxytune.models.loading import load_for_tuning

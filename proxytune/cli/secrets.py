@@ -1,0 +1,83 @@
+"""Keeps secrets out of shell histories, printed configurations, logs and results.
+
+A secret comes from the environment, `token: ${oc.env:HF_TOKEN}`, and goes nowhere else. Configurations are saved and
+printed with that text; where they are resolved for a reader, whatever comes from the environment is `***`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
+
+from proxytune.errors import UserError
+
+MASK = "***"
+WORDS = {"token", "key", "apikey", "secret", "password", "passwd", "credential", "credentials"}
+"""What a name has in it that names a secret."""
+
+
+def check(config: DictConfig) -> None:
+    """Raises UserError for a secret that is written out, or that a key takes which is not called a secret."""
+    for key, value in texts(config):
+        # Hydra's notes of the command line are kept as they were typed.
+        if key.startswith(("hydra.overrides.", "hydra.job.override_dirname")):
+            continue
+        if is_secret(key.rpartition(".")[2]):
+            if value and "${oc.env:" not in value:
+                raise UserError(
+                    f"{key} is a secret in plain text, which would be kept with the results: "
+                    f"put it into an environment variable and give {key}=${{oc.env:NAME}}"
+                )
+        elif "${" in value and (names := [name for name in re.findall(r"\w+", value) if is_secret(name)]):
+            raise UserError(
+                f"{key} would show {names[0]}, which is a secret: only a key that is called one may take it"
+            )
+
+
+def is_secret(name: str) -> bool:
+    """Whether `name` is that of a secret: HF_TOKEN, api_key or password, not missing_tokens or tokenizer."""
+    return not WORDS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """Plain values for printing and recording."""
+    with environment_masked():
+        values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+@contextmanager
+def environment_masked() -> Iterator[None]:
+    """While it lasts, `${oc.env:NAME}` is `***` if there is such a variable."""
+
+    def masked(name: str, *default: object) -> str | None:
+        return MASK if name in os.environ else oc.env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", masked, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def texts(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """Every text in `config`, interpolations unresolved, with its full key."""
+    yield from _texts(OmegaConf.to_container(config, resolve=False), "")
+
+
+def _texts(node: object, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _texts(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _texts(child, key)
+    elif isinstance(node, str):
+        yield key, node
