@@ -32,14 +32,20 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_experiment_restart import BLOCK, HFEngine, board, go
 
-class Slow(HFEngine):
+world = Path(sys.argv[2])
+
+class Waiting(HFEngine):
+    calls = 0
+
     def generate(self, requests, arms, progress=None):
-        for answer in super().generate(requests, arms, progress):
-            time.sleep(0.02)
+        self.calls += 1
+        for done, answer in enumerate(super().generate(requests, arms, progress)):
+            while self.calls == 2 and done == 7 and not (world / "go on").exists():
+                time.sleep(0.02)
             yield answer
 
 board.BLOCK = BLOCK
-go(Path(sys.argv[2]), "child", Slow)
+go(world, "child", Waiting)
 """
 
 
@@ -74,7 +80,7 @@ def world(tmp_path, family_folders, monkeypatch) -> Path:
 
 @pytest.fixture
 def child(world) -> Iterator[subprocess.Popen]:
-    """The experiment in another process, slowly."""
+    """The experiment in another process, which waits in its second block until there is a file "go on"."""
     arguments = [str(Path(__file__).parent), str(world)]
     with subprocess.Popen([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -108,26 +114,26 @@ def _results(world: Path, name: str) -> tuple[str, bytes]:
 
 
 def test_a_killed_run_starts_again_where_it_stopped_and_ends_with_the_same_bytes(world, child):
-    go(world, "whole", store="other.sqlite")
-    store = world / "store.sqlite"
-    _wait(store, BLOCK * len(ARMS), child)
+    kept = BLOCK * len(ARMS)
+    _wait(world / "store.sqlite", kept, child)
     child.kill()
     child.communicate()
+    assert _finished(world / "store.sqlite") == kept
     assert not (world / "child" / "results.json").exists()
-    kept = _finished(store)
-    assert BLOCK * len(ARMS) <= kept < ANSWERS
     assert go(world, "child")["answers"][TASK] == {"computed": ANSWERS - kept, "from_store": kept}
+    go(world, "whole", store="other.sqlite")
     assert _results(world, "child") == _results(world, "whole")
     assert sorted(path.name for path in (world / "child").rglob("*")) == ["items", f"{TASK}.jsonl", "results.json"]
 
 
 def test_two_runs_share_a_store_at_the_same_time(world, child):
-    go(world, "whole", store="other.sqlite")
-    _wait(world / "store.sqlite", 1, child)
+    _wait(world / "store.sqlite", BLOCK * len(ARMS), child)
+    (world / "go on").touch()
     go(world, "beside")
     assert child.wait() == 0, child.stderr.read()
     assert _finished(world / "store.sqlite") == ANSWERS
     assert go(world, "after")["answers"][TASK]["computed"] == 0
+    go(world, "whole", store="other.sqlite")
     whole = _results(world, "whole")
     assert [_results(world, name) == whole for name in ("child", "beside", "after")] == [True] * 3
 
