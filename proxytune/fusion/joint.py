@@ -11,6 +11,8 @@ from proxytune.fusion.tilt import Tilt
 MAX_STEPS = 60
 SOLVED = 1e-9
 """A loss below this (divergences right to 3e-5 nats) counts as 0."""
+CLEARLY = 1e-3
+"""The share of the loss by which another start must be better to count: less is rounding, and the weights would jump."""
 GIVE_UP = 1e6
 """Damping at which a row has stopped moving."""
 
@@ -19,13 +21,13 @@ def joint_search(tilt: Tilt, target: Tensor, points: Tensor, single: Tensor) -> 
     """Weights [T, n] in [points[0], points[-1]] for `target` [2, n].
 
     Descends from the best equal weights and, where that does not reach the target, also from `single` [T, n], the
-    best single expert; the second result counts only where it is lower.
+    best single expert; the second result counts only where it is clearly lower.
     """
     equal, _ = line_search(tilt.together(), target, points)
     w, loss = _descend(tilt, target, equal.expand_as(single), points)
     if (loss > SOLVED).any():
         other, other_loss = _descend(tilt, target, single.clamp(points[0], points[-1]), points)
-        w = torch.where((loss > SOLVED) & (other_loss < loss), other, w)
+        w = torch.where((loss > SOLVED) & (other_loss < (1 - CLEARLY) * loss), other, w)
     return w
 
 

@@ -1,0 +1,263 @@
+"""Rules against their definitions in plain float64: nothing here uses the calculus that the solver uses."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from proxytune.fusion import RULES, Fused, MatchKL, Rule, Static
+
+V = 13
+RULE_OBJECTS = [
+    Static(0.7),
+    Static((0.3, -1.2)),
+    *(MatchKL(solver=s, experts=e, step=0.25) for s in ("exact", "grid") for e in ("one_at_a_time", "joint")),
+]
+
+
+def some_logits(seed: int, *shape: int, scale: float = 3.0) -> torch.Tensor:
+    return torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def trio(seed: int, T: int, *shape: int, change: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    base, antiexpert = some_logits(seed, *shape), some_logits(seed + 1, *shape)
+    return base, antiexpert + some_logits(seed + 2, T, *shape, scale=change), antiexpert
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def kl(a: np.ndarray, b: np.ndarray) -> float:
+    return float((np.exp(a) * (a - b)).sum())
+
+
+def loss_by_definition(base, experts, antiexpert, weights) -> float:
+    """L of one row in float64: Fan et al. 2024, from softmaxes and divergences."""
+    base, experts, antiexpert = (np.asarray(x, dtype=np.float64) for x in (base, experts, antiexpert))
+    p, q = log_softmax(base), log_softmax(antiexpert)
+    fused = log_softmax(base + sum(w * (e - antiexpert) for w, e in zip(weights, experts, strict=True)))
+    return sum(
+        (kl(fused, p) - kl(q_t, q)) ** 2 + (kl(p, fused) - kl(q, q_t)) ** 2 for q_t in map(log_softmax, experts)
+    )
+
+
+def published(base, experts, antiexpert) -> tuple[float, ...]:
+    """The paper's search, one row: 21 points, one expert at a time, first minimum of all."""
+    T = len(experts)
+    tried = [tuple(i / 10 if s == t else 0.0 for s in range(T)) for t in range(T) for i in range(21)]
+    return min(tried, key=lambda weights: loss_by_definition(base, experts, antiexpert, weights))
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_shapes_types_and_protocol(rule):
+    assert isinstance(rule, Rule)
+    assert type(rule) is RULES[rule.id]
+    base, experts, antiexpert = trio(0, 2, 2, 3)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        fused = rule.fuse(base.to(dtype), experts.to(dtype), antiexpert.to(dtype))
+        assert isinstance(fused, Fused)
+        assert fused.logits.shape == (2, 3, V)
+        assert fused.weights.shape == (2, 2, 3)
+        assert fused.logits.dtype == fused.weights.dtype == torch.float32
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_logits_are_the_formula_at_the_returned_weights(rule):
+    base, experts, antiexpert = trio(3, 2, 5)
+    fused = rule.fuse(base, experts, antiexpert)
+    expected = base.double() + sum(
+        w[:, None].double() * (e - antiexpert).double() for w, e in zip(fused.weights, experts, strict=True)
+    )
+    torch.testing.assert_close(fused.logits.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_an_expert_equal_to_the_antiexpert_gives_exactly_the_base(rule):
+    base, _, antiexpert = trio(4, 2, 6)
+    fused = rule.fuse(base, antiexpert.expand(2, *antiexpert.shape), antiexpert)
+    assert torch.equal(fused.logits, base)
+    if isinstance(rule, MatchKL):
+        assert (fused.weights == rule.low).all()
+
+
+@pytest.mark.parametrize("rule", [Static(0.0), MatchKL(low=0.0, high=0.0), MatchKL(low=0, high=0, experts="joint")])
+def test_weight_zero_is_exactly_the_base(rule):
+    base, experts, antiexpert = trio(5, 2, 6)
+    assert torch.equal(rule.fuse(base, experts, antiexpert).logits, base)
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_rows_do_not_depend_on_each_other(rule):
+    base, experts, antiexpert = trio(6, 2, 7)
+    whole = rule.fuse(base, experts, antiexpert)
+    shaped = rule.fuse(base.view(7, 1, V), experts.view(2, 7, 1, V), antiexpert.view(7, 1, V))
+    assert torch.equal(shaped.logits.view(7, V), whole.logits)
+    for i in range(7):
+        alone = rule.fuse(base[i], experts[:, i], antiexpert[i])
+        torch.testing.assert_close(alone.weights, whole.weights[:, i], rtol=0, atol=1e-4)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.floats(0.05, 4.0))
+def test_grid_is_the_published_search(seed, T, change):
+    base, experts, antiexpert = trio(seed, T, change=change)
+    chosen = tuple(MatchKL(solver="grid").fuse(base, experts, antiexpert).weights.tolist())
+    expected = published(base, experts, antiexpert)
+    if chosen != pytest.approx(expected, abs=1e-6):  # two points may be equal up to rounding
+        losses = [loss_by_definition(base, experts, antiexpert, w) for w in (chosen, expected)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.floats(0.05, 4.0), st.floats(0.3, 6.0))
+def test_exact_is_never_above_the_grid_nor_a_dense_search(seed, T, change, scale):
+    base, experts, antiexpert = trio(seed, T, change=change)
+    base = base * scale / 3
+    weights = MatchKL().fuse(base, experts, antiexpert).weights.tolist()
+    assert sum(w != 0 for w in weights) <= 1
+    assert all(0 <= w <= 2 for w in weights)
+    mine = loss_by_definition(base, experts, antiexpert, weights)
+    grid = loss_by_definition(base, experts, antiexpert, published(base, experts, antiexpert))
+    assert mine <= grid * (1 + 1e-4) + 1e-6
+    dense = min(
+        loss_by_definition(base, experts, antiexpert, [a if s == t else 0.0 for s in range(T)])
+        for t in range(T)
+        for a in np.linspace(0, 2, 401)
+    )
+    assert mine <= dense * (1 + 1e-3) + 1e-5
+
+
+def test_loss_is_the_definition():
+    base, experts, antiexpert = trio(9, 3, 8)
+    weights = torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) * 2
+    losses = MatchKL().loss(base, experts, antiexpert, weights)
+    for i in range(8):
+        expected = loss_by_definition(base[i], experts[:, i], antiexpert[i], weights[:, i].tolist())
+        assert losses[i].item() == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["exact", "grid"])
+def test_joint_with_one_expert_is_one_at_a_time(solver):
+    base, experts, antiexpert = trio(10, 1, 20)
+    results = [MatchKL(solver=solver, experts=e).fuse(base, experts, antiexpert) for e in ("joint", "one_at_a_time")]
+    assert torch.equal(results[0].logits, results[1].logits)
+    assert torch.equal(results[0].weights, results[1].weights)
+
+
+@pytest.mark.parametrize("T", [2, 3])
+def test_joint_is_no_worse_than_one_expert_and_about_as_good_as_a_general_optimiser(T):
+    base, experts, antiexpert = trio(11, T, 12)
+    joint = MatchKL(experts="joint").fuse(base, experts, antiexpert).weights.double()
+    single = MatchKL().fuse(base, experts, antiexpert).weights.double()
+    for i in range(12):
+        row = base[i], experts[:, i], antiexpert[i]
+
+        def loss(w, row=row):
+            return loss_by_definition(*row, w)
+
+        starts = itertools.product((0.2, 1.0, 1.8), repeat=T)
+        best = min(minimize(loss, start, bounds=[(0, 2)] * T).fun for start in starts)
+        mine = loss(joint[:, i].tolist())
+        assert mine <= loss(single[:, i].tolist()) + 1e-5
+        assert mine <= best * 1.02 + 1e-4
+
+
+def test_joint_gives_equal_experts_equal_weights():
+    base, experts, antiexpert = trio(12, 1, 6)
+    weights = MatchKL(experts="joint").fuse(base, experts.expand(3, 6, V), antiexpert).weights
+    torch.testing.assert_close(weights, weights[:1].expand_as(weights))
+
+
+def test_joint_grid_searches_all_combinations():
+    base, experts, antiexpert = trio(13, 2, 4)
+    weights = MatchKL(solver="grid", step=0.5, experts="joint").fuse(base, experts, antiexpert).weights
+    points = [0.0, 0.5, 1.0, 1.5, 2.0]
+    for i in range(4):
+        row = base[i], experts[:, i], antiexpert[i]
+        best = min(itertools.product(points, repeat=2), key=lambda w, row=row: loss_by_definition(*row, w))
+        assert tuple(weights[:, i].tolist()) == best
+
+
+@pytest.mark.parametrize("rule", [MatchKL(), MatchKL(solver="grid"), Static(1.3)], ids=repr)
+def test_adding_a_constant_to_any_model_changes_nothing(rule):
+    base, experts, antiexpert = trio(14, 2, 5)
+    plain = rule.fuse(base, experts, antiexpert)
+    moved = rule.fuse(base + 7, experts - 5, antiexpert + 3)
+    torch.testing.assert_close(moved.weights, plain.weights, rtol=0, atol=1e-3)
+    torch.testing.assert_close(moved.logits.log_softmax(-1), plain.logits.log_softmax(-1), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_masks_never_make_nan(rule):
+    base, experts, antiexpert = (x.repeat_interleave(16, -2) for x in trio(15, 2, 1))
+    for i, (in_base, in_first, in_second, in_anti) in enumerate(itertools.product((False, True), repeat=4)):
+        token = i % V
+        for masked, logits in ((in_base, base), (in_first, experts[0]), (in_second, experts[1]), (in_anti, antiexpert)):
+            if masked:
+                logits[i, token] = -torch.inf
+    fused = rule.fuse(base, experts, antiexpert)
+    assert not fused.logits.isnan().any()
+    assert not fused.weights.isnan().any()
+    assert torch.equal(fused.logits.isneginf(), base.isneginf())
+    for t in range(2):
+        unknown = experts[t].isneginf() | antiexpert.isneginf()
+        if t == 0 and isinstance(rule, Static) and rule.weights == 0.7:  # both pairs silent: the base stays
+            both = (experts.isneginf().all(0) | antiexpert.isneginf()) & unknown
+            assert torch.equal(fused.logits[both], base[both])
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_a_row_with_one_token_left_stays_that_token(rule):
+    base, experts, antiexpert = trio(16, 2, 3)
+    base[1] = -torch.inf
+    base[1, 4] = 0.5
+    fused = rule.fuse(base, experts, antiexpert)
+    assert fused.logits.argmax(-1)[1] == 4
+    assert not fused.logits.isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Static(float("nan")), "Static.weights must be a finite number"),
+        (lambda: Static(()), "Static.weights must be a finite number"),
+        (lambda: Static("1"), "Static.weights must be a finite number"),
+        (lambda: Static(True), "Static.weights must be a finite number"),
+        (lambda: MatchKL(low=2, high=1), "low=2.0, high=1.0"),
+        (lambda: MatchKL(low=float("inf")), "MatchKL.low must be a finite number"),
+        (lambda: MatchKL(step=0), "MatchKL.step must be greater than 0"),
+        (lambda: MatchKL(step=0.3), "must divide high - low"),
+        (lambda: MatchKL(solver="newton"), "must be one of exact, grid"),
+        (lambda: MatchKL(experts="all"), "must be one of one_at_a_time, joint"),
+    ],
+)
+def test_bad_parameters_take_one_line(make, says):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_number_of_weights_and_wrong_shapes_are_refused():
+    base, experts, antiexpert = trio(17, 3, 2)
+    with pytest.raises(ValueError, match="has 2 numbers for 3 experts"):
+        Static((1.0, 2.0)).fuse(base, experts, antiexpert)
+    for rule in (Static(), MatchKL()):
+        with pytest.raises(ValueError, match="logits must be base"):
+            rule.fuse(base, experts, antiexpert[..., :-1])
+    with pytest.raises(ValueError, match=r"joint grid of 41\^3 = 68921 points"):
+        MatchKL(solver="grid", experts="joint", step=0.05).fuse(base, experts, antiexpert)
+
+
+def test_the_grid_has_both_ends_and_no_drift():
+    assert MatchKL().points == pytest.approx([i / 10 for i in range(21)], abs=1e-15)
+    assert (MatchKL().points[0], MatchKL().points[-1]) == (0.0, 2.0)
+    assert MatchKL(low=-1, high=1, step=0.5).points == (-1.0, -0.5, 0.0, 0.5, 1.0)
