@@ -16,6 +16,7 @@ COMMANDS = {
     "score": "score outputs that were made elsewhere",
     "lm-eval": "lm-evaluation-harness's own command line, with --model proxytune",
     "table": "print a paper's tables, with the figures of runs beside the paper's",
+    "runs": "list finished runs, show one again, clear out the store of answers",
 }
 """Sub-command -> what it does. `a-name` lives in `proxytune/cli/a_name.py` as `main(arguments) -> exit status`."""
 

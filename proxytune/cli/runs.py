@@ -1,0 +1,90 @@
+"""`proxytune runs`: the finished runs of a folder, a run's tables again, and clearing out the store of answers."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from proxytune.errors import UserError, unknown_name
+
+ACTIONS = {
+    "list": "list [FOLDER]: the finished runs under FOLDER (default: outputs)",
+    "show": "show FOLDER: the tables of a finished run",
+    "gc": "gc [store=FILE] [older_than=DAYS] [dry_run=true]: removes from the store of answers what is damaged, what "
+    "another version wrote, and what is older than DAYS; dry_run only counts",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`proxytune runs list|show|gc ...`; raises UserError for the user's mistakes."""
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print("usage: proxytune runs ACTION\n\n" + "\n".join(f"  {usage}" for usage in ACTIONS.values()))
+        return 0
+    action, *rest = arguments
+    if action not in ACTIONS:
+        raise unknown_name("action of runs", action, ACTIONS)
+    if action == "gc":
+        _clear(_given(rest))
+        return 0
+    from proxytune.reporting import runs
+
+    if len(rest) > 1 or (action == "show" and not rest):
+        raise UserError(f"proxytune runs {ACTIONS[action].partition(':')[0]}: {len(rest)} folders were given")
+    if action == "show":
+        runs.show_run(rest[0])
+    else:
+        runs.list_runs(rest[0] if rest else "outputs")
+    return 0
+
+
+def _clear(given: dict[str, str]) -> None:
+    older_than = _days(given.get("older_than", "null"))
+    dry_run = _switch(given.get("dry_run", "false"))
+    from proxytune.experiment.clearing import clear
+
+    path = given.get("store", f"{os.environ.get('PROXYTUNE_CACHE') or '~/.cache/proxytune'}/answers.sqlite")
+    done = clear(path, older_than, dry_run)
+    verb = "would go" if dry_run else "removed"
+    freed = "" if dry_run else f"; {_megabytes(done.bytes_before - done.bytes_after)} freed"
+    print(
+        f"{Path(path).expanduser()}: {done.total} answers, {_megabytes(done.bytes_before)}; {verb}: {done.gone} "
+        f"({done.damaged} damaged, {done.outdated} of another version, {done.old} old){freed}"
+    )
+
+
+def _given(arguments: Sequence[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not value:
+            raise UserError(f"cannot read the argument {argument!r} as key=value; see proxytune runs --help")
+        if key not in ("store", "older_than", "dry_run"):
+            raise unknown_name("key", key, ("store", "older_than", "dry_run"))
+        if key in given:
+            raise UserError(f"{key} is given twice: {given[key]} and {value}")
+        given[key] = value
+    return given
+
+
+def _days(value: str) -> float | None:
+    if value == "null":
+        return None
+    try:
+        days = float(value)
+    except ValueError:
+        days = math.nan
+    if not 0 <= days < math.inf:
+        raise UserError(f"older_than={value} is not allowed: it is a number of days from 0, or null for any age")
+    return days
+
+
+def _switch(value: str) -> bool:
+    if value not in ("true", "false"):
+        raise UserError(f"dry_run={value} is not allowed: it is true or false")
+    return value == "true"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

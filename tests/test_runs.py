@@ -1,0 +1,156 @@
+"""`proxytune runs`: what is listed and shown of runs on disk, and what is cleared out of a store of answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from proxytune.cli import main
+from proxytune.engines.requests import Scored
+from proxytune.experiment.store import AnswerStore
+from proxytune.reporting import runs
+
+ANSWER = Scored((-1.0,), (True,), ())
+
+
+def _arm(value: float | None, rule: object = None) -> dict:
+    return {
+        "value": value,
+        "stderr": 0.1,
+        "n_invalid": 0,
+        "gap_closed": None,
+        "gap_closed_ci": None,
+        "undefined": {},
+        "rule": rule,
+        "weights": {},
+    }
+
+
+def _run(folder: Path, when: float, proxy: float = 0.5) -> None:
+    task = {
+        "metric": "acc",
+        "higher_is_better": True,
+        "n": 40,
+        "n_truncated": 0,
+        "missing": {},
+        "references": {"base": "base"},
+        "arms": {"base": _arm(0.25), "mild": _arm(0.375, {"id": "static"}), "proxy": _arm(proxy, {"id": "static"}), "none": _arm(None, {"id": "static"})},
+    }
+    folder.mkdir(parents=True)
+    record = {"tasks": {"open": task}, "failed": {"other": {"mild": "ValueError: no"}}, "provenance": {}}
+    (folder / "results.json").write_text(json.dumps(record))
+    os.utime(folder / "results.json", (when, when))
+
+
+def _listed(folder: Path) -> list[str]:
+    console = Console(width=200, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
+    runs.list_runs(folder, console)
+    return console.export_text().splitlines()
+
+
+def test_runs_are_listed_by_date_with_their_headline_values(tmp_path: Path):
+    _run(tmp_path / "a", when=2e9)
+    _run(tmp_path / "deep" / "er", when=1e9, proxy=0.125)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "results.json").write_text("{")
+    lines = _listed(tmp_path)
+    early, late = (next(i for i, line in enumerate(lines) if name in line) for name in ("deep/er", f"{tmp_path}/a"))
+    assert early < late
+    assert "2001-09-09" in lines[early]
+    assert "acc: base 25.0 %, best fused mild 37.5 %" in lines[early]
+    assert "acc: base 25.0 %, best fused proxy 50.0 %" in lines[late]
+    assert "failed: mild" in lines[late + 1]
+    assert any("cannot read" in line and "broken" in line for line in lines)
+
+
+def test_a_run_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    _run(tmp_path / "a", when=1e9)
+    for given in (tmp_path / "a", tmp_path / "a" / "results.json"):
+        assert main(["runs", "show", str(given)]) == 0
+        assert "50.0 ± 10.0" in capsys.readouterr().out
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """Six answers: one damaged, one not even text, one of another version, one 10 days old, two as they should be."""
+    path = tmp_path / "answers.sqlite"
+    with AnswerStore(path) as answers:
+        answers.put(dict.fromkeys(["good", "new", "changed", "bytes", "other", "old"], ANSWER))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE answers SET value = replace(value, '1', '2') WHERE key = 'changed'")
+        db.execute("UPDATE answers SET value = X'00FF' WHERE key = 'bytes'")
+        db.execute("UPDATE answers SET code = 'x' WHERE key = 'other'")
+        db.execute("UPDATE answers SET written = ? WHERE key = 'old'", [time.time() - 10 * 86400])
+    return path
+
+
+def _keys(path: Path) -> set[str]:
+    with sqlite3.connect(path) as db:
+        return {key for (key,) in db.execute("SELECT key FROM answers")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "left", "said"),
+    [
+        ([], {"good", "new", "old"}, "removed: 3 (2 damaged, 1 of another version, 0 old)"),
+        (["older_than=9"], {"good", "new"}, "removed: 4 (2 damaged, 1 of another version, 1 old)"),
+        (["older_than=11"], {"good", "new", "old"}, "removed: 3 (2 damaged, 1 of another version, 0 old)"),
+        (["older_than=0"], set(), "removed: 6 (2 damaged, 1 of another version, 3 old)"),
+        (
+            ["older_than=9", "dry_run=true"],
+            {"good", "new", "old", "changed", "bytes", "other"},
+            "would go: 4 (2 damaged, 1 of another version, 1 old)",
+        ),
+    ],
+)
+def test_gc_removes_what_is_damaged_outdated_or_old(store: Path, arguments, left, said, capsys):
+    assert main(["runs", "gc", f"store={store}", *arguments]) == 0
+    assert said in capsys.readouterr().out
+    assert _keys(store) == left
+
+
+def test_gc_frees_space_beside_a_run_that_uses_the_store_and_takes_the_shared_one_by_default(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path))
+    path = tmp_path / "answers.sqlite"
+    with AnswerStore(path) as answers:
+        answers.put({f"k{i}": Scored((-1.0,) * 500, (True,) * 500, ()) for i in range(200)})
+        before = path.stat().st_size + path.with_name("answers.sqlite-wal").stat().st_size
+        assert main(["runs", "gc", "older_than=0"]) == 0
+        assert path.stat().st_size < before / 10
+        answers.put({"next": ANSWER})
+        assert answers.get(["k1", "next"]) == {"next": ANSWER}
+
+
+MISTAKES = {
+    "action": (["lst"], "Did you mean 'list'?"),
+    "no run": (["show", "{here}"], "no results.json"),
+    "no folder": (["show"], "0 folders"),
+    "two folders": (["list", "a", "b"], "2 folders"),
+    "no runs": (["list", "{here}"], "no finished run"),
+    "not a record": (["show", "{here}/list.json"], "holds no results"),
+    "no store": (["gc", "store={here}/none.sqlite"], "there is no answer store"),
+    "not a store": (["gc", "store={here}/list.json"], "not a database"),
+    "key": (["gc", "older=3"], "Did you mean 'older_than'?"),
+    "age": (["gc", "older_than=-1"], "older_than=-1 is not allowed"),
+    "no number": (["gc", "older_than=nan"], "older_than=nan is not allowed"),
+    "switch": (["gc", "dry_run=yes"], "dry_run=yes is not allowed"),
+    "twice": (["gc", "older_than=1", "older_than=2"], "given twice"),
+    "no pair": (["gc", "older_than"], "key=value"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "list.json").write_text(json.dumps([1] * 2000))
+    arguments, said = MISTAKES[case]
+    assert main(["runs", *(argument.format(here=tmp_path) for argument in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("proxytune: ")
+    assert error.count("\n") == 1
