@@ -26,6 +26,7 @@ from proxytune.models.checking import check, chosen
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.files import hub_errors, identity
 from proxytune.models.member import ADAPTERS_OFF, Member
+from proxytune.models.memory import check_memory
 from proxytune.models.sources import FamilySpec, Source
 from proxytune.models.vocabulary import MissingTokens, check_head, missing_tokens, unknown_token, vocabulary_size
 
@@ -69,6 +70,7 @@ def load_members(
 ) -> dict[str, Member]:
     """Members by role, aligned to the vocabulary of `base` before any weights are read."""
     missing = {role: missing_tokens(base, tokenizers[role], role, policy) for role in sources}
+    check_memory(sources)
     modules, adapters = _modules(sources)
     members = {}
     for role, source in sources.items():

@@ -1,0 +1,124 @@
+"""How much memory a family will take, estimated before any weights are read."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from proxytune.errors import UserError
+from proxytune.models.sources import Source, is_local
+
+_log = logging.getLogger(__name__)
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
+"""Bytes of a stored number by safetensors' name of its type; of all other types 1."""
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def check_memory(sources: Mapping[str, Source]) -> None:
+    """Logs what the members of `sources` (by role) will take; modules that members share are counted once.
+
+    Raises UserError if the weights whose size is known exceed the memory of the device that they go to. Members spread
+    by `device_map=auto` or quantised on loading, and hub models that are not in the cache, are left out, and said so.
+    """
+    modules = {source.module: role for role, source in reversed(sources.items())}
+    sizes = {role: weight_bytes(source) for source, role in modules.items() if _counted(source)}
+    known = {role: size for role, size in sizes.items() if size is not None}
+    devices: dict[str, int] = {}
+    for role, size in known.items():
+        devices[_device(sources[role])] = devices.get(_device(sources[role]), 0) + size
+    for device, needed in devices.items():
+        available = _available(device)
+        _log.info("weights on %s: about %s, available %s", device, _text(needed), _text(available))
+        if needed > available:
+            listing = ", ".join(f"{role} {_text(known[role])}" for role in sources if role in known)
+            raise UserError(
+                f"the weights need about {_text(needed)} on {device}, which has {_text(available)} available "
+                f"({listing}): use a smaller dtype or model, quantization, or device_map=auto"
+            )
+    per_token = {role: cache_bytes(source) for role, source in sources.items() if _counted(source)}
+    caches = sum(size for size in per_token.values() if size is not None)
+    _log.info("caches: about %s for each row of 1,000 tokens", _text(1000 * caches))
+    if unknown := [role for role in modules.values() if known.get(role) is None]:
+        _log.info("of unknown size before loading: %s", ", ".join(unknown))
+
+
+def weight_bytes(source: Source) -> int | None:
+    """Bytes of the module's weights in memory; None where its files are not here."""
+    if source.gguf_file is not None:
+        file = _file(source, source.gguf_file)
+        return None if file is None else _gguf_numbers(file) * (_size(source) or 4)
+    index, single = _file(source, "model.safetensors.index.json"), _file(source, "model.safetensors")
+    found = index or single
+    if found is None:
+        return None
+    return sum(_tensor_bytes(file, source) for file in ([single] if single else found.parent.glob("*.safetensors")))
+
+
+def cache_bytes(source: Source) -> int | None:
+    """Bytes of the keys and values of one token of one row; None where the config is not here."""
+    file = _file(source, source.gguf_file or "config.json")
+    if file is None:
+        return None
+    config = AutoConfig.from_pretrained(
+        file.parent, gguf_file=source.gguf_file, trust_remote_code=source.trust_remote_code
+    ).get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * (_size(source) or (config.dtype or torch.float32).itemsize)
+
+
+def _counted(source: Source) -> bool:
+    return source.quantization is None and source.device_map != "auto"
+
+
+def _device(source: Source) -> str:
+    return source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def _available(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available + psutil.swap_memory().free
+
+
+def _size(source: Source) -> int | None:
+    """Bytes of a number in the type the source asks for; None: as stored."""
+    return None if source.dtype == "auto" else getattr(torch, source.dtype).itemsize
+
+
+def _file(source: Source, name: str) -> Path | None:
+    if is_local(source.path):
+        file = Path(source.path).expanduser() / name
+        return file if file.is_file() else None
+    cached = try_to_load_from_cache(source.path, name, revision=source.revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _tensor_bytes(file: Path, source: Source) -> int:
+    """From the file's header alone."""
+    total = 0
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (no mapping)
+            tensor = tensors.get_slice(name)
+            kind = tensor.get_dtype()
+            size = _size(source) if kind in _FLOATS else None
+            total += math.prod(tensor.get_shape()) * (size or _BYTES.get(kind, 1))
+    return total
+
+
+def _gguf_numbers(file: Path) -> int:
+    from gguf import GGUFReader
+
+    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+
+
+def _text(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
