@@ -22,7 +22,7 @@ from proxytune.tasks import TaskInfo, data_record
 
 
 def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -> Outcome:
-    """What `arm` does on the items of a fresh `task`; the first arm asked has the board compute the answers of all.
+    """What `arm` does on the items of `task`; the first arm asked has the board compute the answers of all.
 
     Uses lm-eval's `evaluate`; its `simple_evaluate` would describe the machine anew, for seconds, at every call.
     Raises UserError for a headline metric that has no value per item.
@@ -32,11 +32,22 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
         lm = ArmLM(board, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
         results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)
+    _keep_only_requests(task)
     samples = [sample for sample in results["samples"][task.task_name] if sample["filter"] == info.filter]
     samples.sort(key=lambda sample: sample["doc_id"])
     metrics = _aggregates(results["results"][task.task_name], info.filter)
     values = _headline(task.task_name, info, samples, metrics)
     return Outcome(samples, values, metrics, lm.asked, data_record(task, len(samples)))
+
+
+def _keep_only_requests(task: Task) -> None:
+    """Makes the task forget the answers, so that the next arm is asked the very same: all else in it stays as it was.
+
+    Building the requests anew for every arm would take most of the time that is not spent in models.
+    """
+    for request in task.instances:
+        request.resps, request.filtered_resps = [], {}
+    task.build_all_requests = lambda **_: None  # type: ignore[method-assign]
 
 
 def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:

@@ -35,7 +35,7 @@ class Items:
             )
 
     def task(self, name: str) -> Task:
-        """The task anew: lm-eval's hold the state of one evaluation. The same at every call."""
+        """The task as lm-eval has it, with its data."""
         # Some tasks draw from the global generators.
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
@@ -48,6 +48,8 @@ class Plan:
     """A task that is known to load, with its arms."""
 
     task: str
+    lm_task: Task
+    """As lm-eval has it."""
     info: TaskInfo
     found: TaskArms
 
@@ -79,7 +81,7 @@ def _plan(name: str, family: FamilySpec, arms: Mapping[str, ArmConfig], items: I
     found = resolve(arms, family, name, info.expert)
     if not found.arms:
         raise UserError(f"no arm is left for task {name!r}: {'; '.join(found.missing.values())}")
-    return Plan(name, info, found)
+    return Plan(name, task, info, found)
 
 
 def _check(task: Task) -> None:

@@ -120,7 +120,7 @@ class _Job:
         outcomes = {}
         for name, arm in list(plan.found.arms.items()):
             try:
-                outcomes[name] = evaluate(board, arm, self.items.task(plan.task), plan.info, self.items)
+                outcomes[name] = evaluate(board, arm, plan.lm_task, plan.info, self.items)
             except ArmFailed as error:
                 self.failed.setdefault(plan.task, {})[name] = str(error)
                 plan.found.drop(name, f"it failed with {error}")
