@@ -454,11 +454,12 @@ def test_an_output_folder_that_cannot_be_written_is_one_clear_line(go, tmp_path,
 
 def test_a_family_with_one_expert_and_one_tuned_model_needs_no_names(spec):
     family = FamilySpec(spec.base, spec.antiexpert, {"chat": spec.experts["math"]}, {"chat": spec.tuned["math"]})
-    found = resolve(ARMS, family, "gsm8k", "gsm8k")
+    arms = {name: ARMS[name] for name in ("base", "expert", "tuned", "proxy")}
+    found = resolve(arms, family, "gsm8k", "gsm8k")
     assert found.arms["expert"].base == "expert:chat"
     assert found.arms["tuned"].base == "tuned:chat"
     assert found.arms["proxy"].experts == ("expert:chat",)
-    assert resolve(ARMS, family, "arc_easy", None).references == {"base": "base", "expert": "expert", "tuned": "tuned"}
+    assert resolve(arms, family, "arc_easy", None).references == {"base": "base", "expert": "expert", "tuned": "tuned"}
 
 
 def test_a_task_that_belongs_to_none_of_several_experts_is_refused_where_an_arm_needs_its_own(spec):
