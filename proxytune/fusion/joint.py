@@ -12,7 +12,7 @@ MAX_STEPS = 60
 SOLVED = 1e-9
 """A loss below this (divergences right to 3e-5 nats) counts as 0."""
 CLEARLY = 1e-3
-"""The share of the loss by which another start must be better to count: less is rounding, and the weights would jump."""
+"""The share of the loss by which another start must be better to count: less is rounding."""
 GIVE_UP = 1e6
 """Damping at which a row has stopped moving."""
 

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-CACHED = 2**18
-"""Logits worked on together per CPU core: speed depends on a few such arrays staying in its caches."""
-LAUNCHED = 2**24
-"""Logits worked on together on other devices: enough to keep them busy, few enough to fit beside a model."""
+BATCH, BATCH_ELSEWHERE = 2**21, 2**24
+"""Logits searched together on a CPU and on other devices: enough to hide what a search costs beside its arithmetic,
+few enough to fit into memory beside a model."""
+CACHED = 2**17
+"""Logits per CPU core worked on together: with what is computed from them they fit its cache."""
 
 
 def check_shapes(base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
@@ -22,11 +23,19 @@ def check_shapes(base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
         )
 
 
-def chunks(logits: Tensor) -> Iterator[slice]:
-    """Cuts [n, V] into slices of a few rows."""
-    together = CACHED * torch.get_num_threads() if logits.device.type == "cpu" else LAUNCHED
-    size = max(1, together // logits.shape[-1])
-    return (slice(start, start + size) for start in range(0, len(logits), size))
+def batches(logits: Tensor) -> Iterator[slice]:
+    """Cuts [n, V] into slices of rows to search together."""
+    return _slices(logits, BATCH if logits.device.type == "cpu" else BATCH_ELSEWHERE)
+
+
+def cached(logits: Tensor) -> Iterator[slice]:
+    """Cuts [n, V] into slices of rows that stay in a CPU's cache; on other devices all rows are one slice."""
+    return _slices(logits, CACHED * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel())
+
+
+def _slices(logits: Tensor, together: int) -> Iterator[slice]:
+    rows = max(1, together // logits.shape[-1])
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))
 
 
 def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from proxytune.fusion.joint import joint_search
-from proxytune.fusion.logits import check_shapes, chunks, compare, shift
+from proxytune.fusion.logits import batches, check_shapes, compare, shift
 from proxytune.fusion.rule import Fused
 from proxytune.fusion.search import grid_search, line_search
 from proxytune.fusion.tilt import Tilt
@@ -105,9 +105,9 @@ class MatchKL:
         logits = torch.empty(base.shape, dtype=torch.float32, device=base.device)
         weights = torch.empty(experts.shape[:-1], dtype=torch.float32, device=base.device)
         logits_NV, weights_TN = logits.view(-1, base.shape[-1]), weights.view(len(experts), -1)
-        for rows, chunk in _chunks(base, experts, antiexpert):
-            weights_TN[:, rows] = self._choose(chunk)
-            shift(chunk.base, chunk.differences, weights_TN[:, rows], out=logits_NV[rows])
+        for rows, batch in _batches(base, experts, antiexpert):
+            weights_TN[:, rows] = self._choose(batch)
+            shift(batch.base, batch.differences, weights_TN[:, rows], out=logits_NV[rows])
         return Fused(logits, weights)
 
     @torch.no_grad()
@@ -118,15 +118,15 @@ class MatchKL:
             raise ValueError(f"weights must be {list(experts.shape[:-1])} like the experts, got {list(weights.shape)}")
         loss = torch.empty(base.shape[:-1], dtype=torch.float32, device=base.device)
         loss_N, weights_TN = loss.view(-1), weights.float().reshape(len(experts), -1)
-        for rows, chunk in _chunks(base, experts, antiexpert):
+        for rows, batch in _batches(base, experts, antiexpert):
             w = weights_TN[:, rows]
-            value = chunk.tilt(float(w.abs().max())).divergences(w)
-            loss_N[rows] = (value[:, None] - chunk.targets()).square().sum((0, 1))
+            value = batch.tilt(float(w.abs().max())).divergences(w)
+            loss_N[rows] = (value[:, None] - batch.targets()).square().sum((0, 1))
         return loss
 
-    def _choose(self, chunk: _Chunk) -> Tensor:
-        """The weights [T, n] of a chunk."""
-        tilt, targets = chunk.tilt(max(abs(self.low), abs(self.high))), chunk.targets()
+    def _choose(self, batch: _Batch) -> Tensor:
+        """The weights [T, n] of a batch."""
+        tilt, targets = batch.tilt(max(abs(self.low), abs(self.high))), batch.targets()
         points = torch.tensor(self.points, device=targets.device)
         if self.experts == "one_at_a_time" or len(tilt.d) == 1:
             weights = self._one_at_a_time(tilt, targets, points)
@@ -159,8 +159,8 @@ class MatchKL:
             )
 
 
-class _Chunk:
-    """A few rows of logits, few enough to stay in a processor's cache."""
+class _Batch:
+    """The logits of some rows in float32."""
 
     def __init__(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
         self.base = base.float()
@@ -180,11 +180,11 @@ class _Chunk:
         return torch.stack([Tilt(antiexpert, [d], 1.0).divergences(one) for d, antiexpert in self.pairs], dim=1)
 
 
-def _chunks(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tuple[slice, _Chunk]]:
+def _batches(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tuple[slice, _Batch]]:
     base, antiexpert = base.reshape(-1, base.shape[-1]), antiexpert.reshape(-1, base.shape[-1])
     experts = experts.reshape(len(experts), *base.shape)
-    for rows in chunks(base):
-        yield rows, _Chunk(base[rows], experts[:, rows], antiexpert[rows])
+    for rows in batches(base):
+        yield rows, _Batch(base[rows], experts[:, rows], antiexpert[rows])
 
 
 def _number(name: str, value: object) -> float:

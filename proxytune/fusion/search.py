@@ -53,61 +53,85 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
 
 def _search_side(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """`line_search` among points on one side of 0, by distance from it; returns weights and loss, [n]."""
-    best, loss, bound = best_point(tilt, target, points)
-    beside = best[:, None] + torch.arange(-1, 2, device=best.device)
-    inside = beside.clamp(0, len(points) - 1)
-    low, point, high = points[inside].unbind(1)
-    before, here, after = bound.gather(1, inside).masked_fill(beside != inside, torch.inf).unbind(1)
-    # Start from the vertex of the parabola through the three losses, or where it is unknown from the point.
-    bend = before - 2 * here + after
-    vertex = torch.where(bend.isfinite() & (bend > 0), (before - after) / (2 * bend), 0.0)
-    start = point + vertex * (high - low) / 2
-    w, polished = _polish(tilt, target, start, torch.minimum(low, high), torch.maximum(low, high))
-    return torch.where(polished <= loss, w, point), torch.minimum(polished, loss)
+    best, loss = best_point(tilt, target, points)
+    ends = points[torch.stack([best - 1, best + 1]).clamp(0, len(points) - 1)]
+    w, polished = _polish(tilt, target, points[best], ends.amin(0), ends.amax(0))
+    return torch.where(polished <= loss, w, points[best]), torch.minimum(polished, loss)
 
 
-def best_point(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def best_point(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """The point of least loss among `points` [G], on one side of 0 and by distance from it, without evaluating all.
 
     Both divergences grow with |alpha|, so one evaluation bounds them at every other point, and thereby the loss
-    from below. Each round evaluates the middle one of the points that can still win: about 5 of 21 in all.
+    from below. Each round evaluates, of the points that can still win, the one nearest to a guess: 3 to 5 of 21 in all.
 
-    Returns the index of the point [n], its loss [n], and lower bounds on all losses [n, G].
+    Returns the index of the point and its loss, [n].
+    """
+    n = target.shape[1]
+    lower = target.new_zeros(2, n, len(points))
+    upper = torch.where(points == 0, 0.0, torch.inf).repeat(2, n, 1)
+    can_win = torch.ones_like(lower[0], dtype=torch.bool)
+    guess = points[len(points) // 2].repeat(n)
+    best = torch.zeros_like(guess, dtype=torch.long)
+    loss = torch.where(points[0] == 0, target.square().sum(0), torch.inf)
+    return _eliminate(tilt, target, points, lower, upper, can_win, guess, best, loss)
+
+
+def _eliminate(
+    tilt: Tilt,
+    target: Tensor,
+    points: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    can_win: Tensor,
+    guess: Tensor,
+    best: Tensor,
+    loss: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The rounds of `best_point`.
+
+    `lower` and `upper` [2, n, G] bound the divergences, `can_win` [n, G] marks the points to consider, `guess` [n] is
+    where the minimum may be, `best` [n] and `loss` [n] are the best point seen so far.
     """
     order = torch.arange(len(points), device=points.device)
     # From point i: the divergences at j are at least these times those at i, and at most those at i plus these.
     floor, ceiling = (order >= order[:, None]).float(), torch.where(order <= order[:, None], 0.0, torch.inf)
-    lower = target.new_zeros(*target.shape, len(points))
-    upper = torch.where(points == 0, 0.0, torch.inf).expand_as(lower)
-    target = target[..., None]
-    best = torch.zeros_like(target[0, :, 0], dtype=torch.long)
-    loss = torch.where(points[0] == 0, target.square().sum(0), torch.inf)
-    can_win = torch.ones_like(lower[0], dtype=torch.bool)
     while True:
-        bound = (target - target.clamp(lower, upper)).square().sum(0)
-        can_win &= bound < loss
-        rank = can_win.cumsum(-1)
-        half = (rank[:, -1] + 1) // 2
-        if half.max() == 0:
-            return best, loss[:, 0], bound
+        bound = (target[..., None] - target[..., None].clamp(lower, upper)).square().sum(0)
+        can_win &= bound < loss[:, None]
+        searching = can_win.any(-1)
+        left = int(searching.sum())
+        if left == 0:
+            return best, loss
+        if 2 * left <= len(best):  # the others are done
+            r = searching.nonzero()[:, 0]
+            some = (lower[:, r], upper[:, r], can_win[r], guess[r], best[r], loss[r])
+            best[r], loss[r] = _eliminate(tilt.rows(r), target[:, r], points, *some)
+            return best, loss
+        look = (points - guess[:, None]).abs().masked_fill_(~can_win, torch.inf).argmin(-1)
         # A row that is done looks at its best point again, so that it does not depend on its neighbours.
-        look = torch.where(half > 0, torch.searchsorted(rank, half[:, None])[:, 0], best)
+        look = torch.where(searching, look, best)
         can_win.scatter_(1, look[:, None], False)
-        value = tilt.divergences(points[look][None])[..., None]
-        lower = torch.maximum(lower, value * floor[look])
-        upper = torch.minimum(upper, value + ceiling[look])
+        value = tilt.divergences(points[look][None])
+        lower = torch.maximum(lower, value[..., None] * floor[look])
+        upper = torch.minimum(upper, value[..., None] + ceiling[look])
         here = (value - target).square().sum(0)
-        best = torch.where((here < loss)[:, 0], look, best)
-        loss = torch.minimum(loss, here)
+        better = here < loss
+        best, loss = torch.where(better, look, best), torch.minimum(loss, here)
+        # Near 0 both divergences grow with the square of alpha.
+        scaled = points[look] * (target.sum(0) / value.sum(0)).sqrt()
+        guess = torch.where(better & scaled.isfinite(), scaled, guess)
 
 
-def _polish(tilt: Tilt, target: Tensor, w: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def _polish(
+    tilt: Tilt, target: Tensor, w: Tensor, low: Tensor, high: Tensor, steps: int = MAX_STEPS
+) -> tuple[Tensor, Tensor]:
     """Newton's method from w to a minimum inside [low, high], all [n], safeguarded by bisection on the slope's sign.
 
-    Returns the best weights seen and their loss, [n].
+    Returns the best weights found and their loss, [n]; of a last Newton step, the loss it foresees.
     """
     best, loss = w, torch.full_like(w, torch.inf)
-    for _ in range(MAX_STEPS):
+    for steps_left in reversed(range(steps)):
         value, first, second = tilt.line(w[None])
         gap = value - target
         here = gap.square().sum(0)
@@ -117,10 +141,17 @@ def _polish(tilt: Tilt, target: Tensor, w: Tensor, low: Tensor, high: Tensor) ->
         safe = (curvature > 0) & (newton >= low) & (newton <= high)
         following = torch.where(safe, newton, (low + high) / 2)
         done = (following - w).abs() < torch.where(safe, CLOSE, BISECTED)
-        best = torch.where(here < loss, torch.where(done, following, w), best)
-        loss = torch.minimum(loss, here)
-        if done.all():
-            break
+        w_now, here = torch.where(done, following, w), torch.where(done & safe, here - slope**2 / curvature, here)
+        best, loss = torch.where(here < loss, w_now, best), torch.minimum(loss, here)
         # A row that is done stays where it is, so that it does not depend on its neighbours.
         w = torch.where(done, w, following)
+        moving = len(w) - int(done.sum())
+        if moving == 0:
+            break
+        if 2 * moving <= len(w):  # the others are done
+            r = (~done).nonzero()[:, 0]
+            other, other_loss = _polish(tilt.rows(r), target[:, r], w[r], low[r], high[r], steps_left)
+            best[r] = torch.where(other_loss < loss[r], other, best[r])
+            loss[r] = torch.minimum(loss[r], other_loss)
+            break
     return best, loss

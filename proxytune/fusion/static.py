@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,12 +33,12 @@ class Static:
     paper: ClassVar[str] = "Liu et al. 2024 (arXiv 2401.08565); Mitchell et al. 2024 (arXiv 2310.12962)"
 
     def __post_init__(self) -> None:
-        weights: object = self.weights
-        numbers = list(weights) if isinstance(weights, Sequence) and not isinstance(weights, str) else [weights]
+        weights: Any = self.weights  # from a config it may be any sequence, or anything else
+        several = isinstance(weights, Sequence) and not isinstance(weights, str)
+        numbers = list(weights) if several else [weights]
         if not numbers or not all(_finite(number) for number in numbers):
             raise ValueError(f"Static.weights must be a finite number or a list of one per expert, got {weights!r}")
-        floats = tuple(float(number) for number in numbers)
-        object.__setattr__(self, "weights", floats if isinstance(weights, Sequence) else floats[0])
+        object.__setattr__(self, "weights", tuple(map(float, numbers)) if several else float(weights))
 
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...].

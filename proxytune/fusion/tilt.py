@@ -12,16 +12,21 @@ For one expert both grow with |w| on either side of 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from proxytune.fusion.logits import cached
 
 FLAT = 1e-4
 """A difference that varies by less than this over the tokens (in nats) says nothing: every weight gives the base,
 up to rounding."""
 LARGE = 60.0
 """Exponents within +-60 neither overflow float32 sums nor lose anything from them."""
+
+Moments = Callable[[Tensor, list[Tensor], Tensor], list[Tensor]]
+"""From p [k, V] (free to be written over), T differences [k, V] and w [T, k]: sums over the tokens, each [k]."""
 
 
 class Tilt:
@@ -32,17 +37,32 @@ class Tilt:
 
     def __init__(self, logits: Tensor, differences: Sequence[Tensor], reach: float) -> None:
         """`logits` [n, V] and T finite `differences` [n, V], all float32; weights will be within +-`reach`."""
-        top = logits.amax(-1, keepdim=True)
-        self.log_p, self.d = logits - top, list(differences)
-        if torch.isneginf(top).any():
-            self.log_p.masked_fill_(torch.isneginf(top), 0.0)
-        self.lowest, self.highest = (torch.stack([f(d, -1) for d in self.d]) for f in (torch.amin, torch.amax))
+        self.log_p, self.d = torch.empty_like(logits), list(differences)
+        ranges, sums = [], []
+        for part in cached(logits):
+            top = logits[part].amax(-1, keepdim=True)
+            log_p = torch.sub(logits[part], top, out=self.log_p[part])
+            if torch.isneginf(top).any():
+                log_p.masked_fill_(torch.isneginf(top), 0.0)
+            d = [d[part] for d in self.d]
+            ranges.append(torch.stack([torch.stack([d_t.amin(-1), d_t.amax(-1)]) for d_t in d], 1))
+            # The same sums as at any w, so that both divergences are exactly 0 at w = 0.
+            p = log_p.exp()
+            sums.append(torch.stack([_sum(p), *_mean(p, d, top)]))
+        total, *means = torch.cat(sums, -1)
+        self.psi0, self.mean0 = total.log(), torch.stack(means) / total
+        self.lowest, self.highest = torch.cat(ranges, -1)
         extreme = reach * torch.maximum(-self.lowest, self.highest).sum(0) > LARGE
-        self.extreme = extreme[:, None] if extreme.any() else None
-        # psi(0) and m(0) come from the same sums as at any w, so that both divergences are exactly 0 at w = 0.
-        p = self.log_p.exp()
-        total = _sum(p)
-        self.psi0, self.mean0 = total.log(), self._mean(p, total)
+        self.extreme = extreme if extreme.any() else None
+
+    def rows(self, index: Tensor) -> Tilt:
+        """The same families for some of the rows, `index` [k], ascending."""
+        some = copy.copy(self)
+        some.log_p, some.d = self.log_p[index], [d[index] for d in self.d]
+        some.psi0, some.mean0 = self.psi0[index], self.mean0[:, index]
+        some.lowest, some.highest = self.lowest[:, index], self.highest[:, index]
+        some.extreme = None if self.extreme is None else self.extreme[index]
+        return some
 
     def only(self, t: int) -> Tilt:
         """The same family with expert t alone."""
@@ -69,13 +89,12 @@ class Tilt:
 
     def divergences(self, w: Tensor) -> Tensor:
         """[2, n]: KL(P~ || P) and KL(P || P~) in nats at w [T, n]."""
-        p, total, psi = self._at(w)
-        return self._divergences(w, psi, self._mean(p, total))
+        psi, mean = self._expect(_mean, w)
+        return self._divergences(w, psi, mean)
 
     def line(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One expert, w [1, n]: the divergences, their first and their second derivatives, each [2, n]."""
-        p, total, psi = self._at(w)
-        mean, square, cube = (_sum(p.mul_(self.d[0])) / total for _ in range(3))
+        psi, (mean, square, cube) = self._expect(_powers, w)
         variance = square - mean * mean
         skew = cube - mean * (3 * square - 2 * mean * mean)
         first = torch.stack([w[0] * variance, mean - self.mean0[0]])
@@ -84,37 +103,46 @@ class Tilt:
 
     def gradients(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The divergences [2, n] and their gradients [2, T, n] at w [T, n]."""
-        p, total, psi = self._at(w)
-        weighted = [p * d for d in self.d]
-        mean = torch.stack([_sum(pd) for pd in weighted]) / total
-        # C w is the covariance of each d_t with sum_s w_s d_s: no T x T matrix.
-        along = torch.stack([d * w_s[:, None] for d, w_s in zip(self.d, w, strict=True)]).sum(0)
-        product = torch.stack([_sum(pd * along) for pd in weighted]) / total
+        psi, moments = self._expect(_along, w)
+        mean, product = moments.chunk(2)
         gradient = torch.stack([product - mean * (w * mean).sum(0), mean - self.mean0])
         return self._divergences(w, psi, mean), gradient
 
-    def _at(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """At w [T, n]: P~ times a factor per row [n, V], its sum [n], and psi [n]."""
-        x = self.log_p
-        for w_t, d in zip(w, self.d, strict=True):
-            x = torch.addcmul(x, d, w_t[:, None])
-        if self.extreme is None:
-            p = x.exp_()
-            total = _sum(p)
-            return p, total, total.log() - self.psi0
-        top = torch.where(self.extreme, x.amax(-1, keepdim=True), 0.0)
-        p = x.sub_(top).exp_()
-        total = _sum(p)
-        return p, total, total.log() + top[:, 0] - self.psi0
-
-    def _mean(self, p: Tensor, total: Tensor) -> Tensor:
-        """[T, n]: the mean of each d; with one expert it writes over p."""
-        if len(self.d) == 1:
-            return (_sum(p.mul_(self.d[0])) / total)[None]
-        return torch.stack([_sum(p * d) for d in self.d]) / total
-
     def _divergences(self, w: Tensor, psi: Tensor, mean: Tensor) -> Tensor:
         return torch.stack([(w * mean).sum(0) - psi, psi - (w * self.mean0).sum(0)])
+
+    def _expect(self, moments: Moments, w: Tensor) -> tuple[Tensor, Tensor]:
+        """psi(w) [n], and the expectations of the `moments` under P~ [M, n]."""
+        scale, sums = torch.zeros_like(self.psi0), []
+        for part in cached(self.log_p):
+            x, d = self.log_p[part], [d[part] for d in self.d]
+            for w_t, d_t in zip(w[:, part], d, strict=True):
+                x = torch.addcmul(x, d_t, w_t[:, None])
+            if self.extreme is not None:
+                scale[part] = torch.where(self.extreme[part], x.amax(-1), 0.0)
+                x.sub_(scale[part, None])
+            p = x.exp_()
+            sums.append(torch.stack([_sum(p), *moments(p, d, w[:, part])]))
+        total, expectations = torch.cat(sums, -1).split([1, len(sums[0]) - 1])
+        return scale + total[0].log() - self.psi0, expectations / total
+
+
+def _mean(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
+    if len(d) == 1:
+        return [_sum(p.mul_(d[0]))]
+    return [_sum(p * d_t) for d_t in d]
+
+
+def _powers(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
+    """Of one expert: d, d^2, d^3."""
+    return [_sum(p.mul_(d[0])) for _ in range(3)]
+
+
+def _along(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
+    """Each d_t, then each d_t times sum_s w_s d_s: enough for C w."""
+    total = torch.stack([d_s * w_s[:, None] for d_s, w_s in zip(d, w, strict=True)]).sum(0)
+    weighted = [p * d_t for d_t in d]
+    return [_sum(pd) for pd in weighted] + [_sum(pd * total) for pd in weighted]
 
 
 def _sum(x: Tensor) -> Tensor:
