@@ -40,7 +40,12 @@ def _run(folder: Path, when: float, proxy: float = 0.5) -> None:
         "n_truncated": 0,
         "missing": {},
         "references": {"base": "base"},
-        "arms": {"base": _arm(0.25), "mild": _arm(0.375, {"id": "static"}), "proxy": _arm(proxy, {"id": "static"}), "none": _arm(None, {"id": "static"})},
+        "arms": {
+            "base": _arm(0.25),
+            "mild": _arm(0.375, {"id": "static"}),
+            "proxy": _arm(proxy, {"id": "static"}),
+            "none": _arm(None, {"id": "static"}),
+        },
     }
     folder.mkdir(parents=True)
     record = {"tasks": {"open": task}, "failed": {"other": {"mild": "ValueError: no"}}, "provenance": {}}

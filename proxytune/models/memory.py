@@ -28,7 +28,7 @@ def check_memory(sources: Mapping[str, Source]) -> None:
     Raises UserError if the weights whose size is known exceed the memory of the device that they go to. Members spread
     by `device_map=auto` or quantised on loading, and hub models that are not in the cache, are left out, and said so.
     """
-    modules = {source.module: role for role, source in reversed(sources.items())}
+    modules = {source.module: role for role, source in reversed(list(sources.items()))}
     sizes = {role: weight_bytes(source) for source, role in modules.items() if _counted(source)}
     known = {role: size for role, size in sizes.items() if size is not None}
     devices: dict[str, int] = {}
