@@ -58,7 +58,8 @@ metric_list:
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}
 metadata:
   version: 1.0
-  proxytune: {metric: acc, expert: math, files: {test: choice.jsonl}, columns: {question: text, choices: texts, gold: index of choices}}
+  proxytune: {metric: acc, expert: math, files: {test: choice.jsonl},
+    columns: {question: text, choices: texts, gold: index of choices}}
 """
 JUDGED = OPEN.replace("task: open", "task: judged").replace(
     "metric_list:", "process_results: !function judge.score\nmetric_list:"
