@@ -17,17 +17,25 @@ GIVE_UP = 1e6
 """Damping at which a row has stopped moving."""
 
 
-def joint_search(tilt: Tilt, target: Tensor, points: Tensor, single: Tensor) -> Tensor:
+def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
     """Weights [T, n] in [points[0], points[-1]] for `target` [2, n].
 
-    Descends from the best equal weights and, where that does not reach the target, also from `single` [T, n], the
-    best single expert; the second result counts only where it is clearly lower.
+    Descends from the best equal weights and, where that does not reach the target, also from each expert's best weight
+    alone; a later result counts only where it is clearly lower.
     """
     equal, _ = line_search(tilt.together(), target, points)
-    w, loss = _descend(tilt, target, equal.expand_as(single), points)
-    if (loss > SOLVED).any():
-        other, other_loss = _descend(tilt, target, single.clamp(points[0], points[-1]), points)
-        w = torch.where((loss > SOLVED) & (other_loss < (1 - CLEARLY) * loss), other, w)
+    w, loss = _descend(tilt, target, equal.expand(len(tilt.d), -1), points)
+    for t in range(len(tilt.d)):
+        rows = (loss > SOLVED).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        some, some_target = tilt.rows(rows), target[:, rows]
+        start = torch.zeros_like(w[:, rows])
+        start[t] = line_search(some.only(t), some_target, points)[0][0]
+        other, other_loss = _descend(some, some_target, start.clamp(points[0], points[-1]), points)
+        better = other_loss < (1 - CLEARLY) * loss[rows]
+        w[:, rows] = torch.where(better, other, w[:, rows])
+        loss[rows] = torch.where(better, other_loss, loss[rows])
     return w
 
 

@@ -40,8 +40,8 @@ class MatchKL:
     `experts="joint"` moves all weights together. L sees the experts only through their mean divergences, two numbers,
     so with several experts many weights are equally good. `grid` takes the first of them in lexicographic order.
     `exact` starts from the best equal weights and goes to a minimum by shortest steps, so equal experts get equal
-    weights; where that does not reach L's lower limit it starts again from the best single expert and takes the lower
-    of the two results. With one expert `joint` is `one_at_a_time`.
+    weights; where that does not reach L's lower limit it starts again from each expert alone and takes what is clearly
+    lower. With one expert `joint` is `one_at_a_time`.
 
     Ties: an expert that differs from the antiexpert by a constant, or not at all, changes nothing, so every weight
     is equally good and it gets `low`.
@@ -148,7 +148,7 @@ class MatchKL:
         """Weights [T, n]."""
         if self.solver == "grid":
             return grid_search(tilt, targets, points)[0]
-        return joint_search(tilt, targets.mean(1), points, self._one_at_a_time(tilt, targets, points))
+        return joint_search(tilt, targets.mean(1), points)
 
     def _check_size(self, experts: int) -> None:
         combinations = len(self.points) ** experts

@@ -1,0 +1,294 @@
+"""The machinery under the rules: calculus, search, batching, edges. What the rules are: test_rules.py."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from proxytune.fusion import MatchKL, Static, logits
+from proxytune.fusion.search import best_point
+from proxytune.fusion.tilt import Tilt
+
+RULES = [
+    Static(0.7),
+    *(MatchKL(solver=s, experts=e, step=0.5) for s in ("exact", "grid") for e in ("one_at_a_time", "joint")),
+    MatchKL(low=-1.0, high=1.5),
+]
+EXACT = MatchKL()
+
+
+def trio(seed: int, T: int, *shape: int, change: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    common = torch.randn(*shape, generator=g)
+    base, antiexpert = (3 * common + torch.randn(*shape, generator=g) for _ in range(2))
+    return base, antiexpert + change * torch.randn(T, *shape, generator=g), antiexpert
+
+
+def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    a, b = a.log_softmax(-1), b.log_softmax(-1)
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def definition(logits: torch.Tensor, d: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Both divergences [2, n] for d [T, n, V] and w [T, n], in the precision of the arguments."""
+    moved = logits + (w[..., None] * d).sum(0)
+    return torch.stack([kl(moved, logits), kl(logits, moved)])
+
+
+def loss_float64(base, expert, antiexpert, alpha) -> torch.Tensor:
+    """L of one expert [n], for [n, V] logits and a weight, or one per row [n]."""
+    base, expert, antiexpert = base.double(), expert.double(), antiexpert.double()
+    target = torch.stack([kl(expert, antiexpert), kl(antiexpert, expert)])
+    w = torch.as_tensor(alpha).double().expand(1, len(base))
+    return (definition(base, (expert - antiexpert)[None], w) - target).square().sum(0)
+
+
+# Calculus
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.floats(-2, 2), st.floats(0.1, 6))
+def test_divergences_and_their_derivatives_along_one_expert(seed, weight, change):
+    base, experts, antiexpert = trio(seed, 1, 4, 11, change=change)
+    d = experts - antiexpert
+    value, first, second = Tilt(base, list(d), reach=2.0).line(torch.full((1, 4), weight))
+    w = torch.full((1, 4), weight, dtype=torch.float64, requires_grad=True)
+    expected = definition(base.double(), d.double(), w)
+    torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-3, atol=1e-5)
+    for i in range(2):
+        (slope,) = torch.autograd.grad(expected[i].sum(), w, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), w, retain_graph=True)
+        torch.testing.assert_close(first[i].double(), slope[0].detach(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(second[i].double(), bend[0], rtol=1e-3, atol=2e-2)
+
+
+def test_gradients_along_several_experts():
+    base, experts, antiexpert = trio(1, 3, 6, 20)
+    d = experts - antiexpert
+    weights = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) * 2
+    value, gradient = Tilt(base, list(d), reach=2.0).gradients(weights)
+    w = weights.double().requires_grad_()
+    expected = definition(base.double(), d.double(), w)
+    torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    for i in range(2):
+        (slope,) = torch.autograd.grad(expected[i].sum(), w, retain_graph=True)
+        torch.testing.assert_close(gradient[i].double(), slope, rtol=1e-4, atol=1e-4)
+
+
+def test_divergences_are_exactly_zero_where_nothing_moves():
+    base, experts, antiexpert = trio(3, 2, 5, 1000)
+    tilt = Tilt(base, list(experts - antiexpert), reach=2.0)
+    assert torch.equal(tilt.divergences(torch.zeros(2, 5)), torch.zeros(2, 5))
+
+
+# Search
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.floats(0.1, 8), st.sampled_from([(0.0, 2.0), (0.0, 5.0), (0.5, 2.5), (-2.0, 0.0)]))
+def test_elimination_finds_the_best_point_with_few_evaluations(seed, change, bounds):
+    base, experts, antiexpert = trio(seed, 1, 16, 13, change=change)
+    d = experts[0] - antiexpert
+    points = torch.tensor(MatchKL(*bounds).points)
+    points = points if bounds[0] >= 0 else points.flip(0)
+    target = definition(antiexpert, d[None], torch.ones(1, 16))
+    tilt = Tilt(base, [d], reach=5.0)
+    losses = torch.stack([(tilt.divergences(p.expand(1, 16)) - target).square().sum(0) for p in points])
+    with mock.patch.object(Tilt, "divergences", autospec=True, side_effect=Tilt.divergences) as asked:
+        best, loss = best_point(tilt, target, points)
+    torch.testing.assert_close(loss, losses.amin(0))
+    torch.testing.assert_close(losses.gather(0, best[None])[0], losses.amin(0))
+    assert sum(call.args[1].shape[1] for call in asked.call_args_list) < 0.6 * 16 * len(points)
+
+
+# base, expert - antiexpert, antiexpert; where L has its local minima, and which of them is the lower one
+TWO_MINIMA = [
+    (
+        [-0.457, 6.276, 2.682, 8.334, 8.122],
+        [6.593, -0.466, -6.95, -2.655, -3.048],
+        [0.55, -1.523, 1.475, -1.329, -0.329],
+        (1.0, 1.88),
+        0,
+    ),
+    (
+        [10.654, -3.074, -6.538, 1.527, -6.47],
+        [-3.722, -9.417, 5.966, 11.186, 8.397],
+        [-3.841, 2.882, -1.006, 1.461, 1.253],
+        (0.63, 1.47),
+        1,
+    ),
+]
+
+
+@pytest.mark.parametrize(("base", "d", "antiexpert", "minima", "lowest"), TWO_MINIMA)
+def test_of_two_minima_the_lower_one_is_found(base, d, antiexpert, minima, lowest):
+    base, d, antiexpert = (torch.tensor([x]) for x in (base, d, antiexpert))
+    alphas = torch.linspace(0, 2, 2001)
+    losses = torch.cat([loss_float64(base, antiexpert + d, antiexpert, alpha) for alpha in alphas])
+    dips = [a for a, x, y, z in zip(alphas[1:], losses, losses[1:], losses[2:], strict=False) if y < x and y < z]
+    assert [a.item() for a in dips] == pytest.approx(minima, abs=0.01)
+    alpha = EXACT.fuse(base, (antiexpert + d)[None], antiexpert).weights[0]
+    assert alpha.item() == pytest.approx(minima[lowest], abs=0.01)
+    assert loss_float64(base, antiexpert + d, antiexpert, alpha).item() <= losses.min().item() * (1 + 1e-5)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.floats(0.01, 6), st.floats(0.2, 3))
+def test_exact_is_never_above_the_grid_between_bounds_of_both_signs(seed, change, sharpness):
+    base, experts, antiexpert = trio(seed, 1, 8, 30, change=change)
+    rule = MatchKL(low=-1.0, high=1.5, step=0.25)
+    alpha = rule.fuse(sharpness * base, experts, antiexpert).weights[0]
+    row = sharpness * base, experts[0], antiexpert
+    grid = torch.stack([loss_float64(*row, point) for point in rule.points]).amin(0)
+    assert (loss_float64(*row, alpha) <= grid * (1 + 1e-4) + 1e-7).all()
+
+
+def test_a_minimum_between_zero_and_the_first_point_is_found():
+    base, experts, antiexpert = trio(5, 1, 20, 30, change=3.0)
+    weak = antiexpert + 0.01 * (experts[0] - antiexpert)  # moves the antiexpert a hundredth of the difference ...
+    alpha = MatchKL(low=0.0, high=200.0, step=50.0).fuse(base, weak[None], antiexpert).weights[0]
+    assert ((alpha > 0.3) & (alpha < 3)).all()  # ... which the best point, 0, leaves to the polishing
+
+
+def test_the_small_pair_as_its_own_base_asks_for_the_expert():
+    _, experts, antiexpert = trio(6, 1, 10, 500)
+    fused = EXACT.fuse(antiexpert, experts, antiexpert)
+    assert torch.equal(fused.weights, torch.ones(1, 10))
+    torch.testing.assert_close(fused.logits, experts[0])
+
+
+def test_joint_reaches_the_mean_target_that_one_expert_misses():
+    base, experts, antiexpert = trio(7, 2, 40, 60)
+    targets = torch.stack([kl(experts, antiexpert), kl(antiexpert, experts)])
+    floor = (targets - targets.mean(1, keepdim=True)).square().sum((0, 1))
+    above = []
+    for rule in (EXACT, MatchKL(experts="joint")):
+        above.append(rule.loss(base, experts, antiexpert, rule.fuse(base, experts, antiexpert).weights) - floor)
+    single, joint = above
+    assert (joint <= single + 1e-5).all()
+    assert (joint < 1e-5).float().mean() > 2 * (single < 1e-5).float().mean()
+
+
+# Batching
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+@pytest.mark.parametrize("vocabulary", [257, 40_000])
+def test_a_row_is_the_same_to_the_last_bit_alone_and_among_others(rule, vocabulary):
+    base, experts, antiexpert = trio(8, 2, 6, vocabulary, change=1.0)
+    whole = rule.fuse(base, experts, antiexpert)
+    for i in range(len(base)):
+        alone = rule.fuse(base[i], experts[:, i], antiexpert[i])
+        assert torch.equal(alone.weights, whole.weights[:, i])
+        assert torch.equal(alone.logits, whole.logits[i])
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_how_rows_are_cut_into_batches_changes_nothing(rule, monkeypatch):
+    base, experts, antiexpert = trio(9, 2, 3, 7, 64)
+    whole = rule.fuse(base, experts, antiexpert)
+    monkeypatch.setattr(logits, "BATCH", 5 * 64)
+    monkeypatch.setattr(logits, "CACHED", 2 * 64)
+    pieces = rule.fuse(base, experts, antiexpert)
+    assert torch.equal(whole.weights, pieces.weights)
+    assert torch.equal(whole.logits, pieces.logits)
+    assert torch.equal(
+        whole.logits.view(21, 64), rule.fuse(*(x.flatten(-3, -2) for x in (base, experts, antiexpert)))[0]
+    )
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_no_rows_give_no_rows(rule):
+    base, experts, antiexpert = trio(10, 2, 0, 5)
+    fused = rule.fuse(base, experts, antiexpert)
+    assert fused.logits.shape == (0, 5)
+    assert fused.weights.shape == (2, 0)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=repr)
+def test_inputs_are_left_alone_and_may_want_gradients(rule):
+    originals = trio(11, 2, 4, 16)
+    arguments = [x.clone().requires_grad_() for x in originals]
+    rule.fuse(*arguments)
+    assert all(torch.equal(a, x) for a, x in zip(arguments, originals, strict=True))
+
+
+def test_the_order_of_tokens_does_not_matter():
+    base, experts, antiexpert = trio(12, 1, 30, 300)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    weights = EXACT.fuse(base, experts, antiexpert).weights
+    shuffled = EXACT.fuse(base[..., order], experts[..., order], antiexpert[..., order]).weights
+    torch.testing.assert_close(shuffled, weights, rtol=0, atol=1e-4)
+
+
+# Edges
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["base", "expert", "antiexpert"])
+def test_nan_is_heard_in_its_row_and_only_there(poison, where):
+    base, experts, antiexpert = trio(13, 2, 4, 40)
+    clean = EXACT.fuse(base, experts, antiexpert)
+    {"base": base, "expert": experts[0], "antiexpert": antiexpert}[where][2, 7] = poison
+    fused = EXACT.fuse(base, experts, antiexpert)
+    assert fused.weights[:, 2].isnan().all()
+    assert fused.logits[2].isnan().all()
+    others = [0, 1, 3]
+    assert torch.equal(fused.logits[others], clean.logits[others])
+
+
+def test_a_model_that_masks_everything():
+    base, experts, antiexpert = trio(14, 2, 3, 40)
+    base[0] = -torch.inf
+    antiexpert[1] = -torch.inf
+    experts[0, 2] = -torch.inf
+    fused = EXACT.fuse(base, experts, antiexpert)
+    assert fused.logits[0].isneginf().all()
+    assert torch.equal(fused.logits[1], base[1])
+    assert not fused.weights.isnan().any()
+    assert (fused.weights[:, 1] == 0).all()
+
+
+def test_a_masked_token_is_as_good_as_no_token():
+    base, experts, antiexpert = trio(15, 2, 10, 40)
+    expected = EXACT.fuse(base, experts, antiexpert)
+    pad = torch.nn.functional.pad
+    one_masks = [pad(x, (0, 3), value=-torch.inf) for x in (base, experts, antiexpert)]
+    fused = EXACT.fuse(*one_masks)
+    torch.testing.assert_close(fused.weights, expected.weights, rtol=0, atol=1e-4)
+    pair_masks = EXACT.fuse(one_masks[0], one_masks[1], pad(antiexpert, (0, 3), value=1.0))
+    torch.testing.assert_close(pair_masks.weights, fused.weights, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0, 3000.0])
+def test_logits_far_apart_stay_finite(scale):
+    base, experts, antiexpert = (x * scale for x in trio(16, 1, 50, 20))
+    fused = EXACT.fuse(base, experts, antiexpert)
+    assert fused.logits.isfinite().all()
+    grid = MatchKL(solver="grid").fuse(base, experts, antiexpert)
+    losses = [loss_float64(base, experts[0], antiexpert, rule.weights[0]) for rule in (fused, grid)]
+    assert (losses[0] <= losses[1] * (1 + 1e-4)).all()
+
+
+def test_an_expert_that_adds_a_constant_gets_the_smallest_weight():
+    base, _, antiexpert = trio(17, 1, 10, 1000)
+    for rule in (EXACT, MatchKL(solver="grid"), MatchKL(low=0.5, high=1.0), MatchKL(low=-1, high=1)):
+        assert (rule.fuse(base, (antiexpert + 3.7)[None], antiexpert).weights == rule.low).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    arguments = [x.to(dtype) for x in trio(18, 2, 10, 100)]
+    assert torch.equal(EXACT.fuse(*arguments).logits, EXACT.fuse(*(x.float() for x in arguments)).logits)
+
+
+def test_weights_may_come_from_a_config():
+    config = OmegaConf.create({"weights": [0.5, 1], "low": 0})
+    assert Static(config.weights) == Static((0.5, 1.0))
+    assert hash(Static(config.weights)) == hash(Static((0.5, 1.0)))
+    assert MatchKL(low=config.low) == MatchKL()
