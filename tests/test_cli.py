@@ -1,10 +1,9 @@
-"""The command line: what it prints, what it refuses, and that a refusal is one line."""
+"""The command line: what it builds, runs and prints. What it refuses is in test_bad_input.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,88 +186,6 @@ def test_the_bare_command_lists_its_sub_commands(command: Command):
     assert command("--version").out == f"proxytune {proxytune.__version__}\n"
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
-
-COMMAND_LINE = {
-    "command": (["rnu"], "unknown command 'rnu'. Did you mean 'run'?"),
-    "flag": (["run", "--cgf", "job"], "Did you mean '--cfg'?"),
-    "pickle": (["run", "--experimental-rerun", "x"], "unknown flag '--experimental-rerun'"),
-    "flag without value": (["run", "--cfg"], "expected one argument"),
-    "no equals sign": (["run", "limit"], "cannot read the argument 'limit' as key=value"),
-    "open bracket": (["run", "only=[base"], "cannot read the argument 'only=[base'"),
-    "sweep without -m": (["run", "seed=0,1"], "--multirun"),
-    "misspelt key": (["run", "sede=1"], "unknown key 'sede'. Did you mean 'seed'?"),
-    "unknown arm": (["run", "arms.proxi.rule.weights=1"], "Did you mean 'arms.proxy'?"),
-    "hint to add": (["run", "arms.mild.model=base"], "To add an entry: +arms.mild=..."),
-    "added key": (["run", "+sed=1"], "unknown key 'sed'. Did you mean 'seed'?"),
-    "added key of an arm": (["run", "+arms.a={model: base, expert: all}"], "Did you mean 'arms.a.experts'?"),
-    "added key of the task": (["run", "+task.data_dri=x"], "Did you mean 'task.data_dir'?"),
-    "parameter of a rule": (["run", "+arms.proxy.rule.weight=1"], "Did you mean 'arms.proxy.rule.weights'?"),
-    "parameter of the engine": (["run", "+engine.batchsize=1"], "Did you mean 'engine.batch_size'?"),
-    "experiment": (
-        ["run", "experiment=minature"],
-        "unknown choice for experiment 'minature'. Did you mean 'miniature'?",
-    ),
-    "models": (["run", "models=locla", "task=gsm8k"], "unknown choice for models 'locla'. Did you mean 'local'?"),
-    "task group": (["run", "task=gsmk8"], "unknown choice for task 'gsmk8'. Did you mean 'gsm8k'?"),
-    "rule": (["run", "fusion@arms.proxy.rule=dynamo"], "Did you mean 'dynamic'?"),
-    "rule class": (
-        ["run", "arms.proxy.rule._target_=proxytune.fusion.Statc"],
-        "Did you mean 'proxytune.fusion.Static'?",
-    ),
-    "module": (["run", "arms.proxy.rule._target_=proxytune.fusion.sttic.Static"], "no module proxytune.fusion.sttic"),
-    "task": (["run", "task.names=[miniature_gms]"], "unknown task 'miniature_gms'. Did you mean 'miniature_gsm'?"),
-    "style": (["run", *LOCAL, "task=gsm8k", "task.style=lui2024"], "Did you mean 'liu2024'?"),
-    "only": (["run", "only=[proxi]"], "Did you mean 'proxy'?"),
-    "removed arm": (["run", "~arms.proxi"], "arms.proxi"),
-    "no task": (["run", *LOCAL], "You must specify 'task'"),
-    "missing value": (["run", "models=local", "task=gsm8k"], "give models.base.path=..."),
-    "interpolation": (["run", "output=${nowhere}"], "nowhere"),
-    "limit": (["run", "limit=abc"], "limit=abc is not allowed: it is an integer from 1"),
-    "limit 0": (["run", "limit=0"], "limit=0 is not allowed"),
-    "limit true": (["run", "limit=true"], "limit=True is not allowed"),
-    "seed": (["run", "seed=x"], "seed=x is not allowed: it is an integer from 0"),
-    "negative seed": (["run", "seed=-1"], "seed=-1 is not allowed"),
-    "no seed": (["run", "seed=null"], "seed=null is not allowed"),
-    "few-shot": (["run", "num_fewshot=-1"], "num_fewshot=-1 is not allowed"),
-    "only nothing": (["run", "only=[]"], "only=[] is not allowed"),
-    "tasks as text": (["run", "task.names=gsm8k"], "task.names=gsm8k is not allowed: it is a list"),
-    "no tasks": (["run", "task.names=[]"], "task.names=[] is not allowed"),
-    "alpha nan": (["run", "arms.proxy.rule.weights=nan"], "arms.proxy.rule: "),
-    "alpha text": (["run", "arms.proxy.rule.weights=much"], "arms.proxy.rule: "),
-    "low above high": (["run", "arms.dynamic.rule.low=3", "arms.dynamic.rule.high=1"], "arms.dynamic.rule: "),
-    "no experts": (["run", "arms.proxy.experts=[]"], "arms.proxy.experts=[] is empty"),
-    "experts misspelt": (["run", "arms.proxy.experts=owm"], "arms.proxy.experts=owm is not allowed"),
-    "experts of a model": (["run", "+arms.base.experts=all"], "arms.base.experts has no effect"),
-    "model and rule": (["run", "+arms.proxy.model=base"], "arms.proxy needs either a model"),
-    "empty arm": (["run", "+arms.a={}"], "arms.a needs either a model"),
-    "arm as text": (["run", "+arms.a=base"], "arms.a=base is not allowed: it is an arm"),
-    "rule as text": (["run", "+arms.a={rule: static}"], "+fusion@arms.<arm>.rule=<file>"),
-    "rule without class": (["run", "+arms.a={rule: {weights: 1}}"], "arms.a.rule has no _target_"),
-    "foreign class": (["run", "arms.proxy.rule._target_=os.system"], "arms.proxy.rule._target_=os.system is outside"),
-    "foreign class by a detour": (
-        ["run", "arms.proxy.rule._target_=proxytune.fusion.static.torch.load"],
-        "is not a class or function of proxytune",
-    ),
-    "foreign family": (["run", "models._target_=subprocess.run"], "models._target_=subprocess.run is outside"),
-    "score without file": (["score", "task=gsm8k"], "outputs=... is missing"),
-    "score misspelt": (["score", "taks=gsm8k"], "Did you mean 'task'?"),
-    "score twice": (["score", "task=a", "task=b"], "task is given twice"),
-    "score no file": (["score", "task=gsm8k", "style=liu2024", "outputs=none.jsonl"], "none.jsonl"),
-}
-
-
-@pytest.mark.parametrize("case", COMMAND_LINE)
-def test_a_mistake_is_one_line_and_a_failing_status(command: Command, runs: list, case: str):
-    arguments, expected = COMMAND_LINE[case]
-    result = command(*arguments)
-    assert result.status == 1
-    assert expected in result.err
-    assert result.err.startswith("proxytune: ")
-    assert result.err.count("\n") == 1, result.err
-    assert not runs
-
-
 # --- for real -------------------------------------------------------------------------------------------------------
 
 
@@ -296,46 +213,3 @@ def test_the_tiny_miniature_runs_from_the_command_to_the_table(
     again = command(*arguments)
     assert again.status == 0
     assert json.loads((tmp_path / "here/results.json").read_text())["tasks"] == record["tasks"]
-
-
-REAL = {
-    "model folder": (["models.base.path=/no/such/folder"], "/no/such/folder"),
-    "data folder": (["task.data_dir=/no/such/data"], "/no/such/data"),
-    "expert": (["arms.proxy.experts=[gsm9k]"], "gsm9k"),
-    "empty data file": (["task.data_dir=empty"], "test.jsonl"),
-    "other tokenizer": (["models.antiexpert.path={other}"], "token"),
-    "output in a file": (["output=file/results"], "output: cannot write to"),
-    "store in a file": (["store=file/store.sqlite"], "file"),
-}
-
-
-@pytest.mark.parametrize("case", REAL)
-def test_what_only_the_files_can_tell_is_one_line_too(
-    command: Command, family_folders: dict[str, Path], tmp_path: Path, case: str
-):
-    arguments, expected = REAL[case]
-    (tmp_path / "data/gsm8k").mkdir(parents=True)
-    (tmp_path / "data/gsm8k/test.jsonl").write_text('{"question": "1 + 1?", "answer": "#### 2"}\n')
-    (tmp_path / "empty/gsm8k").mkdir(parents=True)
-    (tmp_path / "empty/gsm8k/test.jsonl").touch()
-    (tmp_path / "file").touch()
-    other = tmp_path / "other"
-    shutil.copytree(family_folders["antiexpert"], other)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    first, second = list(vocabulary)[10:12]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-
-    family = [
-        f"models.base.path={family_folders['base']}",
-        f"models.antiexpert.path={family_folders['antiexpert']}",
-        f"+models.experts.gsm8k.path={family_folders['expert:math']}",
-    ]
-    local = ["run", "models=local", "task=gsm8k", "task.data_dir=data", "only=[base,proxy]", *family]
-    result = command(*local, *(argument.format(other=other) for argument in arguments))
-    assert result.status == 1
-    assert expected in result.err
-    assert result.err.startswith("proxytune: ")
-    assert result.err.count("\n") == 1, result.err
-    assert not list(tmp_path.rglob("results.*"))

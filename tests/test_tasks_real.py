@@ -101,9 +101,8 @@ def test_mmlu_prompts_are_those_of_lm_evals_57_tasks(num_fewshot: int, tmp_path:
 
 
 def test_mmlu_wants_as_many_examples_as_a_subject_has(tmp_path: Path) -> None:
-    task = load_task("mmlu_fan2024", mmlu(tmp_path), num_fewshot=6)
     with pytest.raises(UserError, match="has 5 examples"):
-        task.build_all_requests()
+        load_task("mmlu_fan2024", mmlu(tmp_path), num_fewshot=6)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 1.0])), min_size=1))

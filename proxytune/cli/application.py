@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -92,15 +93,30 @@ class Job:
         self.errors: list[Exception] = []
 
     def __call__(self, config: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            self.work(config, Path(HydraConfig.get().runtime.output_dir))
+            self.work(config, folder)
         except Exception as error:
             self.errors.append(error)
+            if isinstance(error, UserError):
+                _clear(folder)
             # Hydra announces an error with a line of its own: useful only where it says which job of a sweep failed.
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 if isinstance(error, UserError):
                     log.error(error)
                 raise
+
+
+def _clear(folder: Path) -> None:
+    """Removes the folder of a job that failed if nothing is in it but Hydra's own notes."""
+    here = Path.cwd()
+    if folder == here or {path.name for path in folder.iterdir()} - {".hydra", "proxytune.log"}:
+        return
+    shutil.rmtree(folder)
+    for parent in folder.parents:
+        if parent == here or here not in parent.parents or any(parent.iterdir()):
+            break
+        parent.rmdir()
 
 
 @contextmanager

@@ -28,6 +28,8 @@ def jobs(
 
     Nothing that a configuration names is imported or built.
     """
+    if more is not None and not Path(more).is_dir():
+        raise UserError(f"--config-dir {more}: there is no such folder")
     searched = [] if more is None else [f"hydra.searchpath=[file://{Path(more).absolute()}]"]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         for number, job in enumerate(_swept(overrides) if sweep else [list(overrides)]):

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from proxytune.engines.arms import Arm
 from proxytune.errors import UserError, unknown_name
+from proxytune.fusion import Rule
 from proxytune.models.sources import FamilySpec
 
 ArmConfig = Mapping[str, Any]
@@ -102,7 +105,19 @@ def _fused(name: str, config: ArmConfig, own: _Own) -> Arm:
     experts = _experts(name, config, own)
     if not experts:
         raise UserError(f"arms.{name}.experts is empty, but a rule needs at least one expert")
+    _try(name, config["rule"], len(experts))
     return Arm(name, rule=config["rule"], experts=tuple(f"expert:{expert}" for expert in experts))
+
+
+def _try(name: str, rule: Rule, experts: int) -> None:
+    """Raises UserError for a rule that refuses this number of experts, before any model has loaded."""
+    nothing = torch.zeros(1)
+    try:
+        rule.fuse(nothing, nothing.expand(experts, 1), nothing)
+    except ValueError as error:
+        raise UserError(f"arms.{name}.rule: {error}") from error
+    except Exception:
+        return  # not the user's mistake: the arm fails when it answers, and the others go on
 
 
 def _experts(name: str, config: ArmConfig, own: _Own) -> Sequence[str]:
@@ -116,6 +131,8 @@ def _experts(name: str, config: ArmConfig, own: _Own) -> Sequence[str]:
     for expert in experts:
         if expert not in own.family.experts:
             raise unknown_name(f"expert in arms.{name}.experts", expert, own.family.experts)
+        if experts.count(expert) > 1:
+            raise UserError(f"arms.{name}.experts names {expert!r} twice, which would count it twice: name it once")
     return experts
 
 

@@ -86,10 +86,12 @@ class AnswerStore:
     def _open(self) -> sqlite3.Connection:
         try:
             db = sqlite3.connect(":memory:" if self.path is None else self.path, _WAIT_SECONDS, isolation_level=None)
+            if db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+                # A database of another kind, or of another layout, is refused before anything in it is changed.
+                db.execute("SELECT key, value, checksum, code, written FROM answers LIMIT 0")
             _use_write_ahead_log(db)
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_TABLE)
-            db.execute("SELECT code, written FROM answers LIMIT 0")  # a table of another layout is refused at once
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         return db

@@ -48,10 +48,12 @@ def _check_model(source: Source) -> None:
         return
     adapter_config = locate(path, "adapter_config.json", revision) if is_local(path) else None
     if adapter_config is not None:
-        over = json.loads(adapter_config.read_text()).get("base_model_name_or_path")
+        over = _read(adapter_config).get("base_model_name_or_path")
         raise UserError(f"{path!r} is an adapter: set path to its base model ({over!r}) and adapter to it.")
-    if locate(path, "config.json", revision) is None:
+    config = locate(path, "config.json", revision)
+    if config is None:
         raise UserError(f"{path!r} has no config.json: it is not a transformers model.")
+    _read(config)
     if is_local(path) and not any(Path(path).expanduser().glob("*.safetensors")):
         raise UserError(
             f"{path!r} has no .safetensors weights. Pickled weights (.bin, .pt) are not read: "
@@ -67,12 +69,22 @@ def _check_adapter(adapter: str, source: Source) -> None:
         raise UserError(f"{adapter!r} has no adapter_config.json: it is not a PEFT adapter.")
     if locate(adapter, "adapter_model.safetensors", source.adapter_revision) is None:
         raise UserError(f"adapter {adapter!r} has no adapter_model.safetensors; pickled weights are not read.")
-    over = json.loads(config.read_text()).get("base_model_name_or_path")
+    over = _read(config).get("base_model_name_or_path")
     if over and _differ(over, source.path):
         raise UserError(
             f"adapter {adapter!r} was tuned from {over!r}, not from {source.path!r}: use it over its own base. "
             "If the two are the same model, name this one in a copy of the adapter's adapter_config.json."
         )
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON ({error}): get the file again.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{config} is not a JSON object: get the file again.")
+    return values
 
 
 def _differ(over: str, path: str) -> bool:

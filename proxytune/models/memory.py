@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 import torch
 from huggingface_hub import try_to_load_from_cache
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from proxytune.errors import UserError
@@ -29,7 +29,7 @@ def check_memory(sources: Mapping[str, Source]) -> None:
     by `device_map=auto` or quantised on loading, and hub models that are not in the cache, are left out, and said so.
     """
     modules = {source.module: role for role, source in reversed(list(sources.items()))}
-    sizes = {role: weight_bytes(source) for source, role in modules.items() if _counted(source)}
+    sizes = {role: _if_sound(weight_bytes, source) for source, role in modules.items() if _counted(source)}
     known = {role: size for role, size in sizes.items() if size is not None}
     devices: dict[str, int] = {}
     for role, size in known.items():
@@ -43,11 +43,19 @@ def check_memory(sources: Mapping[str, Source]) -> None:
                 f"the weights need about {_text(needed)} on {device}, which has {_text(available)} available "
                 f"({listing}): use a smaller dtype or model, quantization, or device_map=auto"
             )
-    per_token = {role: cache_bytes(source) for role, source in sources.items() if _counted(source)}
+    per_token = {role: _if_sound(cache_bytes, source) for role, source in sources.items() if _counted(source)}
     caches = sum(size for size in per_token.values() if size is not None)
     _log.info("caches: about %s for each row of 1,000 tokens", _text(1000 * caches))
     if unknown := [role for role in modules.values() if known.get(role) is None]:
         _log.info("of unknown size before loading: %s", ", ".join(unknown))
+
+
+def _if_sound(size: Callable[[Source], int | None], source: Source) -> int | None:
+    """None for files that cannot be read: loading, which follows, says what is wrong with them."""
+    try:
+        return size(source)
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
 
 
 def weight_bytes(source: Source) -> int | None:

@@ -53,6 +53,7 @@ class Source:
                 object.__setattr__(self, name, os.fspath(value))
             elif not (isinstance(value, str) and value) and not (name == "adapter" and value is None):
                 raise UserError(f"{name} of a model source must be a hub id or a local folder, not {value!r}.")
+        self._check_types()
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
         for given, needed in (("revision", "path"), ("adapter_revision", "adapter")):
@@ -67,6 +68,18 @@ class Source:
             file = Path(self.path)
             object.__setattr__(self, "path", str(file.parent))
             object.__setattr__(self, "gguf_file", file.name)
+
+    def _check_types(self) -> None:
+        """A configuration may hold anything: the text "no", say, would count as true."""
+        for kind, expected, names in (
+            (str, "text in quotes", ("revision", "gguf_file", "adapter_revision", "device_map", "attn_implementation")),
+            (Mapping, "a mapping", ("max_memory", "quantization")),
+            (bool, "true or false", ("trust_remote_code",)),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not isinstance(value, kind) and not (value is None and kind is not bool):
+                    raise UserError(f"{name}={value!r} of a model source is not allowed: give {expected}.")
 
     @classmethod
     def of(cls, value: Source | str | Path | Mapping[str, Any], where: str = "source") -> Source:
@@ -102,6 +115,8 @@ class FamilySpec:
 
     def __post_init__(self) -> None:
         check_policy(self.missing_tokens)
+        if self.data_dir is not None and not isinstance(self.data_dir, str | os.PathLike):
+            raise UserError(f"models.data_dir={self.data_dir!r} is not allowed: give a folder.")
         put = object.__setattr__
         put(self, "base", Source.of(self.base, "base"))
         if self.antiexpert is not None:
@@ -152,4 +167,7 @@ def _describe(cls: type[_Described], value: Mapping[str, Any], where: str) -> _D
     first = fields(cls)[0].name
     if first not in value:
         raise UserError(f"{where} lacks {first!r}: known keys are {', '.join(sorted(known))}.")
-    return cls(**{key: item for key, item in value.items() if key != "_target_"})
+    try:
+        return cls(**{key: item for key, item in value.items() if key != "_target_"})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

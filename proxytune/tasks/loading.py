@@ -13,6 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from proxytune.errors import UserError
 from proxytune.tasks.local import LocalSplits, has_file, reader
 from proxytune.tasks.registry import Entry, find, task_names
+from proxytune.tasks.subjects import BySubject
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ def load_task(
         raise UserError(
             f"num_fewshot={task.config.num_fewshot}: task {name!r} has {examples} examples to take them from."
         )
+    if isinstance(task, BySubject):
+        task.check_examples()
     return task
 
 

@@ -18,10 +18,14 @@ class BySubject(ConfigurableTask):
         for example in self.sampler.df:
             self._pools.setdefault(example["subject"], []).append(example)
 
+    def check_examples(self) -> None:
+        """Raises UserError for a subject with fewer examples than `num_fewshot`."""
+        for subject in dict.fromkeys(self.eval_docs["subject"]):
+            if len(self._pools.get(subject, [])) < self.config.num_fewshot:
+                examples = f"{len(self._pools.get(subject, []))} examples"
+                raise UserError(f"num_fewshot={self.config.num_fewshot}: {subject} has {examples} to take them from.")
+
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **options: Any) -> str | list[str]:
         if num_fewshot > 0:
-            pool = self._pools.get(doc["subject"], [])
-            if len(pool) < num_fewshot:
-                raise UserError(f"num_fewshot={num_fewshot}: {doc['subject']} has {len(pool)} examples.")
-            self.sampler.replace_df(pool)
+            self.sampler.replace_df(self._pools[doc["subject"]])
         return super().fewshot_context(doc, num_fewshot, **options)

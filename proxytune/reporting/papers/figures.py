@@ -6,14 +6,40 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from proxytune.errors import UserError
 from proxytune.reporting.papers.layouts import Layout, Paper
 
 KEYS = ["panel", "arm", "task"]
+
+
+class _Answer(TypedDict):
+    value: float | None
+    stderr: float | None
+
+
+class _Task(TypedDict):
+    n: int
+    arms: dict[str, _Answer]
+
+
+class _Provenance(TypedDict):
+    config: NotRequired[dict[str, Any] | None]
+
+
+class _Record(TypedDict):
+    """What is read of a results.json."""
+
+    tasks: dict[str, _Task]
+    provenance: NotRequired[_Provenance]
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 def reference_folder() -> Path:
@@ -45,6 +71,13 @@ def read_run(path: Path | str) -> dict[str, Any]:
         raise UserError(f"runs: {path} is not a results.json ({error}).") from error
     if not isinstance(record, dict) or not isinstance(record.get("tasks"), dict):
         raise UserError(f"runs: {path} is not a results.json: it has no 'tasks'.")
+    try:
+        _RECORD.validate_python(record)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise UserError(
+            f"runs: {path} is not a results.json: {'.'.join(map(str, fault['loc']))}: {fault['msg']}."
+        ) from error
     return record
 
 
