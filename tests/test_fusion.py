@@ -100,9 +100,12 @@ def test_elimination_finds_the_best_point_with_few_evaluations(seed, change, bou
     tilt = Tilt(base, [d], reach=5.0)
     losses = torch.stack([(tilt.divergences(p.expand(1, 16)) - target).square().sum(0) for p in points])
     with mock.patch.object(Tilt, "divergences", autospec=True, side_effect=Tilt.divergences) as asked:
-        best, loss = best_point(tilt, target, points)
-    torch.testing.assert_close(loss, losses.amin(0))
-    torch.testing.assert_close(losses.gather(0, best[None])[0], losses.amin(0))
+        known = best_point(tilt, target, points)
+    torch.testing.assert_close(known.loss, losses.amin(0))
+    values = torch.stack([tilt.divergences(p.expand(1, 16)) for p in points], -1)
+    assert (known.lower <= values + 1e-4).all()
+    assert (values <= known.upper + 1e-4).all()
+    torch.testing.assert_close(losses.gather(0, known.best[None])[0], losses.amin(0))
     assert sum(call.args[1].shape[1] for call in asked.call_args_list) < 0.6 * 16 * len(points)
 
 

@@ -40,8 +40,8 @@ class MatchKL:
     `experts="joint"` moves all weights together. L sees the experts only through their mean divergences, two numbers,
     so with several experts many weights are equally good. `grid` takes the first of them in lexicographic order.
     `exact` starts from the best equal weights and goes to a minimum by shortest steps, so equal experts get equal
-    weights; where that does not reach L's lower limit it starts again from each expert alone and takes what is clearly
-    lower. With one expert `joint` is `one_at_a_time`.
+    weights; where that does not reach the mean divergences it starts again from each expert alone and takes what is
+    lower by more than 0.1 %. With one expert `joint` is `one_at_a_time`.
 
     Ties: an expert that differs from the antiexpert by a constant, or not at all, changes nothing, so every weight
     is equally good and it gets `low`.
@@ -51,7 +51,7 @@ class MatchKL:
     Mask with -inf, not with a large negative number. NaN or +inf in a row of any model makes the row's weights and
     fused logits NaN.
 
-    A row's result does not depend on the other rows of the batch.
+    A row's result is the same, to the last bit, alone and among others.
     """
 
     low: float = 0.0
@@ -126,7 +126,7 @@ class MatchKL:
 
     def _choose(self, batch: _Batch) -> Tensor:
         """The weights [T, n] of a batch."""
-        tilt, targets = batch.tilt(max(abs(self.low), abs(self.high))), batch.targets()
+        targets, tilt = batch.targets(), batch.tilt(max(abs(self.low), abs(self.high)))
         points = torch.tensor(self.points, device=targets.device)
         if self.experts == "one_at_a_time" or len(tilt.d) == 1:
             weights = self._one_at_a_time(tilt, targets, points)

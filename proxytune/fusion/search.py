@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,74 +54,106 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
 
 def _search_side(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """`line_search` among points on one side of 0, by distance from it; returns weights and loss, [n]."""
-    best, loss = best_point(tilt, target, points)
-    ends = points[torch.stack([best - 1, best + 1]).clamp(0, len(points) - 1)]
-    w, polished = _polish(tilt, target, points[best], ends.amin(0), ends.amax(0))
-    return torch.where(polished <= loss, w, points[best]), torch.minimum(polished, loss)
+    known = best_point(tilt, target, points)
+    best, inner, outer = known.best, (known.best - 1).clamp(min=0), (known.best + 1).clamp(max=len(points) - 1)
+    # A neighbour that was not evaluated has the best point's value for its nearer bound, and draws nothing.
+    start = points[best]
+    for end, bounds in ((inner, known.upper), (outer, known.lower)):
+        start = start + _towards(target, _at(known.lower, best), _at(bounds, end)) * (points[end] - points[best])
+    ends = torch.stack([points[inner], points[outer]])
+    w, loss = _polish(tilt, target, start, ends.amin(0), ends.amax(0))
+    return torch.where(loss <= known.loss, w, points[best]), torch.minimum(loss, known.loss)
 
 
-def best_point(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """values [2, n, G] at `index` [n]: [2, n]."""
+    return values.gather(2, index.expand(2, -1)[..., None])[..., 0]
+
+
+def _towards(target: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """Which share [n] of the straight way from `here` to `there` comes nearest to the target; each [2, n]."""
+    way = there - here
+    return (((target - here) * way).sum(0) / way.square().sum(0)).nan_to_num(0.0).clamp(0, 1)
+
+
+class Known(NamedTuple):
+    """What a search knows of n rows and G points."""
+
+    best: Tensor
+    """[n]: index of the best point evaluated."""
+    loss: Tensor
+    """[n]: its loss."""
+    guess: Tensor
+    """[n]: a weight where the minimum may be."""
+    can_win: Tensor
+    """[n, G]: whether a point was not evaluated and may yet be the best."""
+    lower: Tensor
+    """[2, n, G]: bounds on the divergences, equal where a point was evaluated."""
+    upper: Tensor
+
+    def rows(self, r: Tensor) -> Known:
+        """Of some rows only."""
+        return Known._make([*(x[r] for x in self[:4]), self.lower[:, r], self.upper[:, r]])
+
+    def put(self, r: Tensor, some: Known) -> None:
+        """What has become known of some rows."""
+        for mine, theirs in zip(self[:4], some[:4], strict=True):
+            mine[r] = theirs
+        self.lower[:, r], self.upper[:, r] = some.lower, some.upper
+
+
+def best_point(tilt: Tilt, target: Tensor, points: Tensor) -> Known:
     """The point of least loss among `points` [G], on one side of 0 and by distance from it, without evaluating all.
 
     Both divergences grow with |alpha|, so one evaluation bounds them at every other point, and thereby the loss
     from below. Each round evaluates, of the points that can still win, the one nearest to a guess: 3 to 5 of 21 in all.
-
-    Returns the index of the point and its loss, [n].
     """
-    n = target.shape[1]
-    lower = target.new_zeros(2, n, len(points))
-    upper = torch.where(points == 0, 0.0, torch.inf).repeat(2, n, 1)
-    can_win = torch.ones_like(lower[0], dtype=torch.bool)
-    guess = points[len(points) // 2].repeat(n)
-    best = torch.zeros_like(guess, dtype=torch.long)
-    loss = torch.where(points[0] == 0, target.square().sum(0), torch.inf)
-    return _eliminate(tilt, target, points, lower, upper, can_win, guess, best, loss)
+    n, zero = target.shape[1], points == 0
+    known = Known(
+        best=torch.zeros(n, dtype=torch.long, device=points.device),
+        loss=torch.where(zero[0], target.square().sum(0), torch.inf),
+        guess=points[len(points) // 2].repeat(n),
+        can_win=(~zero).repeat(n, 1),
+        lower=target.new_zeros(2, n, len(points)),
+        upper=torch.where(zero, 0.0, torch.inf).repeat(2, n, 1),
+    )
+    return _eliminate(tilt, target, points, known)
 
 
-def _eliminate(
-    tilt: Tilt,
-    target: Tensor,
-    points: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    can_win: Tensor,
-    guess: Tensor,
-    best: Tensor,
-    loss: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The rounds of `best_point`.
-
-    `lower` and `upper` [2, n, G] bound the divergences, `can_win` [n, G] marks the points to consider, `guess` [n] is
-    where the minimum may be, `best` [n] and `loss` [n] are the best point seen so far.
-    """
+def _eliminate(tilt: Tilt, target: Tensor, points: Tensor, known: Known) -> Known:
+    """Evaluates points until none can win any more."""
     order = torch.arange(len(points), device=points.device)
     # From point i: the divergences at j are at least these times those at i, and at most those at i plus these.
     floor, ceiling = (order >= order[:, None]).float(), torch.where(order <= order[:, None], 0.0, torch.inf)
     while True:
+        best, loss, guess, can_win, lower, upper = known
         bound = (target[..., None] - target[..., None].clamp(lower, upper)).square().sum(0)
         can_win &= bound < loss[:, None]
         searching = can_win.any(-1)
         left = int(searching.sum())
         if left == 0:
-            return best, loss
+            return known
         if 2 * left <= len(best):  # the others are done
             r = searching.nonzero()[:, 0]
-            some = (lower[:, r], upper[:, r], can_win[r], guess[r], best[r], loss[r])
-            best[r], loss[r] = _eliminate(tilt.rows(r), target[:, r], points, *some)
-            return best, loss
+            known.put(r, _eliminate(tilt.rows(r), target[:, r], points, known.rows(r)))
+            return known
         look = (points - guess[:, None]).abs().masked_fill_(~can_win, torch.inf).argmin(-1)
         # A row that is done looks at its best point again, so that it does not depend on its neighbours.
         look = torch.where(searching, look, best)
         can_win.scatter_(1, look[:, None], False)
         value = tilt.divergences(points[look][None])
-        lower = torch.maximum(lower, value[..., None] * floor[look])
-        upper = torch.minimum(upper, value[..., None] + ceiling[look])
         here = (value - target).square().sum(0)
         better = here < loss
-        best, loss = torch.where(better, look, best), torch.minimum(loss, here)
         # Near 0 both divergences grow with the square of alpha.
         scaled = points[look] * (target.sum(0) / value.sum(0)).sqrt()
-        guess = torch.where(better & scaled.isfinite(), scaled, guess)
+        known = Known(
+            best=torch.where(better, look, best),
+            loss=torch.minimum(loss, here),
+            guess=torch.where(better & scaled.isfinite(), scaled, guess),
+            can_win=can_win,
+            lower=torch.maximum(lower, value[..., None] * floor[look]),
+            upper=torch.minimum(upper, value[..., None] + ceiling[look]),
+        )
 
 
 def _polish(
