@@ -18,6 +18,8 @@ from proxytune.fusion.tilt import Tilt
 
 SOLVERS = ("exact", "grid")
 EXPERTS = ("one_at_a_time", "joint")
+MAX_STEPS = 10_000
+"""Finer grids are refused: they gain nothing, and their points alone would fill the memory."""
 MAX_COMBINATIONS = 10_000
 """Joint grid searches larger than this are refused: they would take minutes per token."""
 
@@ -80,6 +82,8 @@ class MatchKL:
         if self.step <= 0:
             raise ValueError(f"MatchKL.step must be greater than 0, got {self.step}")
         steps = (self.high - self.low) / self.step
+        if steps > MAX_STEPS:
+            raise ValueError(f"MatchKL.step makes {steps:.3g} steps from low to high, of {MAX_STEPS} allowed: enlarge it")
         if abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
             raise ValueError(
                 f"MatchKL.step must divide high - low = {self.high - self.low:g} into whole steps, got {self.step}"
