@@ -66,7 +66,7 @@ def test_a_member_may_read_a_prompt_of_its_own(family):
 def test_long_continuations_are_read_in_slices_with_the_same_result(family, monkeypatch):
     whole = answers(family, REQUESTS, ARMS)
     monkeypatch.setattr(score, "SLICE", 7 * family.vocab_size)
-    monkeypatch.setattr(score, "CHUNK", {"cpu": 2 * family.vocab_size})
+    monkeypatch.setattr(score, "CHUNK", 2 * family.vocab_size)
     ensemble, rows = counting(family)
     sliced = answers(ensemble, REQUESTS, ARMS)
     assert len(rows["base"]) > 5

@@ -23,8 +23,8 @@ from proxytune.engines.requests import Scored, ScoreRequest
 
 SLICE = 2**26
 """Logits read at once by each voice: 256 MiB in float32. Long continuations are read in slices of time."""
-CHUNK = {"cpu": 2**18}
-"""Logits of each voice that the arms work on at once; on a CPU 1 MiB in float32, so that they stay in its cache."""
+CHUNK = 2**18
+"""Logits of each voice that the arms work on at once, per core of a CPU: 1 MiB in float32, so that they stay cached."""
 
 
 class Target(NamedTuple):
@@ -102,7 +102,8 @@ def _judge(
     positions: dict[tuple[int, int], list[Target]] = {}
     for target in targets:
         positions.setdefault((target.row, target.time), []).append(target)
-    size = max(1, CHUNK.get(voices.ensemble.device.type, SLICE) // voices.ensemble.vocab_size)
+    together = CHUNK * torch.get_num_threads() if voices.ensemble.device.type == "cpu" else SLICE
+    size = max(1, together // voices.ensemble.vocab_size)
     spots = list(positions)
     for start in range(0, len(spots), size):
         here = spots[start : start + size]
