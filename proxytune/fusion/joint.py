@@ -13,8 +13,10 @@ SOLVED = 1e-9
 """A loss below this (divergences right to 3e-5 nats) counts as 0."""
 CLEARLY = 1e-3
 """The share of the loss by which another start must be better to count: less is rounding."""
-GIVE_UP = 1e6
-"""Damping at which a row has stopped moving."""
+STALLED = 1e-5
+"""A step that lowers the loss by a smaller share is the last."""
+GIVE_UP = 1e4
+"""Damping at which no step lowers the loss any more."""
 
 
 def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
@@ -39,21 +41,31 @@ def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
     return w
 
 
-def _descend(tilt: Tilt, target: Tensor, w: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def _descend(
+    tilt: Tilt, target: Tensor, w: Tensor, points: Tensor, damping: float | Tensor = 1e-3, steps: int = MAX_STEPS
+) -> tuple[Tensor, Tensor]:
     """Projected Levenberg-Marquardt from w [T, n]: every accepted step lowers the loss [n]."""
     value, jacobian = tilt.gradients(w)
     gap = value - target
-    loss, damping = gap.square().sum(0), torch.full_like(target[0], 1e-3)
-    for _ in range(MAX_STEPS):
+    loss = gap.square().sum(0)
+    damping = torch.as_tensor(damping, device=loss.device).expand_as(loss)
+    for steps_left in reversed(range(steps)):
         active = (loss > SOLVED) & (damping < GIVE_UP)
-        if not active.any():
+        moving = int(active.sum())
+        if moving == 0:
+            break
+        if 2 * moving <= len(loss):  # the others are done
+            r = active.nonzero()[:, 0]
+            w, loss = w.clone(), loss.clone()
+            w[:, r], loss[r] = _descend(tilt.rows(r), target[:, r], w[:, r], points, damping[r], steps_left + 1)
             break
         trial = (w + _step(w, gap, jacobian, damping, points)).clamp(points[0], points[-1])
         trial_value, trial_jacobian = tilt.gradients(trial)
         trial_gap = trial_value - target
         trial_loss = trial_gap.square().sum(0)
         better = active & (trial_loss < loss)
-        damping = torch.where(better, damping / 10, damping * 10)
+        stalled = better & (loss - trial_loss < STALLED * loss)
+        damping = torch.where(stalled, GIVE_UP, torch.where(better, damping / 10, damping * 10))
         w, loss, gap = (torch.where(better, a, b) for a, b in ((trial, w), (trial_loss, loss), (trial_gap, gap)))
         jacobian = torch.where(better, trial_jacobian, jacobian)
     return w, loss
