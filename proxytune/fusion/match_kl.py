@@ -83,7 +83,9 @@ class MatchKL:
             raise ValueError(f"MatchKL.step must be greater than 0, got {self.step}")
         steps = (self.high - self.low) / self.step
         if steps > MAX_STEPS:
-            raise ValueError(f"MatchKL.step makes {steps:.3g} steps from low to high, of {MAX_STEPS} allowed: enlarge it")
+            raise ValueError(
+                f"MatchKL.step makes {steps:.3g} steps from low to high, of {MAX_STEPS} allowed: enlarge it"
+            )
         if abs(steps - round(steps)) > 1e-6 * max(1.0, steps):
             raise ValueError(
                 f"MatchKL.step must divide high - low = {self.high - self.low:g} into whole steps, got {self.step}"
