@@ -1,6 +1,6 @@
 """Fuse the logits of small tuned models into a large untuned one, and measure what that gives.
 
-    from proxytune import FusedCausalLM, Static
+from proxytune import FusedCausalLM, Static
 """
 
 from importlib import import_module

@@ -7,9 +7,12 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import absl.logging
 import pytest
 import torch
 from tiny import save_adapter_family, save_family, tiny_adapter_family, tiny_family
@@ -17,6 +20,8 @@ from tiny import save_adapter_family, save_family, tiny_adapter_family, tiny_fam
 from proxytune.models.ensemble import Ensemble
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# rouge-score's absl handler closes its stream when logging is set up anew; it must not hold pytest's capture.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,6 +35,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """The command sets up logging anew; its handlers end with the test, whose captured streams they hold."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

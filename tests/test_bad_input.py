@@ -147,6 +147,7 @@ RULES = {
     "dynamic.rule.step=0": "greater than 0",
     "dynamic.rule.step=-0.1": "greater than 0",
     "dynamic.rule.step=0.3": "divide",
+    "dynamic.rule.step=1e-12": "steps from low to high, of 10000 allowed",
     "dynamic.rule.solver=newton": "exact, grid",
     "dynamic.rule.experts=one": "one_at_a_time, joint",
 }

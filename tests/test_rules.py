@@ -44,9 +44,7 @@ def loss_by_definition(base, experts, antiexpert, weights) -> float:
     base, experts, antiexpert = (np.asarray(x, dtype=np.float64) for x in (base, experts, antiexpert))
     p, q = log_softmax(base), log_softmax(antiexpert)
     fused = log_softmax(base + sum(w * (e - antiexpert) for w, e in zip(weights, experts, strict=True)))
-    return sum(
-        (kl(fused, p) - kl(q_t, q)) ** 2 + (kl(p, fused) - kl(q, q_t)) ** 2 for q_t in map(log_softmax, experts)
-    )
+    return sum((kl(fused, p) - kl(q_t, q)) ** 2 + (kl(p, fused) - kl(q, q_t)) ** 2 for q_t in map(log_softmax, experts))
 
 
 def published(base, experts, antiexpert) -> tuple[float, ...]:

@@ -33,12 +33,19 @@ def jobs(
     searched = [] if more is None else [f"hydra.searchpath=[file://{Path(more).absolute()}]"]
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         for number, job in enumerate(_swept(overrides) if sweep else [list(overrides)]):
-            config = compose(name, [*job, *searched], return_hydra_config=True)
+            config = _composed(name, [*job, *searched])
             with open_dict(config):
                 config.hydra.job.num, config.hydra.job.id = number, str(number)
                 config.hydra.runtime.output_dir = "${hydra.run.dir}"
             HydraConfig.instance().set_config(config)
             yield job, config
+
+
+def _composed(name: str, overrides: list[str]) -> DictConfig:
+    try:
+        return compose(name, overrides, return_hydra_config=True)
+    except (TypeError, AttributeError, AssertionError) as error:  # Hydra trusts that choices are names
+        raise UserError(f"cannot compose a configuration from {' '.join(overrides)}: {error}") from error
 
 
 def check_hydra(config: DictConfig) -> None:

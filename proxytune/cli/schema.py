@@ -152,7 +152,7 @@ def _path(location: tuple[int | str, ...], values: Any) -> list[int | str]:
     """The part of pydantic's location that lies in `values`: it goes on to name branches of unions."""
     path: list[int | str] = []
     for part in location:
-        if not isinstance(values, Mapping | list):
+        if not isinstance(values, Mapping | list) or (isinstance(values, list) and isinstance(part, str)):
             break
         path.append(part)
         inside = part in values if isinstance(values, Mapping) else isinstance(part, int)
@@ -182,5 +182,5 @@ def _allowed(model: type[Strict]) -> dict[str, str]:
 
 
 def _short(value: object, width: int = 60) -> str:
-    text = "null" if value is None else str(value)
+    text = "null" if value is None else str(value) or "''"
     return text if len(text) <= width else text[: width - 3] + "..."
