@@ -1,7 +1,7 @@
 """A compact training loop for models that train in seconds: packed pretraining, and tuning on answers only.
 
-Real models are tuned by trl's trainer (`tune.py`). This loop is for the miniature, where every second counts and equal
-seeds must give equal weights: on its two models, `transformers.Trainer` takes 5 to 15 % more CPU time.
+Real models are tuned by trl's trainer (`sft.py`). This loop is for the miniature, whose models are as small as the
+trainer's own work for each step: on them, `transformers.Trainer` takes 5 to 15 % more CPU time.
 
 Shapes: B sequences, T tokens.
 """
