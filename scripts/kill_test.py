@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -47,6 +47,7 @@ FORK = multiprocessing.get_context("fork")
 EXPERTS = ("trivia", "tqa")
 ITEMS, BLOCK = 6, 2
 PHASES = ("other", "load", "prefill", "decode", "scoring", "storing", "reporting")
+TOO_LATE = "after the end"
 
 
 class Watch:
@@ -208,8 +209,23 @@ def kill_at(process: Any, watch: Watch, phase: str, entry: int, delay: float) ->
     return PHASES[watch.now.value] if process.exitcode == -signal.SIGKILL else None
 
 
-def run(trials: int, seed: int, folder: Path) -> int:
-    """The number of trials that went wrong."""
+class Report(NamedTuple):
+    """What came of the kills."""
+
+    total: int
+    """Answers of a whole run."""
+    died: Counter[str]
+    """In which phase how many runs died."""
+    kept: int
+    """Answers that were in the store when their run died, of all trials."""
+    recomputed: int
+    """Those of them that the run computed again after its restart."""
+    wrong: list[str]
+    """Trials with anything recomputed, missing or different, each in a line."""
+
+
+def run(trials: int, seed: int, folder: Path) -> Report:
+    """Kills and restarts `trials` runs in `folder`. To be called in a process of its own: it marks our functions."""
     world, watch, rng = World(folder), watched(), random.Random(seed)
     board.BLOCK = BLOCK
     proxytune(world.command)  # imports whatever is imported late
@@ -224,8 +240,7 @@ def run(trials: int, seed: int, folder: Path) -> int:
     shares = ", ".join(f"{name} {s:.3f} s in {n}" for name, s, n in zip(PHASES, seconds, entries, strict=True))
     print(f"uninterrupted: {total} answers, {length:.2f} s ({shares})", flush=True)
 
-    died: Counter[str] = Counter()
-    kept_answers = recomputed = wrong = 0
+    report = Report(total, Counter(), 0, 0, [])
     for trial in range(trials):
         world.clear()
         watch.reset()
@@ -233,23 +248,27 @@ def run(trials: int, seed: int, folder: Path) -> int:
         number = PHASES.index(phase)
         entry = rng.randint(1, entries[number]) if entries[number] else 0
         delay = rng.uniform(0, seconds[number] / max(entries[number], 1))
-        died[kill_at(world.start(), watch, phase, entry, delay) or "after the end"] += 1
+        report.died[kill_at(world.start(), watch, phase, entry, delay) or TOO_LATE] += 1
         kept = world.stored()
         world.finish()
-        answers = world.answers()
+        answers, results = world.answers(), world.results()
         again = kept - answers["from_store"]
-        kept_answers, recomputed = kept_answers + kept, recomputed + again
-        differing = sorted(name for name, content in world.results().items() if whole.get(name) != content)
-        if again or answers["computed"] != total - kept or differing or world.results().keys() != whole.keys():
-            wrong += 1
-            print(f"trial {trial}: {kept} kept, {dict(answers)}, differing: {differing}", flush=True)
+        report = report._replace(kept=report.kept + kept, recomputed=report.recomputed + again)
+        differing = sorted(name for name in whole.keys() | results.keys() if whole.get(name) != results.get(name))
+        if again or answers["computed"] != total - kept or differing:
+            report.wrong.append(f"trial {trial}: {kept} kept, {dict(answers)}, differing: {differing}")
         if sys.stderr.isatty():
             print(f"\r{trial + 1} of {trials}", end="", file=sys.stderr)
-    deaths = ", ".join(f"{name} {died[name]}" for name in (*PHASES, "after the end") if died[name])
+    return report
+
+
+def show(report: Report) -> None:
+    trials = report.died.total()
+    deaths = ", ".join(f"{name} {report.died[name]}" for name in (*PHASES, TOO_LATE) if report.died[name])
+    print(*report.wrong, sep="\n", end="\n" if report.wrong else "")
     print(f"{trials} kills ({deaths})")
-    print(f"finished answers at death: {kept_answers} of {trials * total}; recomputed: {recomputed}")
-    print(f"trials whose results differ from the uninterrupted run's: {wrong}")
-    return wrong
+    print(f"finished answers at death: {report.kept} of {trials * report.total}; recomputed: {report.recomputed}")
+    print(f"trials whose results differ from the uninterrupted run's: {len(report.wrong)}")
 
 
 if __name__ == "__main__":
@@ -258,4 +277,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        sys.exit(1 if run(given.trials, given.seed, Path(temporary)) else 0)
+        outcome = run(given.trials, given.seed, Path(temporary))
+    show(outcome)
+    sys.exit(1 if outcome.wrong else 0)
