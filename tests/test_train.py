@@ -32,19 +32,38 @@ def test_only_the_answer_and_its_end_carry_the_loss(small):
         assert learnt[-1] == tokenizer.eos_token_id
 
 
-def test_first_loss_is_the_cross_entropy_of_the_answers(small, tmp_path):
+@pytest.mark.parametrize("prompt_loss", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("device_batch", [1, 3])
+def test_first_loss_is_the_weighted_cross_entropy_of_the_step(small, tmp_path, prompt_loss, device_batch):
     model, tokenizer = small
-    rows = encode(tokenizer, EXAMPLES, 100)
-    total = count = 0
+    total = weights = 0.0
     with torch.no_grad():
-        for row in rows:  # one at a time, without padding
-            log_p = model(torch.tensor([row["input_ids"]])).logits[0].float().log_softmax(-1)
-            for position, label in enumerate(row["labels"][1:]):
-                if label != -100:
-                    total -= log_p[position, label].item()
-                    count += 1
-    card = tune(model, tokenizer, EXAMPLES, tmp_path, Tuning(method="full", max_steps=1, batch=3, device_batch=3))
-    assert card["final_loss"] == pytest.approx(total / count, rel=1e-3)
+        for prompt, answer in EXAMPLES:  # one at a time, without padding
+            start = len(tokenizer(prompt)["input_ids"])
+            tokens = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
+            log_p = model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
+            for position in range(1, len(tokens)):
+                weight = 1.0 if position >= start else prompt_loss
+                total -= weight * log_p[position - 1, tokens[position]].item()
+                weights += weight
+    how = Tuning(method="full", max_steps=1, batch=3, device_batch=device_batch, prompt_loss=prompt_loss)
+    card = tune(model, tokenizer, EXAMPLES, tmp_path, how)
+    assert card["final_loss"] == pytest.approx(total / weights, rel=1e-5)
+
+
+def test_the_step_does_not_depend_on_what_it_is_divided_into(small, tmp_path):
+    """Examples of unlike lengths: a mean of the passes' means would be another step."""
+    states = []
+    for device_batch in (1, 3):
+        tokenizer = tiny.tiny_tokenizer()
+        model = tiny.tiny_llama(len(tokenizer), seed=3)
+        how = Tuning(method="full", max_steps=2, batch=3, device_batch=device_batch, prompt_loss=0.3, learning_rate=0.01)
+        tune(model, tokenizer, EXAMPLES, tmp_path / str(device_batch), how)
+        states.append(model.state_dict())
+    untrained = tiny.tiny_llama(len(tiny.tiny_tokenizer()), seed=3).state_dict()
+    for name, weight in states[0].items():
+        torch.testing.assert_close(weight, states[1][name], rtol=1e-3, atol=1e-4)
+    assert any((weight - untrained[name]).abs().max() > 1e-3 for name, weight in states[0].items())
 
 
 def test_examples_that_do_not_fit_are_left_out_and_counted(small, tmp_path):
@@ -76,6 +95,12 @@ def test_an_adapter_switched_on_is_the_merged_model(small, tmp_path):
     merged = expert.model.merge_and_unload()(tokens).logits[0, -1, : len(switched)]
     torch.testing.assert_close(switched, merged, rtol=1e-4, atol=1e-4)
     assert (switched - untouched).abs().max() > 0.1, "the adapter learnt nothing"
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_the_prompt_weight_is_a_finite_number_from_0(weight):
+    with pytest.raises(ValueError, match=r"training\.prompt_loss is"):
+        Tuning(prompt_loss=weight)
 
 
 def test_batch_must_be_whole_device_batches():

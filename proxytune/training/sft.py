@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,9 @@ class Tuning:
     weight_decay: float = 0.0
     warmup_ratio: float = 0.04
     """Share of the steps in which the learning rate rises."""
+    prompt_loss: float = 0.0
+    """Weight of the loss on the prompt's tokens, the answer's being 1; 0, as in the papers: loss on the answer only. A
+    small weight keeps an expert a good model of its own prompts."""
     max_length: int = 2048
     """Longest example in tokens, prompt and answer; longer ones are left out and counted."""
     lora_rank: int = 64
@@ -52,6 +56,8 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.method not in ("lora", "full"):
             raise ValueError(f"training.method is {self.method!r}; allowed: lora, full")
+        if not 0 <= self.prompt_loss < math.inf:
+            raise ValueError(f"training.prompt_loss is {self.prompt_loss}; it is a weight from 0, finite")
         if self.device_batch < 1 or self.batch % self.device_batch:
             raise ValueError(
                 f"training.device_batch is {self.device_batch}; it must divide training.batch ({self.batch})"
@@ -71,9 +77,10 @@ def tune(
     Raises UserError when no example fits into `max_length`.
     """
     from peft import LoraConfig
-    from trl import SFTTrainer
 
-    dataset = encode(tokenizer, examples, tuning.max_length)
+    from proxytune.training.trainer import WeightedCollator, WeightedTrainer
+
+    dataset = encode(tokenizer, examples, tuning.max_length, tuning.prompt_loss)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     adapter = LoraConfig(
@@ -83,9 +90,10 @@ def tune(
         target_modules=LORA_TARGETS,
         task_type="CAUSAL_LM",
     )
-    trainer = SFTTrainer(
+    trainer = WeightedTrainer(
         model=model,
         args=_arguments(tuning, folder),
+        data_collator=WeightedCollator(tokenizer.pad_token_id),
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=adapter if tuning.method == "lora" else None,
@@ -110,11 +118,17 @@ def tune(
     return card
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[tuple[str, str]], max_length: int) -> Dataset:
-    """Token ids and labels (−100 on the prompt) of each example that fits, ended by the end-of-sequence token."""
+def encode(
+    tokenizer: PreTrainedTokenizerBase, examples: Sequence[tuple[str, str]], max_length: int, prompt_loss: float = 0.0
+) -> Dataset:
+    """Token ids, labels and weights of each example that fits, ended by the end-of-sequence token.
+
+    The weight of a token's loss is 1 on the answer and its end, and `prompt_loss` on the prompt; a label is the token,
+    or −100 where the weight is 0.
+    """
     from datasets import Dataset
 
-    rows = [_encode_one(tokenizer, prompt, answer) for prompt, answer in examples]
+    rows = [_encode_one(tokenizer, prompt, answer, prompt_loss) for prompt, answer in examples]
     fitting = [row for row in rows if len(row["input_ids"]) <= max_length]
     if not fitting:
         raise UserError(f"none of the {len(rows)} training examples fits into training.max_length={max_length} tokens")
@@ -123,13 +137,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[tuple[str, str
     return Dataset.from_list(fitting)
 
 
-def _encode_one(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> dict[str, list[int]]:
+def _encode_one(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float) -> dict[str, list]:
     # Tokenised together, as lm-eval tokenises a context with its continuation, so that the boundary is the same.
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    whole = tokenizer(prompt + answer)["input_ids"]
-    ids = [*whole, tokenizer.eos_token_id]
-    labels = [-100] * len(prompt_ids) + ids[len(prompt_ids) :]
-    return {"input_ids": ids, "labels": labels}
+    ids = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
+    start = len(tokenizer(prompt)["input_ids"])
+    weights = [prompt_loss] * start + [1.0] * (len(ids) - start)
+    labels = [token if weight else -100 for token, weight in zip(ids, weights, strict=True)]
+    return {"input_ids": ids, "labels": labels, "weights": weights}
 
 
 def _arguments(tuning: Tuning, folder: Path):
