@@ -155,16 +155,18 @@ class World:
         for path in self.folder.glob("answers.sqlite*"):
             path.unlink()
 
-    def start(self) -> Any:
-        process = FORK.Process(target=self._run)
+    def start(self, before: Callable[[], object] = lambda: None) -> Any:
+        """The run in a process of its own, which calls `before` first; what it says is in the file `log`."""
+        process = FORK.Process(target=self._run, args=(before,))
         process.start()
         return process
 
-    def _run(self) -> None:
+    def _run(self, before: Callable[[], object]) -> None:
         log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         try:
+            before()
             status = proxytune(self.command)
         except BaseException:
             traceback.print_exc()

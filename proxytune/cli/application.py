@@ -122,12 +122,13 @@ def _clear(folder: Path) -> None:
 @contextmanager
 def _as_hydra_application(command: str, arguments: Sequence[str]) -> Iterator[None]:
     """Hydra reads `sys.argv`, and passes exceptions on, instead of printing and exiting, if HYDRA_FULL_ERROR is set."""
-    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    argv, full_error, raising = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), logging.raiseExceptions
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"proxytune {command}", *arguments], "1"
+    logging.raiseExceptions = False  # a log file on a full disk; what matters fails with a line of its own
     try:
         yield
     finally:
-        sys.argv = argv
+        sys.argv, logging.raiseExceptions = argv, raising
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

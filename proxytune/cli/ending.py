@@ -11,13 +11,18 @@ from proxytune.errors import UserError
 
 
 @contextmanager
-def stop_hint(store: str | None) -> Iterator[None]:
-    """A Ctrl-C within says how to go on."""
+def resume_hint(store: str | None) -> Iterator[None]:
+    """A Ctrl-C within says how to go on, and so does a bug's traceback."""
+    kept = "nothing was kept (store=null)" if store is None else f"the same command goes on from {store}"
     try:
         yield
     except KeyboardInterrupt as stop:
-        kept = "nothing was kept (store=null)" if store is None else f"the same command goes on from {store}"
         raise KeyboardInterrupt(kept) from stop
+    except UserError:
+        raise
+    except Exception as bug:
+        bug.add_note(f"This is an error of the program, not of its input; {kept}.")
+        raise
 
 
 def check_failures(record: Mapping[str, Any], output_dir: Path) -> None:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from proxytune.drafts import cannot_write
 from proxytune.errors import UserError, unknown_name
 
 
@@ -24,8 +25,8 @@ def explain(error: Exception) -> Exception:
             return _unknown_key(cause)
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return UserError(f"{cause.full_key or 'configuration'}: {_first_line(cause)}")
-        case OSError(filename=str(file)) if not isinstance(error, HydraException):
-            return UserError(f"output: cannot write to {file}: {error.strerror}")
+        case OSError() if not isinstance(error, HydraException):
+            return UserError(f"output: {cannot_write(error.filename or 'the notes on the run', error)}")
         case YAMLError():
             return UserError(f"a configuration file is not valid YAML: {error}")
         case HydraException() | OmegaConfBaseException() | ValueError():

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from proxytune.cli import application, build, schema, secrets
-from proxytune.cli.ending import check_failures, stop_hint
+from proxytune.cli.ending import check_failures, resume_hint
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,7 +48,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
 
     from proxytune import experiment, reporting
 
-    with stop_hint(settings.store):
+    with resume_hint(settings.store):
         record = experiment.run(
             build.build(settings.models),
             tasks,
@@ -64,8 +64,8 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
             # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
             config={**secrets.resolved(config), "experiment": HydraConfig.get().runtime.choices.get("experiment")},
         )
-    reporting.write(record, output_dir)
-    reporting.show(record)
+        reporting.write(record, output_dir)
+        reporting.show(record)
     print(f"Results: {output_dir}")
     check_failures(record, output_dir)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from proxytune.drafts import draft_of, whole_file
 from proxytune.errors import UserError
 
 
@@ -20,8 +18,9 @@ def make_output_folder(path: Path) -> None:
     """Makes the folder; raises UserError if no file can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path):
-            pass
+        draft = draft_of(path / "results.json")
+        draft.touch()
+        draft.unlink()
     except OSError as error:
         raise UserError(f"output={path}: cannot write there ({error.strerror}); choose another folder") from error
 
@@ -29,32 +28,15 @@ def make_output_folder(path: Path) -> None:
 def write_json(path: Path, record: Mapping[str, Any]) -> Any:
     """Indented JSON without NaN: undefined numbers are null. Returns what reading the file gives."""
     text = _json(record, indent=2)
-    with _whole(path) as file:
+    with whole_file(path) as file:
         file.write(text + "\n")
     return json.loads(text)
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with _whole(path) as file:
+    with whole_file(path) as file:
         for row in rows:
             file.write(_json(row) + "\n")
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[str]]:
-    """A file beside `path` that takes its place once it is complete and on disk."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _json(value: Any, indent: int | None = None) -> str:

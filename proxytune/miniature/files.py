@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from proxytune.drafts import cannot_write, discard, draft_of, is_full
+
 
 def write_once(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder of another name, then rename it to `target`; nothing happens where `target` exists."""
+    """Let `write` fill a folder of another name, then rename it to `target`; nothing happens where `target` exists.
+
+    Raises UserError when the disk is full.
+    """
     if target.exists():
         return
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    draft = draft_of(target)
+    draft.mkdir(parents=True)
     try:
-        write(partial)
-        partial.rename(target)
-    except OSError:
-        if not target.exists():
-            raise  # else another process was faster and wrote the same
+        write(draft)
+        draft.rename(target)
+    except (OSError, SafetensorError) as error:
+        if target.exists():
+            return  # another process was faster and wrote the same
+        if is_full(error):
+            raise cannot_write(target, error) from error
+        raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(draft)

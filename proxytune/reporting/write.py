@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from proxytune.drafts import whole_file
 from proxytune.reporting.markdown import markdown
 from proxytune.reporting.tables import Record
 from proxytune.reporting.tidy import tidy
 
 
 def write(record: Record, folder: str | Path) -> None:
-    """Writes `table.md` and `results.csv` into `folder`."""
-    folder = Path(folder)
-    (folder / "table.md").write_text(markdown(record), encoding="utf-8")
-    tidy(record).to_csv(folder / "results.csv", index=False)
+    """Writes `table.md` and `results.csv` into `folder`, each whole or not at all; raises UserError if it cannot."""
+    files = {"table.md": markdown(record), "results.csv": tidy(record).to_csv(index=False)}
+    for name, text in files.items():
+        with whole_file(Path(folder) / name) as file:
+            file.write(text)
