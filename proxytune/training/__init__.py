@@ -1,5 +1,6 @@
 """Tuning: trl and peft for real models (`sft`), a compact loop for models that train in seconds (`loop`)."""
 
-from proxytune.training.sft import Tuning, tune
+from proxytune.training.recipe import Recipe, Tuning
+from proxytune.training.sft import tune
 
-__all__ = ["Tuning", "tune"]
+__all__ = ["Recipe", "Tuning", "tune"]

@@ -1,4 +1,4 @@
-"""trl's SFT trainer with a weight for every token's loss.
+"""trl's SFT trainer with a weight for every token's loss, and checkpoints that are complete or absent.
 
     loss of an optimiser step = sum of w_i * ce_i / sum of w_i    over all tokens i of its examples
 
@@ -7,12 +7,16 @@ whatever the step is divided into: forward passes, devices.
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from proxytune.training import folder as files
 
 
 class WeightedCollator(DataCollatorForLanguageModeling):
@@ -27,14 +31,26 @@ class WeightedCollator(DataCollatorForLanguageModeling):
 
 
 class WeightedTrainer(SFTTrainer):
-    """SFTTrainer on examples with a `weights` column beside `input_ids` and `labels`."""
+    """SFTTrainer on examples with a `weights` column beside `input_ids` and `labels`; writes into `args.output_dir`.
+
+    Its log says after how many seconds and tokens each step was done, those before an interruption included.
+    """
 
     loss_is_scaled_for_ga = True  # the loss of every forward pass is a share of the whole step's
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.folder = Path(self.args.output_dir)
+        self._began = time.perf_counter()
+        self._tokens = 0
+        self._earlier: dict[str, Any] | None = None
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The sum of the weights of an optimiser step, over all its forward passes and devices."""
-        total = torch.stack([batch["weights"][:, 1:].sum() for batch in batch_samples]).sum()
-        return self.accelerator.gather(total.to(device)).sum()
+        parts = [torch.stack([b["weights"][:, 1:].sum(), b["attention_mask"].sum()]) for b in batch_samples]
+        weights, tokens = self.accelerator.gather(torch.stack(parts).sum(0).to(device)).view(-1, 2).sum(0)
+        self._tokens += int(tokens)
+        return weights
 
     def compute_loss(
         self,
@@ -47,3 +63,27 @@ class WeightedTrainer(SFTTrainer):
         weights = inputs.pop("weights")[:, 1:]
         log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs  # [B, T-1], 0 where unlabelled
         return -(log_probs * weights).sum() / num_items_in_batch * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._earlier is None:
+            history = self.state.log_history
+            self._earlier = history[-1] if history else {"seconds": 0.0, "tokens": 0}
+        logs["seconds"] = self._earlier["seconds"] + time.perf_counter() - self._began
+        logs["tokens"] = self._earlier["tokens"] + self._tokens
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is written at the end, by `tune`."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where checkpoints are drafted."""
+        return str(self.folder / files.UNFINISHED / files.DRAFT)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        draft = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        with files.writing(self.folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                files.keep(draft, self.folder)
+        self.accelerator.wait_for_everyone()

@@ -1,0 +1,113 @@
+"""What decides the weights that a training ends with, and how two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a model is tuned; the defaults are the LoRA recipe of Liu et al. 2024 (arXiv 2401.08565)."""
+
+    method: str = "lora"
+    """"lora" writes an adapter over the model; "full" writes a whole model."""
+    epochs: float = 2.0
+    """Passes over the examples; has no effect when `max_steps` is set."""
+    max_steps: int | None = None
+    """Stop after this many optimiser steps."""
+    batch: int = 128
+    """Examples per optimiser step, over all devices."""
+    device_batch: int = 4
+    """Examples per forward pass on one device; must divide `batch`."""
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.04
+    """Share of the steps in which the learning rate rises."""
+    prompt_loss: float = 0.0
+    """Weight of the loss on the prompt's tokens, the answer's being 1; 0, as in the papers: loss on the answer only. A
+    small weight keeps an expert a good model of its own prompts."""
+    max_length: int = 2048
+    """Longest example in tokens, prompt and answer; longer ones are left out and counted."""
+    lora_rank: int = 64
+    """Has no effect when method is "full"; so do the next two."""
+    lora_alpha: int = 16
+    lora_dropout: float = 0.1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 0
+    checkpoint_steps: int | None = 100
+    """Optimiser steps between two checkpoints, from which a training that was stopped goes on; None: no checkpoints."""
+
+    LORA: ClassVar = ("lora_rank", "lora_alpha", "lora_dropout")
+
+    def __post_init__(self) -> None:
+        if self.method not in ("lora", "full"):
+            raise ValueError(f"training.method is {self.method!r}; allowed: lora, full")
+        for name, needed, allowed in self._ranges():
+            if not allowed:
+                raise ValueError(f"training.{name} is {getattr(self, name)}; it is {needed}")
+        if self.batch % self.device_batch:
+            raise ValueError(
+                f"training.device_batch is {self.device_batch}; it must divide training.batch ({self.batch})"
+            )
+
+    def _ranges(self) -> Iterator[tuple[str, str, bool]]:
+        """(field, what it may be, whether it is); comparisons are such that NaN is refused."""
+        infinite = float("inf")
+        for name in ("batch", "device_batch", "max_length", "lora_rank", "lora_alpha"):
+            yield name, "an integer from 1", getattr(self, name) >= 1
+        for name in ("max_steps", "checkpoint_steps"):
+            yield name, "an integer from 1, or null", getattr(self, name) is None or getattr(self, name) >= 1
+        for name in ("epochs", "learning_rate"):
+            yield name, "a number above 0, finite", 0 < getattr(self, name) < infinite
+        for name in ("weight_decay", "prompt_loss"):
+            yield name, "a weight from 0, finite", 0 <= getattr(self, name) < infinite
+        for name in ("warmup_ratio", "lora_dropout"):
+            yield name, "a share from 0 and below 1", 0 <= getattr(self, name) < 1
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """The fields that have an effect on the weights."""
+        idle = {"checkpoint_steps"}
+        idle |= set(self.LORA) if self.method == "full" else set()
+        idle |= {"max_steps"} if self.max_steps is None else {"epochs"}
+        return {name: value for name, value in asdict(self).items() if name not in idle}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A tuning, the examples and the model to start from: the same recipe ends, on one CPU, with the same bytes."""
+
+    tuning: Tuning
+    examples: Sequence[tuple[str, str]] = field(repr=False)
+    """(prompt, answer)."""
+    start: str = ""
+    """The identity of the model to start from (`proxytune.models.files.identity`); empty: not known."""
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        text = json.dumps([list(example) for example in self.examples])
+        data = f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        return {"tuning": self.tuning.decisive, "data": data, "start": self.start}
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """What differs from the facts of another recipe, each as a phrase."""
+        ours, theirs = self.facts["tuning"], other["tuning"]
+        said = [
+            f"training.{name} was {theirs.get(name)} and is {ours.get(name)}"
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
+        ]
+        for name, words in (("data", "the training examples differ"), ("start", "the model to start from differs")):
+            if self.facts[name] != other[name]:
+                said.append(words)
+        return said
