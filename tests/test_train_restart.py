@@ -27,7 +27,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["pytest", "proxytune.training.trainer", "proxytune.models.ensemble", "transformers.models.llama.modeling_llama"]
 )
-WORDS = "the cat sat on a mat and the dog ran to a tree".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "the", "dog", "ran", "to", "a", "tree"]
 EXAMPLES = [(" ".join(WORDS[: 3 + i % 5]), " " + " ".join(WORDS[i % 7 :])) for i in range(10)]
 LORA = Tuning(
     epochs=3, batch=4, device_batch=2, learning_rate=0.01, lora_rank=4, lora_dropout=0.3, checkpoint_steps=2, seed=7
@@ -87,8 +87,16 @@ def kill_after_naming(step: int = 4) -> None:
 
 
 def kill_while_finishing() -> None:
-    replace, moved = os.replace, []
-    folder.os.replace = lambda *files: (replace(*files), moved.append(files), len(moved) == 2 and _die())
+    """After the second file of the model is in its place."""
+    replace, moved = Path.replace, []
+
+    def replace_and_count(file: Path, target: Path) -> None:
+        replace(file, target)
+        moved.extend([target] if target.parent.name == "trained" else [])
+        if len(moved) == 2:
+            _die()
+
+    Path.replace = replace_and_count
 
 
 def _die(*_: object) -> None:

@@ -77,7 +77,7 @@ def finish(folder: Path, draft: Path, card: Mapping[str, Any], text: str) -> Non
     (draft / "README.md").write_text(text, encoding="utf-8")
     for file in sorted(draft.iterdir()):
         _to_disk(file)
-        os.replace(file, folder / file.name)
+        file.replace(folder / file.name)
     _write(folder / RECIPE, card)
     shutil.rmtree(folder / UNFINISHED)
 

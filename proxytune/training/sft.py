@@ -37,11 +37,10 @@ def tune(
     """Tune `model` on (prompt, answer) pairs and write a Hugging Face folder (or adapter folder) with its recipe.
 
     Returns what `recipe.json` in the folder holds: the recipe and its hash, counts of examples used and left out,
-    losses, times, and `provenance`. A training that was stopped goes on from its last checkpoint in the folder; one that
-    is finished is not done again. `start` is the identity of `model`; other arguments than those that an unfinished
-    training began with are refused, as far as they are known.
-    Raises UserError: no example fits into `max_length`, the batch cannot be divided among the devices, the folder holds
-    another training, the disk takes no more (the last checkpoint stays).
+    losses, times, and `provenance`. A training that was stopped goes on from its last checkpoint in the folder; one
+    that is finished is not done again. `start` is the identity of `model`.
+    Raises UserError: no example fits, the batch cannot be divided among the devices, the folder holds another training
+    or anything else, the disk takes no more (the last checkpoint stays).
     """
     recipe = Recipe(tuning, examples, start)
     if (found := files.finished(folder, recipe)) is not None:
@@ -59,7 +58,7 @@ def tune(
     with files.writing(folder):
         trainer.save_model(str(draft))
         if trainer.args.should_save:
-            files.finish(folder, draft, card, readme(card, model.name_or_path))
+            files.finish(folder, draft, card, readme(card, str(model.name_or_path)))
     trainer.accelerator.wait_for_everyone()
     return card
 

@@ -36,11 +36,12 @@ class WeightedTrainer(SFTTrainer):
     Its log says after how many seconds and tokens each step was done, those before an interruption included.
     """
 
-    loss_is_scaled_for_ga = True  # the loss of every forward pass is a share of the whole step's
+    # The loss of every forward pass is a share of the whole step's.
+    loss_is_scaled_for_ga = True  # type: ignore[assignment]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.folder = Path(self.args.output_dir)
+        self.folder = Path(str(self.args.output_dir))
         self._began = time.perf_counter()
         self._tokens = 0
         self._earlier: dict[str, Any] | None = None
@@ -57,10 +58,11 @@ class WeightedTrainer(SFTTrainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """This forward pass's share of the step's loss. The gradients of devices are averaged, hence the factor."""
         weights = inputs.pop("weights")[:, 1:]
+        assert num_items_in_batch is not None
         log_probs = model(**inputs, use_cache=False, fused_lm_head=True).log_probs  # [B, T-1], 0 where unlabelled
         return -(log_probs * weights).sum() / num_items_in_batch * self.accelerator.num_processes
 
