@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        line = " ".join(str(error).split())
+        from proxytune.cli.secrets import hidden
+
+        line = " ".join(hidden(str(error)).split())
         # An argument need not be valid Unicode.
         print("proxytune:", line.encode(errors="backslashreplace").decode(), file=sys.stderr)
         return 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,6 +20,8 @@ from proxytune.errors import UserError
 
 OWN = ("hydra._internal.core_plugins.", "hydra_plugins.", "logging.", "colorlog.")
 """What Hydra may build for itself: launchers, sweepers and log handlers, no callbacks of others."""
+BUILDING = ("_target_", "()", "class", "queue", "listener")
+"""Keys whose value Hydra or logging finds by its name and calls."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
@@ -53,9 +57,20 @@ def check_hydra(config: DictConfig) -> None:
     for key, value in texts(config):
         if not key.startswith("hydra."):
             continue
-        builds = key.rpartition(".")[2] in ("_target_", "()", "class")
-        if (builds and not value.startswith(OWN)) or (value.startswith("ext://") and value not in STREAMS):
+        builds = key.rpartition(".")[2] in BUILDING
+        if (builds and not _is_own(value)) or (value.startswith("ext://") and value not in STREAMS):
             raise UserError(f"{key}={value} is not allowed: Hydra itself may build only {', '.join(OWN)}...")
+
+
+def _is_own(name: str) -> bool:
+    """Whether `name` is that of a class at home in `OWN`, not only reachable there (logging.os.system)."""
+    if not name.startswith(OWN):
+        return False
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return inspect.isclass(found) and f"{found.__module__}.".startswith(OWN)
 
 
 def _swept(overrides: Sequence[str]) -> Iterator[list[str]]:

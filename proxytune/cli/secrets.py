@@ -18,8 +18,12 @@ from omegaconf.resolvers import oc
 from proxytune.errors import UserError
 
 MASK = "***"
+SHORTEST = 6
+"""Shorter values of the environment are no secrets, but would be found in every text."""
 WORDS = {"token", "key", "apikey", "secret", "password", "passwd", "credential", "credentials"}
 """What a name has in it that names a secret."""
+TOKENS = re.compile(r"\b(?:hf|api_org|gh[pousr])_[A-Za-z0-9]{30,}\b|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
+"""Secrets that show by their form: access tokens of the hub and others, a name and password in an address."""
 
 
 def check(config: DictConfig) -> None:
@@ -28,6 +32,11 @@ def check(config: DictConfig) -> None:
         # Hydra's notes of the command line are kept as they were typed.
         if key.startswith(("hydra.overrides.", "hydra.job.override_dirname")):
             continue
+        if TOKENS.search(value):
+            raise UserError(
+                f"{key} holds an access token in plain text, which would be kept with the results: log in with "
+                "`hf auth login`, or put it into the environment variable HF_TOKEN"
+            )
         if is_secret(key.rpartition(".")[2]):
             if value and "${oc.env:" not in value:
                 raise UserError(
@@ -43,6 +52,14 @@ def check(config: DictConfig) -> None:
 def is_secret(name: str) -> bool:
     """Whether `name` is that of a secret: HF_TOKEN, api_key or password, not missing_tokens or tokenizer."""
     return not WORDS.isdisjoint(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def hidden(text: str) -> str:
+    """`text` without what looks like a secret, and without the values of environment variables that are called one."""
+    for name, value in os.environ.items():
+        if is_secret(name) and len(value) >= SHORTEST:
+            text = text.replace(value, MASK)
+    return TOKENS.sub(MASK, text)
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _CONTENT = (
     "vocab.*",
     "merges.txt",
     "*.jinja",
+    "*.py",  # with trust_remote_code
 )
 """The files of a model folder that decide what the model answers."""
 _COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})/")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from proxytune.errors import UserError
 from proxytune.models.chat import ChatPrompt
-from proxytune.models.checking import check, chosen
+from proxytune.models.checking import check, check_sources, chosen
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.files import hub_errors, identity
 from proxytune.models.member import ADAPTERS_OFF, Member
@@ -56,8 +58,10 @@ def load_for_tuning(role: str, source: Source) -> tuple[PreTrainedModel, PreTrai
     """
     if source.adapter is not None or source.quantization is not None:
         raise UserError(f"{role}: training starts from plain weights, without an adapter or a quantisation config.")
-    check(FamilySpec(base=source), ["base"])
+    check_sources({role: source})
     tokenizer = load_tokenizers({role: source})[role]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and source.device_map is None:
+        source = replace(source, device_map="cpu")  # the trainer moves it to the device of each process
     model = _load_module(role, source)
     return model.requires_grad_(True), tokenizer
 
@@ -209,6 +213,11 @@ def _one_line(role: str, source: Source) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{role}: {error}") from error
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error) and not source.trust_remote_code:
+            raise UserError(
+                f"{role}: {source.path!r} needs code that comes with it, which does not run here: "
+                "read that code, and if you trust it set trust_remote_code=true"
+            ) from error
         raise UserError(f"{role}: can't load {source.path!r}: {_first_line(error)}") from error
 
 

@@ -89,7 +89,10 @@ def read(
     folder = _fetch(path, revision)
     if not (folder / "config.json").is_file():
         raise UserError(f"{path!r} is not a saved FusedCausalLM: it has no config.json.")
-    config = config or AutoConfig.from_pretrained(folder)
+    try:
+        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # of a kind that only code beside it knows, say
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: {str(error).splitlines()[0]}") from error
     family = getattr(config, "family", None)
     if config is None or family is None:
         raise UserError(f"{path!r} is not a saved FusedCausalLM: its config.json describes no family.")
