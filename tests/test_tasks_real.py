@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_every_task_loads_real_data_and_knows_its_headline(name: str) -> None:
 
 
 @needs_data
-@pytest.mark.parametrize("name", [name for name in REAL if "mc" not in name and "mmlu" not in name])
+@pytest.mark.parametrize("name", [name for name in REAL if not re.search("mc|mmlu|solution", name)])
 def test_the_reference_as_an_answer_gets_the_full_score(name: str) -> None:
     task = load_task(name, DATA, num_fewshot=0)
     doc = task.eval_docs[0]
@@ -49,6 +51,26 @@ def test_the_reference_as_an_answer_gets_the_full_score(name: str) -> None:
     for text, score in ((f" {gold}", 1.0), ("zzz", 0.0)):
         totals, _ = evaluate(Parrot([text]), load_task(name, DATA, num_fewshot=0), limit=1)
         assert totals[f"{info.metric},{info.filter}"] == score
+
+
+class Coin(Parrot):
+    """Gives every continuation the probability of 30 coins that all fall on one side."""
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        self.prompts = [request.args for request in requests]
+        return [(30 * math.log(0.5), False)] * len(requests)
+
+
+@needs_data
+@pytest.mark.parametrize(("name", "bits"), [("gsm8k_solution_liu2024", None), ("mmlu_answer_fan2024", 30.0)])
+def test_a_reference_is_scored_as_it_is_trained(name: str, bits: float | None) -> None:
+    task = load_task(name, DATA, split=find(name).config["training_split"])
+    totals, _ = evaluate(lm := Coin([]), task, limit=1)
+    trained = training_examples(name, DATA)[0]
+    assert lm.prompts == [trained]
+    assert trained == training_examples(name.replace("_solution", "").replace("_answer", ""), DATA)[0]
+    value = 30 / len(trained[1].encode()) if bits is None else bits
+    assert totals[f"{task_info(task).metric},none"] == pytest.approx(value)
 
 
 def test_styles_of_a_task() -> None:

@@ -126,6 +126,16 @@ def score_subject(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]])
     return {"acc": acc, "acc_macro": (doc["subject"], acc)}
 
 
+def score_bits(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Surprise at the reference answer, in bits: −log₂ of its probability."""
+    return {"bits": -results[0][0] / math.log(2)}
+
+
+def score_solution(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
+    """Bits per UTF-8 byte of `doc["answer"]` and the blank before it; 2 to that power is the perplexity per byte."""
+    return {"bits_per_byte": score_bits(doc, results)["bits"] / len(f" {doc['answer']}".encode())}
+
+
 def mean_over_subjects(values: Sequence[tuple[str, float]]) -> float:
     """The mean over subjects of the mean over a subject's items."""
     subjects: dict[str, list[float]] = {}
