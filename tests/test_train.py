@@ -7,10 +7,15 @@ import json
 import pytest
 import tiny
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from proxytune.cli import main
+from proxytune.cli.application import config_dir
 from proxytune.errors import UserError
-from proxytune.models import FamilySpec, Source, load
+from proxytune.models import FamilySpec, Source, load, memory
 from proxytune.training import Tuning, tune
 from proxytune.training.sft import encode
 
@@ -110,39 +115,150 @@ def test_batch_must_be_whole_device_batches():
         Tuning(batch=4, device_batch=3)
 
 
-def test_the_command_trains_what_a_run_can_take_up(tmp_path, capsys):
+@pytest.fixture
+def command(tmp_path) -> list[str]:
+    """A family of one small model, training data of two tasks, a recipe of one step."""
     small = tmp_path / "small"
     tokenizer = tiny.tiny_tokenizer()
     tiny.tiny_llama(len(tokenizer), seed=3).save_pretrained(small)
     tokenizer.save_pretrained(small)
-    data = tmp_path / "data" / "gsm8k"
-    data.mkdir(parents=True)
-    row = json.dumps({"question": "the cat sat on 1 mat and 2 mats?", "answer": "1 and 2 is 3\n#### 3"})
-    (data / "train.jsonl").write_text(f"{row}\n" * 2)
-    (data / "test.jsonl").write_text(f"{row}\n")
-    common = [f"models.base.path={small}", f"models.antiexpert.path={small}", "task=gsm8k"]
-    common += [f"task.data_dir={tmp_path / 'data'}", "models=local"]
-    trained = tmp_path / "trained"
-    recipe = ["training.max_steps=1", "training.batch=2", "training.device_batch=2"]
-    assert main(["train", *common, *recipe, "which=all", f"output={trained}"]) == 0
-    assert "experts gsm8k: 1 steps" in capsys.readouterr().out
-    for what in ("experts", "tuned"):
-        assert (trained / what / "gsm8k" / "adapter_model.safetensors").exists()
+    rows = {
+        "gsm8k/train": {"question": "the cat sat on 1 mat and 2 mats?", "answer": "1 and 2 is 3\n#### 3"},
+        "triviaqa/rc.nocontext_train": {"question": "who sat?", "answer": {"value": "the cat", "aliases": ["the cat"]}},
+    }
+    for name, row in rows.items():
+        file = tmp_path / "data" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{json.dumps(row)}\n" * 2)
+    return [
+        *("train", "models=local", f"models.base.path={small}", f"models.antiexpert.path={small}", "task=gsm8k"),
+        *(f"task.data_dir={tmp_path / 'data'}", f"output={tmp_path / 'trained'}"),
+        *("training.max_steps=1", "training.batch=2", "training.device_batch=2"),
+    ]
+
+
+def card_in(folder) -> dict:
+    return json.loads((folder / "recipe.json").read_text())
+
+
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_the_command_trains_what_a_run_takes_up(command, training, tmp_path, capsys):
+    assert main([*command, f"training={training}", "which=all"]) == 0
+    said = capsys.readouterr().out
+    cards = {what: card_in(tmp_path / "trained" / what / "gsm8k") for what in ("experts", "tuned")}
+    assert "experts gsm8k: trained, 1 steps on 2 examples" in said
+    assert cards["experts"]["libraries"]["trl"]
+    assert cards["experts"]["tokens"] > 0
+    assert "base_model" in (tmp_path / "trained" / "tuned" / "gsm8k" / "README.md").read_text()
+    overrides = said.splitlines()[-1].removeprefix("for proxytune run: ").split()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        models = compose("run", overrides=[*command[1:5], *overrides]).models
+    family = FamilySpec.of(OmegaConf.to_container(models))
+    given = FamilySpec(family.base, family.antiexpert, {"gsm8k": given_source(tmp_path, training)})
+    answers = [load(spec, ["expert:gsm8k"])["expert:gsm8k"].identity for spec in (family, given)]
+    assert answers[0] == answers[1]
+
+    assert main([*command, f"training={training}", "which=all"]) == 0
+    assert "experts gsm8k: already trained" in capsys.readouterr().out
+    assert card_in(tmp_path / "trained" / "tuned" / "gsm8k") == cards["tuned"]
+    assert main([*command, f"training={training}", "which=all", "training.learning_rate=0.3"]) == 1
+    assert "training.learning_rate was" in capsys.readouterr().err
+
+
+def given_source(tmp_path, training: str) -> Source:
+    """The trained expert by its path."""
+    folder = str(tmp_path / "trained" / "experts" / "gsm8k")
+    return Source(folder) if training == "full" else Source(str(tmp_path / "small"), adapter=folder)
+
+
+def test_one_model_for_all_tasks(command, tmp_path, capsys):
+    assert main([*command, "task.names=[gsm8k,triviaqa]", "training=multitask"]) == 0
+    card = card_in(tmp_path / "trained" / "experts" / "multitask")
+    assert card["examples"] == 4
+    assert card["tuning"]["method"] == "full"
+    assert "++models.experts.multitask.path=trained:" in capsys.readouterr().out
+
+
+def test_lm_eval_keeps_quiet_about_training(command, capfd):
+    assert main(command) == 0
+    assert "kwargs" not in "".join(capfd.readouterr())
+
+
+def test_a_trained_model_that_cannot_be_found_is_said(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"unknown trained model 'abc'\. Known: none"):
+        Source("trained:abc")
+    assert main([*command, "which=all"]) == 0
+    one, other = (card_in(tmp_path / "trained" / what / "gsm8k")["recipe"] for what in ("experts", "tuned"))
+    assert one == other, "the family's two models are one"
+    found = Source(f"trained:{one[:6]}")
+    assert found.adapter is not None
+    with pytest.raises(UserError, match="adapter='x' has no effect"):
+        Source(f"trained:{one}", adapter="x")
+    (tmp_path / "cache" / "trained" / f"{one[:-1]}x.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"trained:{one[:6]} is ambiguous: {one[:-1]}"):
+        Source(f"trained:{one[:6]}")
+    with pytest.raises(UserError, match="is damaged"):
+        Source(f"trained:{one[:-1]}x")
+    (tmp_path / "trained").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"was in .*gsm8k, which holds it no longer"):
+        Source(f"trained:{one}")
+
+
+@pytest.mark.parametrize("role", ["base", "antiexpert"])
+def test_the_memory_that_training_needs_is_estimated(family_folders, role, monkeypatch):
+    source = Source(str(family_folders[role]))
+    model = AutoModelForCausalLM.from_pretrained(source.path)
+    full = 4 * model.num_parameters()
+    peft = get_peft_model(model, LoraConfig(r=3, target_modules="all-linear"))
+    adapter = 4 * peft.get_nb_trainable_parameters()[0]
+    for rank, needed in ((None, 4 * full), (3, full + 4 * adapter)):
+        monkeypatch.setattr(memory, "_available", lambda device, needed=needed: needed)
+        memory.check_training_memory(role, source, rank)
+        monkeypatch.setattr(memory, "_available", lambda device, needed=needed: needed - 1)
+        with pytest.raises(UserError, match=rf"{role}: training needs about .* on cpu"):
+            memory.check_training_memory(role, source, rank)
+
+
+def test_a_tuned_model_that_does_not_fit_is_refused_before_the_experts_are_trained(
+    command, family_folders, tmp_path, monkeypatch, capsys
+):
+    large = family_folders["base"]
+    sizes = [memory.weight_bytes(Source(str(path))) for path in (tmp_path / "small", large)]
+    monkeypatch.setattr(memory, "_available", lambda device: 4 * sum(sizes) // 2)
+    given = [*command, f"models.base.path={large}", "training=full", "which=all"]
+    assert main(given) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "tuned: training needs" in error
+    assert not (tmp_path / "trained" / "experts").exists()
+    assert main([*given, "which=experts"]) == 0
 
 
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (["models=local"], "models.antiexpert"),
+        (["models.antiexpert=null"], "models.antiexpert is missing"),
+        (["models.antiexpert.path=???"], "models.antiexpert.path has no value yet"),
+        (["models.antiexpert.path=/no/such/folder"], "antiexpert: no such folder: '/no/such/folder'"),
+        (["models.antiexpert.path=trained:nothing"], "unknown trained model 'nothing'"),
         (["which=expert"], "which=expert is not allowed"),
+        (["multitask=2"], "multitask=2 is not allowed"),
         (["training.epochz=2"], "training.epochs"),
         (["training=liu2024_lara"], "liu2024_lora"),
-        (["training.device_batch=3"], "must divide"),
+        (["training.device_batch=3"], "must divide training.batch (2)"),
+        (["training.prompt_loss=-1"], "training.prompt_loss is -1; it is a weight from 0"),
+        (["training.learning_rate=nan"], "training.learning_rate is nan"),
+        (["training.checkpoint_steps=0"], "training.checkpoint_steps is 0; it is an integer from 1, or null"),
+        (["training.max_length=4"], "none of the 2 training examples fits into 4 tokens"),
+        (["task.names=[truthfulqa_mc]"], "no training split"),
+        (["task.names=[gsm8k]", "task.data_dir=/no/such/folder"], "no folder /no/such/folder"),
+        (["task.names=[gsm9k]"], "gsm8k"),
     ],
 )
-def test_mistakes_take_one_line(bad, says, tmp_path, capsys):
-    given = ["models=smollm2_selfcheck", f"models.base.path={tmp_path}", "task=gsm8k", f"output={tmp_path / 'out'}"]
-    assert main(["train", *given, *bad]) == 1
+def test_mistakes_take_one_line(command, bad, says, capsys, tmp_path):
+    assert main([*command, *bad]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert says in error
+    assert not (tmp_path / "trained" / "experts").exists()

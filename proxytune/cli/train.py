@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from proxytune.cli import application, build, schema
+from proxytune.cli.ending import resume_hint
 from proxytune.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from proxytune.models import Source
+    from proxytune.training import Recipe, Tuning
+
+log = logging.getLogger(__name__)
 
 ROLES = {"experts": "antiexpert", "tuned": "base"}
 """What is trained -> the member of the family that it starts from."""
+MULTITASK = "multitask"
+"""The name of the model that is trained on the examples of all tasks."""
+Pairs = list[tuple[str, str]]
+"""Prompts and answers."""
 
 
 class TrainConfig(schema.Strict):
@@ -25,8 +38,21 @@ class TrainConfig(schema.Strict):
     """a file of conf/training"""
     which: Literal["experts", "tuned", "all"]
     """experts (over the antiexpert), tuned (over the base) or all"""
-    output: str
+    multitask: bool
+    """true: one model on the examples of all tasks; false: one model for each task"""
+    output: schema.FilePath
     """a folder for the trained models"""
+
+
+class Job(NamedTuple):
+    """One model to train."""
+
+    what: str
+    """experts or tuned."""
+    name: str
+    source: Source
+    recipe: Recipe
+    folder: Path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,8 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     return application.compose_and_run("train", check, work, *application.split(arguments))
 
 
-def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Any]:
-    """The settings, (what, source) to start from and the recipe; raises UserError for what is wrong by itself."""
+def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Tuning]:
+    """The settings, (what, source) to start from and the tuning; raises UserError for what is wrong by itself."""
     settings = _settings(config)
     starts = dict(_starts(config, settings.which))
     build.check_targets(settings.training, "training")
@@ -46,24 +72,115 @@ def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Any]:
 
 
 def work(config: DictConfig, output_dir: Path) -> None:
-    """Trains what `config` names and prints where each model is; everything is checked before the first one loads."""
+    """Trains what `config` names and says where each model is; everything is checked before the first one loads."""
     settings, starts, tuning = check(config)
 
-    from proxytune.models import Source
-    from proxytune.models.loading import load_for_tuning
-    from proxytune.tasks import full_names, load_task, task_info, training_examples
-    from proxytune.training import tune
+    from accelerate import PartialState
+
+    from proxytune.training.folder import finished
+
+    jobs = list(_jobs(settings, starts, tuning, output_dir))
+    done = [finished(job.folder, job.recipe) for job in jobs]
+    _check_memory([job for job, card in zip(jobs, done, strict=True) if card is None])
+    lines = []
+    for job, card in zip(jobs, done, strict=True):
+        with resume_hint(str(output_dir)):
+            lines.append(f"{job.what} {job.name}: {_tuned(job) if card is None else _said('already trained', card)}")
+        _remember(job)
+    if PartialState().is_main_process:
+        print(
+            "\n".join([*(f"{line}: {job.folder}" for line, job in zip(lines, jobs, strict=True)), _usage(jobs, config)])
+        )
+
+
+def _jobs(settings: TrainConfig, starts: Mapping[str, Any], tuning: Tuning, output_dir: Path) -> Iterator[Job]:
+    from proxytune.models import Source, identity
+    from proxytune.models.checking import check_sources
+    from proxytune.training import Recipe
 
     sources = {what: Source.of(start, f"models.{ROLES[what]}") for what, start in starts.items()}
-    names = full_names(settings.task.names, settings.task.style)
-    examples = {name: training_examples(name, settings.task.data_dir) for name in names}
+    check_sources({ROLES[what]: source for what, source in sources.items()})
+    examples = _examples(settings)
     for what, source in sources.items():
         for name, pairs in examples.items():
-            expert = task_info(load_task(name, settings.task.data_dir)).expert or name
-            model, tokenizer = load_for_tuning(ROLES[what], source)
-            folder = output_dir / what / expert
-            card = tune(model, tokenizer, pairs, folder, tuning)
-            print(f"{what} {expert}: {card['steps']} steps, mean loss {card['mean_loss']:.3f}: {folder}")
+            yield Job(what, name, source, Recipe(tuning, pairs, identity(source)), output_dir / what / name)
+
+
+def _examples(settings: TrainConfig) -> dict[str, Pairs]:
+    """The training examples of each model by its name: that of the expert that belongs to the task."""
+    from proxytune.tasks import full_names, training_examples
+    from proxytune.tasks.registry import find
+
+    found: dict[str, Pairs] = {}
+    for task in full_names(settings.task.names, settings.task.style):
+        pairs = training_examples(task, settings.task.data_dir)
+        name = find(task).ours.get("expert") or task
+        if settings.multitask:
+            found.setdefault(MULTITASK, []).extend(pairs)
+        elif name in found:
+            raise UserError(f"several of the tasks train {name!r}: name one of them, or give multitask=true")
+        else:
+            found[name] = pairs
+    return found
+
+
+def _check_memory(jobs: Sequence[Job]) -> None:
+    from proxytune.models.memory import check_training_memory
+
+    for job in {job.what: job for job in jobs}.values():
+        tuning = job.recipe.tuning
+        check_training_memory(f"{job.what}", job.source, tuning.lora_rank if tuning.method == "lora" else None)
+
+
+def _tuned(job: Job) -> str:
+    """Trains one model and says what came of it."""
+    from proxytune.experiment.progress import loading_bars
+    from proxytune.experiment.provenance import code_facts, library_versions
+    from proxytune.models.loading import load_for_tuning
+    from proxytune.training import tune
+
+    with loading_bars():
+        model, tokenizer = load_for_tuning(ROLES[job.what], job.source)
+    provenance = {"code": code_facts(), "libraries": library_versions() | {"trl": version("trl")}}
+    recipe = job.recipe
+    card = tune(model, tokenizer, recipe.examples, job.folder, recipe.tuning, recipe.start, provenance)
+    return _said("trained", card)
+
+
+def _said(verb: str, card: Mapping[str, Any]) -> str:
+    left_out = f", {card['examples_left_out']} longer ones left out" if card["examples_left_out"] else ""
+    return (
+        f"{verb}, {card['steps']} steps on {card['examples']} examples{left_out}, mean loss {card['mean_loss']:.3f}, "
+        f"{card['seconds']:.0f} s, {card['tokens_per_second']:.0f} tokens/s"
+    )
+
+
+def _remember(job: Job) -> None:
+    """Notes how `trained:<hash>` is loaded; that it can't be noted takes nothing from the model."""
+    from proxytune.models import trained
+
+    start, folder = job.source.module, str(job.folder.resolve())
+    if job.recipe.tuning.method == "full":
+        source = {"path": folder}
+    else:
+        fields = {"path": start.path, "revision": start.revision, "gguf_file": start.gguf_file, "adapter": folder}
+        source = {name: value for name, value in fields.items() if value is not None}
+    try:
+        trained.remember(job.recipe.hash, job.folder, source)
+    except UserError as error:
+        log.warning("%s cannot be found by its hash: %s", job.folder, error)
+
+
+def _usage(jobs: Sequence[Job], config: DictConfig) -> str:
+    """What to add to `proxytune run` so that it uses the models."""
+    overrides = []
+    for job in jobs:
+        key = f"models.{job.what}.{job.name}"
+        if OmegaConf.select(config, key) is not None and "adapter" in OmegaConf.select(config, key):
+            overrides.append(f"{key}.adapter={job.folder}")
+        else:
+            overrides.append(f"++{key}.path=trained:{job.recipe.hash}")
+    return "for proxytune run: " + " ".join(overrides)
 
 
 def _settings(config: DictConfig) -> TrainConfig:

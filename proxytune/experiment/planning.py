@@ -12,9 +12,9 @@ from lm_eval.api.task import Task
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arms import ArmConfig, TaskArms, resolve
-from proxytune.experiment.progress import without_log_of
 from proxytune.models import FamilySpec, check
 from proxytune.tasks import TaskInfo, load_task, task_info
+from proxytune.tasks.quiet import without_log_of
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
+
+from proxytune.tasks.quiet import without_log_of
 
 
 @contextlib.contextmanager
@@ -35,18 +36,6 @@ def loading_bars(show: bool | None = None) -> Iterator[None]:
     finally:
         if before:
             transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def without_log_of(library: str) -> Iterator[None]:
-    """Without the library's log lines below errors."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextlib.contextmanager

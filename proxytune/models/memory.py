@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -50,6 +51,52 @@ def check_memory(sources: Mapping[str, Source]) -> None:
         _log.info("of unknown size before loading: %s", ", ".join(unknown))
 
 
+def check_training_memory(role: str, source: Source, lora_rank: int | None) -> None:
+    """Raises UserError if training the model of `role` needs more than its device has; `lora_rank` None: all weights.
+
+    Counted are the weights, and for each number that is trained its gradient and Adam's two moments; activations, which
+    depend on the length of the examples, are not. What cannot be known before loading is not checked.
+    """
+    weights = _if_sound(weight_bytes, source)
+    adapter = 0 if lora_rank is None else _if_sound(partial(_lora_bytes, lora_rank), source)
+    if weights is None or adapter is None or not _counted(source):
+        return
+    needed = weights + adapter + 3 * (weights if lora_rank is None else adapter)
+    device, available = _device(source), _available(_device(source))
+    _log.info("training on %s: about %s and activations, available %s", device, _text(needed), _text(available))
+    if needed > available:
+        raise UserError(
+            f"{role}: training needs about {_text(needed)} and activations on {device}, which has {_text(available)} "
+            "available: use another which=, training=lora, a smaller dtype or model, or several devices"
+        )
+
+
+def _lora_bytes(rank: int, source: Source) -> int | None:
+    """Bytes of a float32 adapter of `rank` over every matrix but the embedding and the head; None where unknown."""
+    files = None if source.gguf_file is not None else _weight_files(source)
+    if files is None:
+        return None
+    return 4 * rank * sum(sum(shape) for file in files for name, shape in _shapes(file) if _adapted(name, shape))
+
+
+def _adapted(name: str, shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and not any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
+
+
+def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (no mapping)
+            yield name, tensors.get_slice(name).get_shape()
+
+
+def _weight_files(source: Source) -> list[Path] | None:
+    index, single = _file(source, "model.safetensors.index.json"), _file(source, "model.safetensors")
+    found = single or index
+    if found is None:
+        return None
+    return [found] if found == single else list(found.parent.glob("*.safetensors"))
+
+
 def _if_sound(size: Callable[[Source], int | None], source: Source) -> int | None:
     """None for files that cannot be read: loading, which follows, says what is wrong with them."""
     try:
@@ -63,11 +110,8 @@ def weight_bytes(source: Source) -> int | None:
     if source.gguf_file is not None:
         file = _file(source, source.gguf_file)
         return None if file is None else _gguf_numbers(file) * (_size(source) or 4)
-    index, single = _file(source, "model.safetensors.index.json"), _file(source, "model.safetensors")
-    found = index or single
-    if found is None:
-        return None
-    return sum(_tensor_bytes(file, source) for file in ([single] if single else found.parent.glob("*.safetensors")))
+    files = _weight_files(source)
+    return None if files is None else sum(_tensor_bytes(file, source) for file in files)
 
 
 def cache_bytes(source: Source) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.models import trained
 from proxytune.models.chat import Chat
 from proxytune.models.vocabulary import MissingTokens, check_policy
 
@@ -23,7 +24,8 @@ class Source:
     """One model: a hub id or a local folder, maybe as a GGUF file, maybe with a LoRA adapter over it."""
 
     path: str
-    """Hub id ("org/name") or local folder; a path to a .gguf file stands for its folder and `gguf_file`."""
+    """Hub id ("org/name") or local folder; a path to a .gguf file stands for its folder and `gguf_file`;
+    "trained:<hash>" stands for a model that `proxytune train` made, and for the adapter if it is one."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; None: main. Pin a commit to make a run repeatable."""
     gguf_file: str | None = None
@@ -53,6 +55,8 @@ class Source:
                 object.__setattr__(self, name, os.fspath(value))
             elif not (isinstance(value, str) and value) and not (name == "adapter" and value is None):
                 raise UserError(f"{name} of a model source must be a hub id or a local folder, not {value!r}.")
+        if self.path.startswith(trained.PREFIX):
+            self._take_trained()
         self._check_types()
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
@@ -68,6 +72,13 @@ class Source:
             file = Path(self.path)
             object.__setattr__(self, "path", str(file.parent))
             object.__setattr__(self, "gguf_file", file.name)
+
+    def _take_trained(self) -> None:
+        for name in ("revision", "gguf_file", "adapter", "adapter_revision"):
+            if getattr(self, name) is not None:
+                raise UserError(f"{name}={getattr(self, name)!r} has no effect: {self.path} says how it is loaded.")
+        for name, value in trained.find(self.path).items():
+            object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
         """A configuration may hold anything: the text "no", say, would count as true."""

@@ -121,6 +121,7 @@ def _trainer(
 
 
 def _arguments(tuning: Tuning, folder: Path):
+    import torch
     from accelerate import PartialState
     from trl import SFTConfig
 
@@ -142,6 +143,7 @@ def _arguments(tuning: Tuning, folder: Path):
         lr_scheduler_type="linear",
         max_length=tuning.max_length,
         bf16=tuning.bf16,
+        use_cpu=not torch.cuda.is_available(),  # without it, bf16 is refused there
         gradient_checkpointing=tuning.gradient_checkpointing,
         seed=tuning.seed,
         logging_steps=1,

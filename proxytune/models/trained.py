@@ -1,0 +1,58 @@
+"""Finding trained models by the hash of their recipe: `trained:<hash>` in the place of a source's path.
+
+`$PROXYTUNE_CACHE/trained/<hash>.json` says in which folder the model is and how it is loaded; an adapter needs the
+model that it was trained over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from proxytune.drafts import whole_file
+from proxytune.errors import UserError, unknown_name
+
+PREFIX = "trained:"
+
+
+def remember(recipe: str, folder: Path, source: Mapping[str, str]) -> None:
+    """Notes that `folder` holds the model of the recipe with this hash; `source` are the fields of its `Source`."""
+    with whole_file(_notes() / f"{recipe}.json") as file:
+        file.write(json.dumps({"folder": str(folder.resolve()), "source": dict(source)}, indent=2) + "\n")
+
+
+def find(name: str) -> dict[str, str]:
+    """The fields of the `Source` called `trained:<hash>`; the beginning of a hash is enough if no other begins so.
+
+    Raises UserError: no such hash, several of them, a folder that was moved or trained anew.
+    """
+    wanted = name.removeprefix(PREFIX)
+    hashes = sorted(note.stem for note in _notes().glob("*.json"))
+    found = [one for one in hashes if wanted and one.startswith(wanted)]
+    if not found:
+        raise unknown_name("trained model", wanted, hashes)
+    if len(found) > 1:
+        raise UserError(f"{name} is ambiguous: {', '.join(found)} begin so; give more of the hash")
+    note = _notes() / f"{found[0]}.json"
+    try:
+        noted = json.loads(note.read_text(encoding="utf-8"))
+        folder, source = Path(noted["folder"]), dict(noted["source"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{note} is damaged: remove it, and give the model's folder as path") from error
+    if _recipe_in(folder) != found[0]:
+        raise UserError(f"{name} was in {folder}, which holds it no longer: give the folder where it is now as path")
+    return source
+
+
+def _notes() -> Path:
+    root = os.environ.get("PROXYTUNE_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "proxytune") / "trained"
+
+
+def _recipe_in(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
