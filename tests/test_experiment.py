@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
-from proxytune.experiment import board, run
+from proxytune.experiment import board, progress, run
 from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
 from proxytune.models import FamilySpec, load
@@ -495,3 +496,16 @@ def test_no_undefined_number_reaches_the_file(go, tmp_path):
     for path in (tmp_path / "out").rglob("*.json*"):
         for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
             json.loads(line, parse_constant=refuse)
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, caplog):
+    clock = iter([0.0, 30.0, 61.0, 70.0, 122.0])
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level("INFO"):
+        step = progress._said_every_minute("gsm8k", 8)
+        for _ in range(4):
+            step()
+    assert caplog.messages == [
+        "gsm8k: 2 of 8 answers, about 3 min left",
+        "gsm8k: 4 of 8 answers, about 2 min left",
+    ]

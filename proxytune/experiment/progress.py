@@ -1,10 +1,12 @@
-"""What is shown while a run works: our bars with the time left, on a terminal only, and nobody else's noise."""
+"""What is shown while a run works: bars with the time left on a terminal, log lines elsewhere, no other noise."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -13,16 +15,46 @@ from transformers.utils import logging as transformers_logging
 
 from proxytune.tasks.quiet import without_log_of
 
+log = logging.getLogger(__name__)
+
+MINUTE = 60.0
+
 
 @contextlib.contextmanager
 def bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` steps; `show` None: show it if standard error is a terminal."""
+    """Yields a function to call after each of `total` steps.
+
+    `show` None: a bar if standard error is a terminal, otherwise a line in the log every minute.
+    """
     console = Console(file=sys.__stderr__)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    hidden = not _shown(console, show)
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden) as progress:
+    shown = _shown(console, show)
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not shown) as progress:
         task = progress.add_task(label, total=total)
-        yield lambda: progress.advance(task)
+        said = _said_every_minute(label, total) if show is None and not shown else lambda: None
+
+        def advance() -> None:
+            progress.advance(task)
+            said()
+
+        yield advance
+
+
+def _said_every_minute(label: str, total: int) -> Callable[[], None]:
+    """To be called after each step; the time left is what the rest would take at the pace so far."""
+    began = last = time.monotonic()
+    done = 0
+
+    def step() -> None:
+        nonlocal done, last
+        done += 1
+        now = time.monotonic()
+        if now - last >= MINUTE:
+            left = (now - began) / done * (total - done) / MINUTE
+            log.info("%s: %d of %d answers, about %.0f min left", label, done, total, left)
+            last = now
+
+    return step
 
 
 @contextlib.contextmanager
