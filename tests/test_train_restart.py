@@ -180,7 +180,7 @@ def test_what_has_no_effect_is_no_other_recipe(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_damaged_note_is_said(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(UserError, match=r"recipe\.json is damaged"):
+    with pytest.raises(UserError, match=r"recipe\.json is damaged, or not that of a training"):
         folder.finished(tmp_path, recipe(LORA))
 
 

@@ -13,6 +13,7 @@ from proxytune.errors import UserError, unknown_name
 COMMANDS = {
     "run": "let every arm answer every task and report (no argument: the built-in miniature)",
     "train": "tune experts, or the large model itself, on a task's training split",
+    "merge": "merge experts into one small model",
     "score": "score outputs that were made elsewhere",
     "lm-eval": "lm-evaluation-harness's own command line, with --model proxytune",
     "table": "print a paper's tables, with the figures of runs beside the paper's",

@@ -27,7 +27,8 @@ UNFINISHED = "unfinished"
 DRAFT = "draft"
 _PICKLES = ("training_args.bin",)
 """What the trainer writes, nobody reads, and could run code."""
-_OTHERS = {".hydra", "proxytune.log"}
+OTHERS = {".hydra", "proxytune.log"}
+"""What Hydra may have put into a folder."""
 
 
 def finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
@@ -43,7 +44,7 @@ def finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
                     f"{folder} holds another training: {'; '.join(differences)}. Give another output=, or remove it"
                 )
             return found if file.parent == folder else None
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - _OTHERS - {UNFINISHED}:
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - OTHERS - {UNFINISHED}:
         raise UserError(f"{folder} is not empty and holds no training: give another output=")
     return None
 
@@ -114,7 +115,7 @@ def _read(file: Path) -> dict[str, Any]:
             return found
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{file} is damaged: remove {file.parent} to train anew")
+    raise UserError(f"{file} is damaged, or not that of a training: give another output=, or remove {file.parent}")
 
 
 def _write(file: Path, values: Mapping[str, Any]) -> None:

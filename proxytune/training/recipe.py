@@ -91,13 +91,12 @@ class Recipe:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        text = json.dumps([list(example) for example in self.examples])
-        data = f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        data = f"sha256:{hash_of([list(example) for example in self.examples], 32)}"
         return {"tuning": self.tuning.decisive, "data": data, "start": self.start}
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+        return hash_of(self.facts)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """What differs from the facts of another recipe, each as a phrase."""
@@ -111,3 +110,8 @@ class Recipe:
             if self.facts[name] != other[name]:
                 said.append(words)
         return said
+
+
+def hash_of(facts: Any, length: int = 16) -> str:
+    """The first hexadecimal digits of a hash of plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:length]

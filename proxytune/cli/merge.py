@@ -1,0 +1,83 @@
+"""`proxytune merge`: several experts of a family as one small model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from proxytune.cli import application, build, schema
+from proxytune.errors import UserError, unknown_name
+
+
+class MergeConfig(schema.Strict):
+    """`conf/merge.yaml`."""
+
+    models: dict[str, Any]
+    """a file of conf/models"""
+    method: str
+    """task_arithmetic"""
+    scale: float
+    """a finite number: the multiple of the experts' changes"""
+    experts: list[str]
+    """a list of names of the family's experts"""
+    output: schema.FilePath
+    """a folder for the merged model"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`proxytune merge [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
+    return application.compose_and_run("merge", check, work, *application.split(arguments))
+
+
+def check(config: DictConfig) -> tuple[MergeConfig, Any]:
+    """The settings and the family's small models; raises UserError for what is wrong by itself."""
+    from proxytune.training.merging import check_merge
+
+    settings = _settings(config)
+    check_merge(settings.method, settings.scale, settings.experts, config.models.get("experts") or {})
+    build.check_targets(settings.models, "models")
+    return settings, build.build(settings.models)
+
+
+def work(config: DictConfig, output_dir: Path) -> None:
+    """Merges what `config` names and says how to use it."""
+    settings, family = check(config)
+
+    from proxytune.experiment.progress import loading_bars
+    from proxytune.models import trained
+    from proxytune.training.merging import merge
+
+    with loading_bars():
+        card = merge(family, settings.experts, settings.scale, output_dir, settings.method)
+    trained.remember(card["recipe"], output_dir, {"path": str(output_dir.resolve())})
+    print(f"{settings.method} of {', '.join(settings.experts)}, scale {settings.scale}: {output_dir}")
+    print(f"for proxytune run: ++models.experts.{settings.method}.path=trained:{card['recipe']}")
+
+
+def _settings(config: DictConfig) -> MergeConfig:
+    """Of the models only those that are merged need to be named in full."""
+    if OmegaConf.select(config, "models.antiexpert") is None:
+        raise UserError("models.antiexpert is missing: merging starts from it")
+    small = config.copy()
+    OmegaConf.set_struct(small, False)
+    if OmegaConf.missing_keys(small.models.base):
+        small.models.base = small.models.antiexpert
+    small.models.tuned = {}
+    merged = [] if OmegaConf.is_missing(config, "experts") else config.experts
+    for name in set(small.models.get("experts") or {}) - set(merged):
+        del small.models.experts[name]
+    values: Mapping[str, Any] = schema.resolve(small)
+    for key in values:
+        if key not in MergeConfig.model_fields:
+            raise unknown_name("key", key, MergeConfig.model_fields)
+    try:
+        return MergeConfig.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = str(fault["loc"][0])
+        field = MergeConfig.model_fields[key]
+        raise UserError(f"{key}={values.get(key)} is not allowed: it is {field.description}") from error
