@@ -133,8 +133,9 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(experiment, "run", broken)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        command("run", *GSM8K)
+    with pytest.raises(ZeroDivisionError, match="a bug") as caught:
+        command("run", *GSM8K, "store=here.sqlite")
+    assert "the same command goes on from here.sqlite" in caught.value.__notes__[0]
 
 
 def test_a_failed_arm_makes_a_failing_status_after_the_table(command: Command, monkeypatch: pytest.MonkeyPatch):

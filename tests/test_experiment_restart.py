@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from proxytune import reporting
 from proxytune.engines.hf import HFEngine
 from proxytune.experiment import board, run
 from proxytune.fusion import MatchKL, Static
@@ -153,6 +154,61 @@ def test_damaged_answers_are_reported_and_computed_again(world, caplog):
     assert go(world, "third")["damaged_store_entries"] == 0
 
 
+class Allergic(HFEngine):
+    """Fails wherever a prompt asks about river 3 or 7 in the company of the arm "proxy"."""
+
+    def generate(self, requests, arms, progress=None):
+        texts = [self.ensemble.tokenizer.decode(request.prompt.tokens) for request in requests]
+        if any(f"river {i} " in text for i in (3, 7) for text in texts) and any(arm.name == "proxy" for arm in arms):
+            raise ZeroDivisionError("no such\nriver")
+        return super().generate(requests, arms, progress)
+
+
+def test_an_item_that_fails_takes_no_other_along_and_is_left_out_of_the_score(world, caplog):
+    go(world, "whole", store="other.sqlite")
+    timings = go(world, "partly", Allergic)
+    assert timings["answers"][TASK] == {"computed": ANSWERS - 2, "from_store": 0}
+    record, whole = (json.loads((world / name / "results.json").read_text()) for name in ("partly", "whole"))
+    task = record["tasks"][TASK]
+    proxy = task["arms"]["proxy"]
+    error = "ZeroDivisionError: no such river"
+    assert proxy["failed_items"] == {"3": error, "7": error}
+    assert (proxy["n"], proxy["n_invalid"], task["n"]) == (ITEMS - 2, 2, ITEMS)
+    assert record["failed"] == {TASK: {"proxy": f"2 of {ITEMS} items, {error}"}}
+    assert "proxy failed at 2 items, which are left out of its score" in " ".join(reporting.report(record).remarks)
+    assert caplog.text.count("failed at 1 of 4 requests") == 2
+    others = {name: arm for name, arm in task["arms"].items() if name != "proxy"}
+    for name, arm in others.items():
+        assert arm["value"] == whole["tasks"][TASK]["arms"][name]["value"]
+        assert not arm["failed_items"]
+    rows, all_rows = (_rows(world, name) for name in ("partly", "whole"))
+    answered = [row["arms"]["proxy"]["exact_match"] for row in all_rows if row["doc_id"] not in (3, 7)]
+    assert proxy["value"] == sum(answered) / len(answered)
+    for row, other in zip(rows, all_rows, strict=True):
+        failed = {"output": None, "answer": None, "exact_match": None, "weights": None, "error": error}
+        if row["doc_id"] in (3, 7):
+            assert row["arms"]["proxy"] == failed
+        else:
+            assert row["arms"]["proxy"]["output"] == other["arms"]["proxy"]["output"]
+
+    assert go(world, "mended")["answers"][TASK] == {"computed": 2, "from_store": ANSWERS - 2}
+    assert _outputs(world, "mended") == _outputs(world, "whole")
+
+
+def test_an_error_outside_the_arms_loses_no_answer(world, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("in the statistics")
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("proxytune.experiment.runner.task_record", broken)
+        go(world, "first")
+    assert not (world / "first" / "results.json").exists()
+    assert go(world, "first")["answers"][TASK] == {"computed": 0, "from_store": ANSWERS}
+
+
+def _rows(world: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (world / name / "items" / f"{TASK}.jsonl").read_text().splitlines()]
+
+
 def _outputs(world: Path, name: str) -> list[dict]:
-    rows = [json.loads(line) for line in (world / name / "items" / f"{TASK}.jsonl").read_text().splitlines()]
-    return [{arm: said["output"] for arm, said in row["arms"].items()} for row in rows]
+    return [{arm: said["output"] for arm, said in row["arms"].items()} for row in _rows(world, name)]

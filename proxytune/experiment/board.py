@@ -35,6 +35,12 @@ class ArmFailed(Exception):
     """An arm raised an error that is not the user's to mend; `str` of this is the error in one line."""
 
 
+class Failed(NamedTuple):
+    """In place of an answer: the error, in one line, that an arm raised at this one request."""
+
+    error: str
+
+
 class Board:
     """Answers of all arms to all requests of a task: from the store, or computed block by block and stored.
 
@@ -61,6 +67,10 @@ class Board:
         self._answers: dict[str, Answer] = {}
         self._failed: dict[str, str] = {}
         """What went wrong, by the hash of how the arm answers."""
+        self._failed_items: dict[str, Failed] = {}
+        """The same by the key of the answer, where the arm has answered others."""
+        self._able: set[str] = set()
+        """Names of the arms that have answered anything."""
 
     @property
     def ensemble(self) -> Ensemble:
@@ -74,14 +84,18 @@ class Board:
     def ask(self, arm: Arm, requests: Sequence[Request]) -> list[Any]:
         """The answers of `arm` to `requests` (all to be scored, or all to be generated), in order.
 
-        Raises ArmFailed if the arm fails, alone as well as in the company of others, which are answered nevertheless.
+        A request at which the arm fails, alone as well as in the company of other arms and requests, has a `Failed`
+        for an answer. Raises ArmFailed if the arm fails from the first block on. Other arms are answered nevertheless.
         """
         keys = [self.keys.of(arm, request) for request in requests]
-        if not self._has_failed(arm.name) and not self._answers.keys() >= set(keys):
+        if not self._has_failed(arm.name) and not all(self._is_done(key) for key in keys):
             self._complete(requests)
         if self._has_failed(arm.name):
             raise ArmFailed(self._failed[self.keys.of_arm[arm.name]])
-        return [self._answers[key] for key in keys]
+        return [self._answers[key] if key in self._answers else self._failed_items[key] for key in keys]
+
+    def _is_done(self, key: str) -> bool:
+        return key in self._answers or key in self._failed_items
 
     def _complete(self, requests: Sequence[Request]) -> None:
         """Has every arm answer every request."""
@@ -89,7 +103,8 @@ class Board:
         found = self.store.get([key for row in rows for key in row.keys.values() if key not in self._answers])
         self._answers |= found
         self.read += len(found)
-        missing = sum(key not in self._answers for row in rows for key in row.keys.values())
+        self._able |= {name for row in rows for name, key in row.keys.items() if key in self._answers}
+        missing = sum(not self._is_done(key) for row in rows for key in row.keys.values())
         if missing:
             with bar(self.label, missing, self.progress) as advance:
                 for start in range(0, len(rows), BLOCK):
@@ -114,7 +129,7 @@ class Board:
         """What is missing in a block: one pass of the engine, unless arms have been added since a part was stored."""
         passes: dict[tuple[str, ...], list[Row]] = {}
         for row in block:
-            lacking = tuple(arm for arm, key in row.keys.items() if key not in self._answers)
+            lacking = tuple(arm for arm, key in row.keys.items() if not self._is_done(key))
             passes.setdefault(lacking, []).append(row)
         for names, rows in passes.items():
             self._pass(rows, [name for name in names if not self._has_failed(name)], advance)
@@ -124,27 +139,50 @@ class Board:
         if not names:
             return
         try:
-            answers = {}
-            for i, name, answer in self._run([row.request for row in rows], names):
-                answers[rows[i].keys[name]] = answer
-                advance()
+            answers = self._answered(rows, names, advance)
         except UserError:
             raise
         except Exception as error:
-            if len(names) == 1:
-                self._note_failure(names[0], error)
-            else:
+            if len(names) > 1:
                 _log.warning("%s: %s with %d arms together; trying each alone", self.label, _line(error), len(names))
                 for name in names:
                     self._pass(rows, [name], advance)
-            return
+                return
+            answers = self._one_by_one(rows, names[0], error, advance)
         self.store.put(answers)
         self._answers |= answers
+        self._able |= set(names) if answers else set()
         self.computed += len(answers)
 
-    def _note_failure(self, name: str, error: Exception) -> None:
-        _log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
-        self._failed[self.keys.of_arm[name]] = _line(error)
+    def _one_by_one(
+        self, rows: Sequence[Row], name: str, error: Exception, advance: Callable[[], None]
+    ) -> dict[str, Answer]:
+        """What an arm that failed with `error` answers to each request alone; the arm has failed if it answers none."""
+        answers: dict[str, Answer] = {}
+        failed: dict[str, Failed] = {}
+        for row in rows:
+            try:
+                answers |= self._answered([row], [name], advance)
+            except UserError:
+                raise
+            except Exception as alone:
+                failed[row.keys[name]] = Failed(_line(alone))
+        if answers or name in self._able:
+            said = "%s: arm %s failed at %d of %d requests, which are left out"
+            _log.error(said, self.label, name, len(failed), len(rows), exc_info=error)
+            self._failed_items |= failed
+        else:
+            _log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
+            self._failed[self.keys.of_arm[name]] = _line(error)
+        return answers
+
+    def _answered(self, rows: Sequence[Row], names: Sequence[str], advance: Callable[[], None]) -> dict[str, Answer]:
+        """The engine's answers by key, once it has given all of them."""
+        answers = {}
+        for i, name, answer in self._run([row.request for row in rows], names):
+            answers[rows[i].keys[name]] = answer
+            advance()
+        return answers
 
     def _has_failed(self, name: str) -> bool:
         return self.keys.of_arm[name] in self._failed

@@ -37,7 +37,11 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
     samples.sort(key=lambda sample: sample["doc_id"])
     metrics = _aggregates(results["results"][task.task_name], info.filter)
     values = _headline(task.task_name, info, samples, metrics)
-    return Outcome(samples, values, metrics, lm.asked, data_record(task, len(samples)))
+    if failed := lm.failed:
+        # lm-eval has counted what stands in for the failed answers.
+        values[[sample["doc_id"] in failed for sample in samples]] = np.nan
+        metrics = dict.fromkeys(metrics) | {info.metric: mean(values).value}
+    return Outcome(samples, values, metrics, lm.asked, data_record(task, len(samples)), failed)
 
 
 def _keep_only_requests(task: Task) -> None:

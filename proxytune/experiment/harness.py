@@ -8,13 +8,14 @@ from dataclasses import fields
 from typing import Any, cast
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 
 from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.board import Board, Engine
-from proxytune.experiment.lm import ArmLM
+from proxytune.experiment.board import ArmFailed, Board, Engine, Failed
+from proxytune.experiment.lm import ArmLM, Asked
 from proxytune.experiment.store import AnswerStore
 from proxytune.fusion import RULES, Rule
 from proxytune.models import FamilySpec, Source, load
@@ -74,6 +75,13 @@ class FusedLM(ArmLM):
         size = None if batch_size in (None, "auto") else int(cast(Any, batch_size))
         engine = cast(Engine, HFEngine(load(family), size))
         super().__init__(Board(engine, [arm], AnswerStore(None), "proxytune"), arm)
+
+    def _note(self, request: Instance, *asked: Asked) -> None:
+        """lm-eval's own command line would score what failed."""
+        super()._note(request, *asked)
+        for one in asked:
+            if isinstance(one.answer, Failed):
+                raise ArmFailed(one.answer.error)
 
 
 def _source(source: str | Mapping[str, Any], role: str, defaults: Mapping[str, Any]) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.board import Board
+from proxytune.experiment.board import Board, Failed
 from proxytune.experiment.store import Answer
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -26,13 +27,14 @@ _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_toke
 _NEUTRAL: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "top_k": 0}
 """Settings that are understood only at the value where they do nothing."""
 _ALL_WINDOWS = 10**9
+_NOT_SCORED = (math.nan, False)
 
 
 @dataclass(frozen=True)
 class Asked:
     """An arm's answer to one request of an item, and how many tokens of the prompt did not fit and were cut off."""
 
-    answer: Answer
+    answer: Answer | Failed
     cut: int
 
 
@@ -40,7 +42,8 @@ class ArmLM(HFLM):
     """An `HFLM` whose answers are those of one arm.
 
     A prompt too long for the smallest member's window loses its beginning for all arms alike, as HFLM's does;
-    `asked[item]` says so.
+    `asked[item]` says so. Where the arm failed, lm-eval gets NaN or an empty text: `failed` has these items, which must
+    not be scored.
     """
 
     def __init__(self, board: Board, arm: Arm, seed: int = 0) -> None:
@@ -85,7 +88,7 @@ class ArmLM(HFLM):
         fitted = [self._score_request(*request) for request in requests]
         answers = self.board.ask(self.arm, [request for request, _ in fitted])
         self._scored = [Asked(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
-        return [(sum(answer.logprobs), all(answer.greedy)) for answer in answers]
+        return [_NOT_SCORED if isinstance(a, Failed) else (sum(a.logprobs), all(a.greedy)) for a in answers]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         seen: Counter[int] = Counter()
@@ -97,11 +100,18 @@ class ArmLM(HFLM):
         answers = self.board.ask(self.arm, [request for request, _ in fitted])
         for request, answer, (_, cut) in zip(requests, answers, fitted, strict=True):
             self._note(request, Asked(answer, cut))
-        return [answer.text for answer in answers]
+        return ["" if isinstance(answer, Failed) else answer.text for answer in answers]
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: HFLM would ask the hub; the run's own record names the members."""
         return {}
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Items at one or more of whose requests the arm failed -> the error."""
+        return {
+            item: one.answer.error for item in self.asked for one in self.asked[item] if isinstance(one.answer, Failed)
+        }
 
     def _note(self, request: Instance, *asked: Asked) -> None:
         assert request.doc_id is not None

@@ -69,8 +69,10 @@ def run(
             differences: {"base" | "expert" | "tuned": {value, stderr, n, n_invalid}} (this arm minus that one, paired),
             roles: [role, ...], rule: None or {id, formula, paper, parameters},
             weights: {expert: {mean, sd}} (of the chosen alpha over all tokens; empty for a model alone)
-        failed.<task>.<arm>: the error in one line, where an arm raised one that is no UserError; such an arm is
-            `missing` from its task, whose other arms go on; a task without any other arm is left out
+        tasks.<task>.arms.<arm>.failed_items: {item: error} where the arm answered others; they count as invalid, and
+            `metrics` has the headline metric alone
+        failed.<task>.<arm>: the error in one line, where an arm raised one that is no UserError, at all items or some;
+            one that failed at all is `missing` from its task, whose other arms go on; a task without any is left out
         provenance: config, seed, limit, num_fewshot, code, libraries, machine, members: {role: {identity, dtype,
             source}}, timings (the only part that differs when a run is repeated)
     """
@@ -120,7 +122,12 @@ class _Job:
         outcomes = {}
         for name, arm in list(plan.found.arms.items()):
             try:
-                outcomes[name] = evaluate(board, arm, plan.lm_task, plan.info, self.items)
+                outcome = outcomes[name] = evaluate(board, arm, plan.lm_task, plan.info, self.items)
+                if outcome.failed:
+                    some = (
+                        f"{len(outcome.failed)} of {len(outcome.samples)} items, {next(iter(outcome.failed.values()))}"
+                    )
+                    self.failed.setdefault(plan.task, {})[name] = some
             except ArmFailed as error:
                 self.failed.setdefault(plan.task, {})[name] = str(error)
                 plan.found.drop(name, f"it failed with {error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from proxytune.engines.arms import Arm
 from proxytune.experiment.arms import TaskArms
+from proxytune.experiment.board import Failed
 from proxytune.experiment.keys import rule_facts
 from proxytune.experiment.lm import Asked
 from proxytune.experiment.statistics import (
@@ -21,6 +22,7 @@ from proxytune.experiment.statistics import (
     paired_difference,
     relative_performance,
 )
+from proxytune.experiment.store import Answer
 from proxytune.tasks import TaskInfo
 
 _DIGITS = 6
@@ -37,6 +39,8 @@ class Outcome:
     asked: Mapping[int, list[Asked]]
     data: Mapping[str, Any]
     """Where the items come from (`tasks.data_record`)."""
+    failed: Mapping[int, str]
+    """Items at which the arm failed -> the error; their value is NaN."""
 
 
 def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Any]:
@@ -67,16 +71,21 @@ def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) 
             "choices": [arguments[1] for arguments in sample["arguments"]] if _is_choice(sample) else None,
             "target": sample["target"],
             "truncated_tokens": sum(one.cut for one in asked),
-            "arms": {
-                name: {
-                    "output": _output(outcome.samples[i]),
-                    "answer": _one(outcome.samples[i]["filtered_resps"]),
-                    info.metric: float(outcome.values[i]),
-                    "weights": _item_weights(found.arms[name], outcome.asked[item]),
-                }
-                for name, outcome in outcomes.items()
-            },
+            "arms": {name: _item_arm(info, found.arms[name], outcome, i) for name, outcome in outcomes.items()},
         }
+
+
+def _item_arm(info: TaskInfo, arm: Arm, outcome: Outcome, i: int) -> dict[str, Any]:
+    """What the arm did at the i-th item."""
+    item = outcome.samples[i]["doc_id"]
+    if item in outcome.failed:
+        return {"output": None, "answer": None, info.metric: None, "weights": None, "error": outcome.failed[item]}
+    return {
+        "output": _output(outcome.samples[i]),
+        "answer": _one(outcome.samples[i]["filtered_resps"]),
+        info.metric: float(outcome.values[i]),
+        "weights": _item_weights(arm, outcome.asked[item]),
+    }
 
 
 def _gaps(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Ratio]:
@@ -105,7 +114,8 @@ def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap
         "gap_closed": gap.value,
         "gap_closed_ci": gap.interval,
         "relative_performance": relative.value,
-        "undefined": _undefined(estimate, gap, relative),
+        "failed_items": outcome.failed,
+        "undefined": _undefined(estimate, gap, relative, outcome),
         "metrics": outcome.metrics,
         "differences": {
             reference: asdict(paired_difference(outcome.values, outcomes[other].values))
@@ -117,7 +127,7 @@ def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap
     }
 
 
-def _undefined(estimate: Estimate, gap: Ratio, relative: Ratio) -> dict[str, str]:
+def _undefined(estimate: Estimate, gap: Ratio, relative: Ratio, outcome: Outcome) -> dict[str, str]:
     """Field -> why it is None."""
     reasons = {
         "value": None if estimate.value is not None else "no valid item",
@@ -125,6 +135,7 @@ def _undefined(estimate: Estimate, gap: Ratio, relative: Ratio) -> dict[str, str
         "gap_closed": gap.why if gap.value is None else None,
         "gap_closed_ci": gap.why if gap.interval is None else None,
         "relative_performance": relative.why,
+        "metrics": f"{len(outcome.failed)} items failed" if outcome.failed else None,
     }
     return {field: why for field, why in reasons.items() if why is not None}
 
@@ -138,10 +149,9 @@ def _rule_record(arm: Arm) -> dict[str, Any]:
 def _weights(arm: Arm, outcome: Outcome) -> dict[str, dict[str, float | None]]:
     """Mean and standard deviation of the alpha each expert got, over all tokens of all answers."""
     chosen: list[list[float]] = [[] for _ in arm.experts]
-    for asked in outcome.asked.values():
-        for one in asked:
-            for expert, weights in zip(chosen, one.answer.weights, strict=True):
-                expert.extend(weights)
+    for answer in _answers(one for asked in outcome.asked.values() for one in asked):
+        for expert, weights in zip(chosen, answer.weights, strict=True):
+            expert.extend(weights)
     return {
         role.removeprefix("expert:"): {
             "mean": float(np.mean(weights)) if weights else None,
@@ -156,9 +166,14 @@ def _item_weights(arm: Arm, asked: list[Asked]) -> dict[str, list[list[float]]] 
     if arm.rule is None:
         return None
     return {
-        role.removeprefix("expert:"): [[round(w, _DIGITS) for w in one.answer.weights[t]] for one in asked]
+        role.removeprefix("expert:"): [[round(w, _DIGITS) for w in answer.weights[t]] for answer in _answers(asked)]
         for t, role in enumerate(arm.experts)
     }
+
+
+def _answers(asked: Iterable[Asked]) -> Iterator[Answer]:
+    """Without those that failed."""
+    return (one.answer for one in asked if not isinstance(one.answer, Failed))
 
 
 def _is_choice(sample: Mapping[str, Any]) -> bool:

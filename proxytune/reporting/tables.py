@@ -171,8 +171,13 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
     for arm, why in absent.items():
         yield f"No arm {arm}: {why}."
     for name, task in tasks.items():
-        invalid = {arm: entry["n_invalid"] for arm, entry in task["arms"].items() if entry["n_invalid"]}
-        if invalid:
+        failed = {arm: entry.get("failed_items", {}) for arm, entry in task["arms"].items()}
+        for arm, items in failed.items():
+            if items:
+                error = next(iter(items.values()))
+                yield f"{name}: {arm} failed at {len(items)} items, which are left out of its score: {error}."
+        invalid = {arm: entry["n_invalid"] - len(failed[arm]) for arm, entry in task["arms"].items()}
+        if invalid := {arm: count for arm, count in invalid.items() if count}:
             counts = ", ".join(f"{arm} {count}" for arm, count in invalid.items())
             yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
         if task["n_truncated"]:
