@@ -226,6 +226,7 @@ def test_provenance_says_what_was_run_and_on_what(go, spec):
     assert {"version", "commit", "source"} == set(record["code"])
     assert {"python", "torch", "transformers", "lm-eval"} <= set(record["libraries"])
     assert record["timings"]["answers"] == {"open": {"computed": 12, "from_store": 0}}
+    assert record["timings"]["batch_size"] == {"open": 32}
 
 
 def test_limit_takes_the_first_items(go, tmp_path):

@@ -32,6 +32,8 @@ class Ledger:
         self._members: dict[str, dict[str, Any]] = {}
         self._seconds: dict[str, dict[str, float]] = {"load_seconds": {}, "task_seconds": {}}
         self._answers: dict[str, dict[str, int]] = {}
+        self._batch_sizes: dict[str, int | None] = {}
+        """What the engine ended with: less than it was given where memory ran out."""
 
     @contextmanager
     def time(self, what: str, task: str) -> Iterator[None]:
@@ -41,6 +43,7 @@ class Ledger:
 
     def note(self, task: str, family: FamilySpec, board: Board) -> None:
         self._answers[task] = {"computed": board.computed, "from_store": board.read}
+        self._batch_sizes[task] = getattr(board.engine, "batch_size", None)
         self._members |= {role: _member(family, board.ensemble, role) for role in board.roles}
 
     def provenance(self) -> dict[str, Any]:
@@ -54,6 +57,7 @@ class Ledger:
                 "total_seconds": _since(self._start),
                 **self._seconds,
                 "answers": self._answers,
+                "batch_size": self._batch_sizes,
                 "damaged_store_entries": self.damaged,
             },
         }

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from proxytune.errors import UserError, unknown_name
 from proxytune.models.files import locate
 from proxytune.models.sources import FamilySpec, Source, is_local
@@ -22,6 +24,7 @@ def check_sources(sources: Mapping[str, Source]) -> None:
     """`check` for sources by role."""
     for role, source in sources.items():
         try:
+            _check_device(source)
             _check_model(source)
             if source.adapter is not None:
                 _check_adapter(source.adapter, source)
@@ -36,6 +39,12 @@ def chosen(spec: FamilySpec, roles: Iterable[str] | None) -> dict[str, Source]:
     for role in sorted(wanted - sources.keys()):
         raise unknown_name("role", role, sources)
     return {role: source for role, source in sources.items() if role in wanted}
+
+
+def _check_device(source: Source) -> None:
+    kind = (source.device_map or "").partition(":")[0]
+    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f"device_map={source.device_map}, but torch finds no such device here: leave device_map out.")
 
 
 def _check_model(source: Source) -> None:

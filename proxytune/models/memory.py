@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from proxytune.errors import UserError
+from proxytune.models import control_group
 from proxytune.models.sources import Source, is_local
 
 _log = logging.getLogger(__name__)
@@ -29,8 +31,7 @@ def check_memory(sources: Mapping[str, Source]) -> None:
     Raises UserError if the weights whose size is known exceed the memory of the device that they go to. Members spread
     by `device_map=auto` or quantised on loading, and hub models that are not in the cache, are left out, and said so.
     """
-    modules = {source.module: role for role, source in reversed(list(sources.items()))}
-    sizes = {role: _if_sound(weight_bytes, source) for source, role in modules.items() if _counted(source)}
+    sizes = {role: _if_sound(partial(_own_bytes, sources, role), source) for role, source in sources.items()}
     known = {role: size for role, size in sizes.items() if size is not None}
     devices: dict[str, int] = {}
     for role, size in known.items():
@@ -39,16 +40,32 @@ def check_memory(sources: Mapping[str, Source]) -> None:
         available = _available(device)
         _log.info("weights on %s: about %s, available %s", device, _text(needed), _text(available))
         if needed > available:
-            listing = ", ".join(f"{role} {_text(known[role])}" for role in sources if role in known)
+            listing = ", ".join(f"{role} {_text(size)}" for role, size in known.items() if size)
             raise UserError(
                 f"the weights need about {_text(needed)} on {device}, which has {_text(available)} available "
                 f"({listing}): use a smaller dtype or model, quantization, or device_map=auto"
             )
-    per_token = {role: _if_sound(cache_bytes, source) for role, source in sources.items() if _counted(source)}
-    caches = sum(size for size in per_token.values() if size is not None)
-    _log.info("caches: about %s for each row of 1,000 tokens", _text(1000 * caches))
-    if unknown := [role for role in modules.values() if known.get(role) is None]:
+    caches = {role: _if_sound(cache_bytes, source) for role, source in sources.items() if _counted(source)}
+    listing = ", ".join(f"{role} {_text(1000 * size)}" for role, size in caches.items() if size is not None)
+    total = 1000 * sum(size for size in caches.values() if size is not None)
+    _log.info("caches for each row of 1,000 tokens: about %s (%s)", _text(total), listing)
+    if unknown := [role for role, size in sizes.items() if size is None]:
         _log.info("of unknown size before loading: %s", ", ".join(unknown))
+
+
+def _own_bytes(sources: Mapping[str, Source], role: str, source: Source) -> int | None:
+    """Bytes that `role` adds to those of the roles before it: its module and its adapter, where they have neither."""
+    if not _counted(source):
+        return None
+    before = list(sources.values())[: list(sources).index(role)]
+    module = 0 if any(other.module == source.module for other in before) else weight_bytes(source)
+    adapter = 0 if source.adapter is None or _same_adapter(source, before) else adapter_bytes(source)
+    return None if module is None or adapter is None else module + adapter
+
+
+def _same_adapter(source: Source, others: Sequence[Source]) -> bool:
+    ours = (source.module, source.adapter, source.adapter_revision)
+    return any((other.module, other.adapter, other.adapter_revision) == ours for other in others)
 
 
 def check_training_memory(role: str, source: Source, lora_rank: int | None) -> None:
@@ -114,6 +131,13 @@ def weight_bytes(source: Source) -> int | None:
     return None if files is None else sum(_tensor_bytes(file, source) for file in files)
 
 
+def adapter_bytes(source: Source) -> int | None:
+    """Bytes of the adapter's weights in memory, which PEFT keeps in float32; None where its file is not here."""
+    assert source.adapter is not None
+    file = _file(replace(source, path=source.adapter, revision=source.adapter_revision), "adapter_model.safetensors")
+    return None if file is None else 4 * sum(math.prod(shape) for _, shape in _shapes(file))
+
+
 def cache_bytes(source: Source) -> int | None:
     """Bytes of the keys and values of one token of one row; None where the config is not here."""
     file = _file(source, source.gguf_file or "config.json")
@@ -138,7 +162,8 @@ def _device(source: Source) -> str:
 def _available(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available + psutil.swap_memory().free
+    machine = psutil.virtual_memory().available + psutil.swap_memory().free
+    return int(min(machine, control_group.room()))
 
 
 def _size(source: Source) -> int | None:
