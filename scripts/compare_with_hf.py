@@ -67,7 +67,9 @@ def _options() -> argparse.Namespace:
 def _task(name: str, options: argparse.Namespace) -> ConfigurableTask:
     task = load_task(name, options.data)
     if options.max_gen_toks is not None and task.OUTPUT_TYPE == "generate_until":
-        task.set_config(key="generation_kwargs", value={"max_gen_toks": options.max_gen_toks}, update=True)
+        asked = (task.config.generation_kwargs or {}).get("max_gen_toks", options.max_gen_toks)
+        value = {"max_gen_toks": min(asked, options.max_gen_toks)}
+        task.set_config(key="generation_kwargs", value=value, update=True)
     return task
 
 

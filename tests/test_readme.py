@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from proxytune import miniature
@@ -41,7 +43,25 @@ def test_the_python_example_runs(monkeypatch, tmp_path, capsys):
     assert again.tolist() == names["answer"].tolist()
 
 
-@pytest.mark.parametrize("command", commands("run") + commands("train"))
+def test_the_rule_of_the_readme_is_an_arm(monkeypatch, tmp_path, capsys):
+    [code] = [block for language, block in BLOCKS if language == "python" and "yours.py" in block]
+    [command] = [command for command in commands("run") if "yours." in command]
+    names: dict = {}
+    exec(code, names)
+    masked = torch.tensor([[1.0, 2.0, -torch.inf]])
+    fused = names["Certain"]().fuse(torch.zeros(1, 3), torch.stack([masked, masked]), masked.flip(-1))
+    assert fused.logits.isfinite().all() and fused.weights.shape == (2, 1)
+    (tmp_path / "yours.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert main([*shlex.split(command)[1:], "miniature=tiny", "limit=4", "output=out"]) == 0
+    assert "certain" in capsys.readouterr().out
+    tasks = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    weights = [task["arms"]["certain"]["weights"][task["expert"]]["mean"] for task in tasks.values()]
+    assert all(0 < weight < 1 for weight in weights) and len(weights) == 5
+
+
+@pytest.mark.parametrize("command", [c for c in commands("run") if "yours." not in c] + commands("train"))
 def test_configured_commands_compose(command, capfd):
     arguments = shlex.split(command)[1:]
     if "-m" in arguments:  # Hydra prints no sweep: its first job
