@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -10,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from proxytune.cli import main
@@ -113,6 +117,15 @@ def test_the_prompt_weight_is_a_finite_number_from_0(weight):
 def test_batch_must_be_whole_device_batches():
     with pytest.raises(ValueError, match=r"training\.device_batch is 3; it must divide training\.batch \(4\)"):
         Tuning(batch=4, device_batch=3)
+
+
+def test_the_batch_is_kept_on_any_number_of_devices():
+    tuning = Tuning(batch=128, device_batch=4)
+    assert [tuning.accumulation(processes) for processes in (1, 2, 8, 32)] == [32, 16, 4, 1]
+    with pytest.raises(
+        UserError, match=r"training\.batch=128 cannot be divided among 3 processes with .*device_batch=4"
+    ):
+        tuning.accumulation(3)
 
 
 @pytest.fixture
@@ -262,3 +275,30 @@ def test_mistakes_take_one_line(command, bad, says, capsys, tmp_path):
     assert error.count("\n") == 1
     assert says in error
     assert not (tmp_path / "trained" / "experts").exists()
+
+
+def test_two_processes_end_where_one_does(command, tmp_path):
+    """For real: gloo, each with its own share of every step."""
+    recipe = ["training=full", "training.bf16=false", "training.max_steps=2", "training.learning_rate=0.01"]
+    recipe += ["task.names=[gsm8k,triviaqa]", "multitask=true", "training.prompt_loss=0.2", "training.batch=4"]
+    given = [*command, *recipe, "training.device_batch=1"]
+    assert main(given) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={_free_port()}"]
+    two = [*launch, "-m", "proxytune", *given, f"output={tmp_path / 'two'}"]
+    subprocess.run(two, check=True, capture_output=True, timeout=300)
+    folders = [tmp_path / name / "experts" / "multitask" for name in ("trained", "two")]
+    cards = [card_in(folder) for folder in folders]
+    assert [card["processes"] for card in cards] == [1, 2]
+    assert [card["steps"] for card in cards] == [2, 2]
+    assert cards[0]["final_loss"] == pytest.approx(cards[1]["final_loss"], rel=1e-5)
+    states = [load_file(folder / "model.safetensors") for folder in folders]
+    start = load_file(tmp_path / "small" / "model.safetensors")
+    for name, weight in states[0].items():
+        torch.testing.assert_close(weight, states[1][name], rtol=1e-4, atol=1e-5)
+    assert any((states[0][name] - weight).abs().max() > 1e-3 for name, weight in start.items())
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

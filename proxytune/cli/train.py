@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -66,16 +67,16 @@ def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Tuning]:
     starts = dict(_starts(config, settings.which))
     build.check_targets(settings.training, "training")
     try:
-        return settings, starts, build.build(settings.training)
+        tuning = build.build(settings.training)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
+    tuning.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
+    return settings, starts, tuning
 
 
 def work(config: DictConfig, output_dir: Path) -> None:
     """Trains what `config` names and says where each model is; everything is checked before the first one loads."""
     settings, starts, tuning = check(config)
-
-    from accelerate import PartialState
 
     from proxytune.training.folder import finished
 
@@ -87,7 +88,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
         with resume_hint(str(output_dir)):
             lines.append(f"{job.what} {job.name}: {_tuned(job) if card is None else _said('already trained', card)}")
         _remember(job)
-    if PartialState().is_main_process:
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
         print(
             "\n".join([*(f"{line}: {job.folder}" for line, job in zip(lines, jobs, strict=True)), _usage(jobs, config)])
         )
@@ -127,9 +128,11 @@ def _examples(settings: TrainConfig) -> dict[str, Pairs]:
 def _check_memory(jobs: Sequence[Job]) -> None:
     from proxytune.models.memory import check_training_memory
 
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        return  # no device holds all of it
     for job in {job.what: job for job in jobs}.values():
         tuning = job.recipe.tuning
-        check_training_memory(f"{job.what}", job.source, tuning.lora_rank if tuning.method == "lora" else None)
+        check_training_memory(job.what, job.source, tuning.lora_rank if tuning.method == "lora" else None)
 
 
 def _tuned(job: Job) -> str:

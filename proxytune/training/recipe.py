@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
+from proxytune.errors import UserError
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -69,6 +71,16 @@ class Tuning:
             yield name, "a weight from 0, finite", 0 <= getattr(self, name) < infinite
         for name in ("warmup_ratio", "lora_dropout"):
             yield name, "a share from 0 and below 1", 0 <= getattr(self, name) < 1
+
+    def accumulation(self, processes: int) -> int:
+        """Forward passes of one process in an optimiser step. Raises UserError if the batch cannot be divided so."""
+        together = self.device_batch * processes
+        if self.batch % together:
+            raise UserError(
+                f"training.batch={self.batch} cannot be divided among {processes} processes with "
+                f"training.device_batch={self.device_batch}: their product must divide it"
+            )
+        return self.batch // together
 
     @property
     def decisive(self) -> dict[str, Any]:

@@ -122,21 +122,13 @@ def _trainer(
 
 def _arguments(tuning: Tuning, folder: Path):
     import torch
-    from accelerate import PartialState
     from trl import SFTConfig
 
-    processes = PartialState().num_processes
-    if tuning.batch % (tuning.device_batch * processes):
-        raise UserError(
-            f"training.batch={tuning.batch} cannot be divided among {processes} processes with "
-            f"training.device_batch={tuning.device_batch}: their product must divide it"
-        )
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=tuning.epochs,
         max_steps=-1 if tuning.max_steps is None else tuning.max_steps,
         per_device_train_batch_size=tuning.device_batch,
-        gradient_accumulation_steps=tuning.batch // (tuning.device_batch * processes),
         learning_rate=tuning.learning_rate,
         weight_decay=tuning.weight_decay,
         warmup_steps=tuning.warmup_ratio,
@@ -154,3 +146,5 @@ def _arguments(tuning: Tuning, folder: Path):
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
     )
+    arguments.gradient_accumulation_steps = tuning.accumulation(arguments.world_size)
+    return arguments
