@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from rich.console import Console
 
 from proxytune.cli import main
 from proxytune.engines.requests import Scored
+from proxytune.experiment import clearing
 from proxytune.experiment.store import AnswerStore
 from proxytune.reporting import runs
 
@@ -130,6 +133,53 @@ def test_gc_frees_space_beside_a_run_that_uses_the_store_and_takes_the_shared_on
         assert path.stat().st_size < before / 10
         answers.put({"next": ANSWER})
         assert answers.get(["k1", "next"]) == {"next": ANSWER}
+
+
+WRITER = """
+import sys
+from proxytune.engines.requests import Scored
+from proxytune.experiment import clearing
+from proxytune.experiment.store import AnswerStore
+with AnswerStore(sys.argv[1]) as answers:
+    for i in range(100):
+        answers.put({f"{i}-{j}": Scored((-float(i),) * 20, (True,) * 20, ()) for j in range(20)})
+        assert len(answers.get([f"{i}-{j}" for j in range(20)])) == 20
+        print(i, flush=True)
+"""
+
+
+def test_runs_are_listed_and_a_store_cleared_while_another_process_writes_it(store: Path, tmp_path: Path, capsys):
+    _run(tmp_path / "a", when=1e9)
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(store)], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "0\n"
+        cleared = 0
+        while writer.poll() is None and cleared < 8:
+            assert main(["runs", "gc", f"store={store}"]) == 0
+            assert main(["runs", "list", str(tmp_path)]) == 0
+            assert main(["runs", "show", str(tmp_path / "a")]) == 0
+            cleared += 1
+        writer.communicate()
+        assert writer.returncode == 0
+    assert capsys.readouterr().err == ""
+    assert cleared > 0
+    assert len(_keys(store)) == 100 * 20 + 3
+    with AnswerStore(store) as answers:
+        assert len(answers.get(sorted(_keys(store)))) == 100 * 20 + 3
+
+
+def test_gc_leaves_an_answer_that_a_run_has_put_anew_while_it_looked(store: Path, monkeypatch):
+    def look_slowly(db, cleared, before):
+        going = look(db, cleared, before)
+        with AnswerStore(store) as answers:
+            answers.put({"old": ANSWER})  # the last row: the next one would take its number
+        return going
+
+    look = clearing._going
+    monkeypatch.setattr(clearing, "_going", look_slowly)
+    assert main(["runs", "gc", f"store={store}", "older_than=9"]) == 0
+    with AnswerStore(store) as answers:
+        assert answers.get(["old"]) == {"old": ANSWER}
 
 
 MISTAKES = {

@@ -7,6 +7,7 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from proxytune.errors import UserError
 from proxytune.experiment.keys import code_version
@@ -47,7 +48,8 @@ def clear(path: str | Path, older_than: float | None = None, dry_run: bool = Fal
             going = _going(db, cleared, None if older_than is None else time.time() - older_than * _DAY)
             if going and not dry_run:
                 db.execute("BEGIN IMMEDIATE")
-                db.executemany("DELETE FROM answers WHERE rowid = ?", going)
+                # Not by rowid: a run may have put the answer anew in the meantime.
+                db.executemany("DELETE FROM answers WHERE key IS ? AND checksum IS ? AND written IS ?", going)
                 db.execute("COMMIT")
                 db.execute("VACUUM")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -57,12 +59,10 @@ def clear(path: str | Path, older_than: float | None = None, dry_run: bool = Fal
     return cleared
 
 
-def _going(db: sqlite3.Connection, cleared: Cleared, before: float | None) -> list[tuple[int]]:
-    """The rows to remove, counted in `cleared`."""
+def _going(db: sqlite3.Connection, cleared: Cleared, before: float | None) -> list[tuple[Any, ...]]:
+    """(key, checksum, time written) of the rows to remove, counted in `cleared`."""
     going = []
-    for row, key, value, checksum, code, written in db.execute(
-        "SELECT rowid, key, value, checksum, code, written FROM answers"
-    ):
+    for key, value, checksum, code, written in db.execute("SELECT key, value, checksum, code, written FROM answers"):
         cleared.total += 1
         if not isinstance(value, str) or checksum != checksum_of(key, value):
             cleared.damaged += 1
@@ -72,7 +72,7 @@ def _going(db: sqlite3.Connection, cleared: Cleared, before: float | None) -> li
             cleared.old += 1
         else:
             continue
-        going.append((row,))
+        going.append((key, checksum, written))
     return going
 
 
