@@ -30,7 +30,10 @@ class MergeConfig(schema.Strict):
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune merge [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return application.compose_and_run("merge", check, work, *application.split(arguments))
+    overrides, flags = application.split(arguments)
+    if {"-h", "--help"} & set(flags):
+        overrides = ["models=local"]  # Hydra composes before it helps
+    return application.compose_and_run("merge", check, work, overrides, flags)
 
 
 def check(config: DictConfig) -> tuple[MergeConfig, Any]:

@@ -58,7 +58,10 @@ class Job(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune train [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return application.compose_and_run("train", check, work, *application.split(arguments))
+    overrides, flags = application.split(arguments)
+    if {"-h", "--help"} & set(flags):
+        overrides = ["models=local", "task=gsm8k"]  # Hydra composes before it helps
+    return application.compose_and_run("train", check, work, overrides, flags)
 
 
 def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Tuning]:
