@@ -61,7 +61,9 @@ def test_the_rule_of_the_readme_is_an_arm(monkeypatch, tmp_path, capsys):
     assert all(0 < weight < 1 for weight in weights) and len(weights) == 5
 
 
-@pytest.mark.parametrize("command", [c for c in commands("run") if "yours." not in c] + commands("train"))
+@pytest.mark.parametrize(
+    "command", [c for c in commands("run") if "yours." not in c] + commands("train") + commands("merge")
+)
 def test_configured_commands_compose(command, capfd):
     arguments = shlex.split(command)[1:]
     if "-m" in arguments:  # Hydra prints no sweep: its first job
@@ -86,7 +88,7 @@ def test_score_command_reads_outputs(capsys, tmp_path):
 
 
 def test_every_command_of_the_readme_is_tested():
-    assert len(COMMANDS) == sum(len(commands(name)) for name in ("run", "train", "table", "score"))
+    assert len(COMMANDS) == sum(len(commands(name)) for name in ("run", "train", "merge", "table", "score"))
     assert len(COMMANDS) >= 8
 
 
