@@ -209,3 +209,13 @@ def test_a_mistake_is_one_line(case: str, tmp_path: Path, capsys: pytest.Capture
     assert said in error
     assert error.startswith("proxytune: ")
     assert error.count("\n") == 1
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    run = [sys.executable, "-m", "proxytune.cli", "runs", "--help"]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait() == 1

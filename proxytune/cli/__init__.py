@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything does with HYDRA_FULL_ERROR=1.
     """
     try:
-        return _dispatch(sys.argv[1:] if arguments is None else list(arguments))
+        status = _dispatch(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return status
     except UserError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
@@ -38,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = " ".join(hidden(str(error)).split())
         # An argument need not be valid Unicode.
         print("proxytune:", line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read the output, `head` say, has had enough; what is left in the buffer must not fail at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
         print(f"proxytune: stopped{'; ' if stop.args else ''}{stop}", file=sys.stderr)
