@@ -88,6 +88,16 @@ def test_examples_that_do_not_fit_are_left_out_and_counted(small, tmp_path):
         encode(tokenizer, EXAMPLES, 2)
 
 
+def test_the_window_of_the_model_is_a_limit_too(tmp_path):
+    tokenizer = tiny.tiny_tokenizer()
+    model = tiny.tiny_gpt2(len(tokenizer), seed=3)  # learned positions: it cannot read on
+    long = ("the cat", " sat on the mat" * tiny.WINDOW)
+    how = Tuning(method="full", max_steps=1, batch=1, device_batch=1)
+    card = tune(model, tokenizer, [*EXAMPLES, long], tmp_path, how)
+    assert (card["examples"], card["examples_left_out"]) == (3, 1)
+    assert "1 left out" in (tmp_path / "README.md").read_text()
+
+
 def test_an_adapter_switched_on_is_the_merged_model(small, tmp_path):
     model, tokenizer = small
     for folder in ("small", "gsm"):

@@ -1,6 +1,6 @@
 """Trainings that are killed at any moment, or find the disk full, and are started again: the weights do not change.
 
-PROXYTUNE_KILLS=10 kills at ten random moments (default: 3), beside those that are chosen.
+PROXYTUNE_KILLS=10 kills at ten random moments (default: 2), beside those that are chosen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LORA = Tuning(
     epochs=3, batch=4, device_batch=2, learning_rate=0.01, lora_rank=4, lora_dropout=0.3, checkpoint_steps=2, seed=7
 )
 FULL = Tuning(method="full", epochs=3, batch=4, device_batch=2, learning_rate=0.01, checkpoint_steps=2)
-KILLS = int(os.environ.get("PROXYTUNE_KILLS", "3"))
+KILLS = int(os.environ.get("PROXYTUNE_KILLS", "2"))
 
 
 def train(where: Path, tuning: Tuning) -> dict:

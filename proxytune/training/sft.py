@@ -101,6 +101,13 @@ def _trainer(
 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    arguments = _arguments(tuning, folder)
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    if arguments.n_gpu > 1 and not spread:
+        raise UserError(
+            f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
+            f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"
+        )
     adapter = LoraConfig(
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
@@ -110,7 +117,7 @@ def _trainer(
     )
     trainer = WeightedTrainer(
         model=model,
-        args=_arguments(tuning, folder),
+        args=arguments,
         data_collator=WeightedCollator(tokenizer.pad_token_id),
         train_dataset=dataset,
         processing_class=tokenizer,
