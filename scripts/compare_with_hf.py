@@ -27,7 +27,7 @@ from proxytune.fusion import Static
 from proxytune.models import Ensemble, FamilySpec, Source, load
 from proxytune.tasks import load_task, task_info
 
-TASKS = ["gsm8k_liu2024", "truthfulqa_mc1", "triviaqa_liu2024", "mmlu_fan2024", "cnn_dailymail_fan2024"]
+TASKS = ["gsm8k_liu2024", "truthfulqa_mc1_lm_eval", "triviaqa_liu2024", "mmlu_fan2024", "cnn_dailymail_fan2024"]
 ARM = Arm("fused", rule=Static(0.0), experts=("expert:lora",))
 
 
@@ -36,7 +36,13 @@ def main() -> int:
     expert = Source(options.model, adapter=options.expert, dtype="float32")
     plain = Source(options.model, dtype="float32")
     ensemble = load(FamilySpec(base=plain, antiexpert=plain, experts={"lora": expert}))
-    lm = HFLM(pretrained=plain.path, gguf_file=plain.gguf_file, dtype="float32", batch_size=options.batch_size)
+    lm = HFLM(
+        pretrained=plain.path,
+        gguf_file=plain.gguf_file,
+        dtype="float32",
+        device=str(ensemble["base"].device),
+        batch_size=options.batch_size,
+    )
     different = 0
     for name in options.tasks or TASKS:
         started = time.perf_counter()
