@@ -23,6 +23,7 @@ import signal
 import sqlite3
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import torch
 from tiny import save_family
+from tqdm import tqdm
 
 from proxytune import reporting
 from proxytune.cli import main as proxytune
@@ -165,6 +167,7 @@ class World:
         log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        tqdm.set_lock(threading.RLock())  # the one inherited is shared: a killed process may have died with it
         try:
             before()
             status = proxytune(self.command)
