@@ -20,7 +20,7 @@ from proxytune.cli import main
 from proxytune.cli.application import config_dir
 from proxytune.errors import UserError
 from proxytune.models import FamilySpec, Source, load, memory
-from proxytune.training import Tuning, tune
+from proxytune.training import Tuning, trainer, tune
 from proxytune.training.sft import encode
 
 EXAMPLES = [("the cat sat", " on the mat"), ("a dog ran", " to a tree and the cat"), ("the tree", " sat")]
@@ -312,3 +312,12 @@ def _free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+def test_without_a_terminal_progress_is_a_line_a_minute(small, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(trainer, "MINUTE", 1e-9)
+    model, tokenizer = small
+    with caplog.at_level("INFO", "proxytune.training.trainer"):
+        tune(model, tokenizer, EXAMPLES, tmp_path / "out", Tuning(method="full", max_steps=3, batch=3, device_batch=3))
+    said = [message for message in caplog.messages if message.startswith("step ")]
+    assert [message.split(":")[0] for message in said] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]

@@ -7,6 +7,7 @@ whatever the step is divided into: forward passes, devices.
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,10 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from proxytune.training import folder as files
+
+log = logging.getLogger(__name__)
+
+MINUTE = 60.0
 
 
 class WeightedCollator(DataCollatorForLanguageModeling):
@@ -42,7 +47,7 @@ class WeightedTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.folder = Path(str(self.args.output_dir))
-        self._began = time.perf_counter()
+        self._began = self._said = time.perf_counter()
         self._tokens = 0
         self._earlier: dict[str, Any] | None = None
 
@@ -69,10 +74,22 @@ class WeightedTrainer(SFTTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._earlier is None:
             history = self.state.log_history
-            self._earlier = history[-1] if history else {"seconds": 0.0, "tokens": 0}
+            self._earlier = history[-1] if history else {"seconds": 0.0, "tokens": 0, "step": 0}
         logs["seconds"] = self._earlier["seconds"] + time.perf_counter() - self._began
         logs["tokens"] = self._earlier["tokens"] + self._tokens
         super().log(logs, start_time)
+        if self.args.disable_tqdm and "loss" in logs:
+            self._say(logs["loss"])
+
+    def _say(self, loss: float) -> None:
+        """A line in the log every minute, for where there is no bar; the time left is at the pace so far."""
+        now, done, steps = time.perf_counter(), self.state.global_step, self.state.max_steps
+        if now - self._said < MINUTE:
+            return
+        assert self._earlier is not None
+        pace = (now - self._began) / (done - self._earlier["step"])
+        log.info("step %d of %d: loss %.3f, about %.0f min left", done, steps, loss, pace * (steps - done) / MINUTE)
+        self._said = now
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written at the end, by `tune`."""
