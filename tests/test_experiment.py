@@ -2,9 +2,10 @@
 
 import json
 import logging
+import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -500,13 +501,23 @@ def test_no_undefined_number_reaches_the_file(go, tmp_path):
 
 
 def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, caplog):
-    clock = iter([0.0, 30.0, 61.0, 70.0, 122.0])
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with caplog.at_level("INFO"):
-        step = progress._said_every_minute("gsm8k", 8)
-        for _ in range(4):
-            step()
-    assert caplog.messages == [
-        "gsm8k: 2 of 8 answers, about 3 min left",
-        "gsm8k: 4 of 8 answers, about 2 min left",
-    ]
+    monkeypatch.setattr(progress, "MINUTE", 0.01)
+    said: list[str] = []
+
+    def wait_for_a_line():
+        before = len(caplog.messages)
+        while len(caplog.messages) == before:
+            time.sleep(0.001)
+        said.append(caplog.messages[-1])
+
+    with caplog.at_level("INFO"), progress.bar("gsm8k", 8) as step:
+        wait_for_a_line()
+        step()
+        step()
+        wait_for_a_line()
+        wait_for_a_line()
+    assert said[0] == "gsm8k: 0 of 8 answers"
+    assert re.fullmatch(r"gsm8k: 2 of 8 answers, about \d+ min left", said[2])
+    lines = len(caplog.messages)
+    time.sleep(0.05)
+    assert len(caplog.messages) == lines, "it goes on after the end"

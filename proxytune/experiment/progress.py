@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -27,34 +28,39 @@ def bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[
     `show` None: a bar if standard error is a terminal, otherwise a line in the log every minute.
     """
     console = Console(file=sys.__stderr__)
+    if show is None and not console.is_terminal:
+        with _said_every_minute(label, total) as step:
+            yield step
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = _shown(console, show)
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=not shown) as progress:
+    hidden = not _shown(console, show)
+    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=hidden) as progress:
         task = progress.add_task(label, total=total)
-        said = _said_every_minute(label, total) if show is None and not shown else lambda: None
-
-        def advance() -> None:
-            progress.advance(task)
-            said()
-
-        yield advance
+        yield lambda: progress.advance(task)
 
 
-def _said_every_minute(label: str, total: int) -> Callable[[], None]:
-    """To be called after each step; the time left is what the rest would take at the pace so far."""
-    began = last = time.monotonic()
-    done = 0
+@contextlib.contextmanager
+def _said_every_minute(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after each step. The time left is what the rest would take at the pace so far."""
+    done, began, over = 0, time.monotonic(), threading.Event()
 
     def step() -> None:
-        nonlocal done, last
+        nonlocal done
         done += 1
-        now = time.monotonic()
-        if now - last >= MINUTE:
-            left = (now - began) / done * (total - done) / MINUTE
-            log.info("%s: %d of %d answers, about %.0f min left", label, done, total, left)
-            last = now
 
-    return step
+    def say() -> None:  # in a thread: answers come in bursts, and a first one may take many minutes
+        while not over.wait(MINUTE):
+            pace = (time.monotonic() - began) / MINUTE / done if done else None
+            left = "" if pace is None else f", about {pace * (total - done):.0f} min left"
+            log.info("%s: %d of %d answers%s", label, done, total, left)
+
+    speaker = threading.Thread(target=say, daemon=True)
+    speaker.start()
+    try:
+        yield step
+    finally:
+        over.set()
+        speaker.join()
 
 
 @contextlib.contextmanager
