@@ -18,7 +18,7 @@ from proxytune.models import Ensemble, FamilySpec, Source, check, load
 from proxytune.models.chat import Chat, ChatPrompt
 
 CONF = ROOT / "conf"
-NOT_REAL = {"miniature", "local", "smollm2_selfcheck"}
+NOT_REAL = {"miniature", "local", "smollm2_selfcheck", "smollm2_transfer"}
 FAMILIES = sorted(path.stem for path in (CONF / "models").glob("*.yaml") if path.stem not in NOT_REAL)
 SHARED = ROOT.parent / "shared" / "data"
 VOCABULARY = {"llama2": 32_000, "tinyllama": 32_000, "codellama": 32_000, "llama3": 128_256, "qwen25": 151_665}

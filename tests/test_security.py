@@ -89,7 +89,10 @@ def with_code(request: pytest.FixtureRequest, tmp_path: Path, family_folders: di
     folder = shutil.copytree(family_folders["base"], tmp_path / "model")
     (folder / "evil.py").write_text(
         f"open({str(marker)!r}, 'w').close()\n"
-        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model, PreTrainedTokenizerFast as Tokens\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class Config(LlamaConfig): ...\n"  # transformers marks the classes that it finds here
+        "class Model(LlamaForCausalLM): ...\n"
+        "class Tokens(PreTrainedTokenizerFast): ...\n"
     )
     mapped = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": [None, "evil.Tokens"]}
     for name in ("config.json", "tokenizer_config.json"):
