@@ -74,7 +74,7 @@ def printed(record: dict[str, Any], width: int = 200) -> str:
 
 def test_scores_are_percent_points_except_where_the_metric_is_no_fraction(record):
     scores = report(record).scores
-    assert [cell.text for cell in scores.rows["proxy"]] == ["42.0 ± 2.0", "34.0 ± 2.0", "6.0 ± 0.0", "38.0¹"]
+    assert [cell.text for cell in scores.rows["proxy"]] == ["42.0 ± 2.0", "34.0 ± 2.0", "6.000 ± 0.020", "38.0¹"]
     assert scores.columns[0] == "gsm8k\nexact_match %\nn = 200"
     assert scores.columns[2] == "text\nperplexity, lower is better\nn = 200"
 
@@ -154,7 +154,7 @@ def test_a_narrow_terminal_splits_the_table_and_repeats_the_arms(record):
 
 def test_markdown_has_one_row_per_arm_and_the_same_numbers(record):
     text = markdown(record)
-    assert "| proxy | **42.0 ± 2.0** | **34.0 ± 2.0** | 6.0 ± 0.0 | 38.0¹ |" in text
+    assert "| proxy | **42.0 ± 2.0** | **34.0 ± 2.0** | 6.000 ± 0.020 | 38.0¹ |" in text
     assert "| dynamic | 1.00 ± 0.25 | 1.00 ± 0.25 | 1.00 ± 0.25 |" in text
     assert f"2. {NO_GAP}" in text
 

@@ -11,7 +11,7 @@ Record = Mapping[str, Any]
 
 Tasks = Mapping[str, Record]
 
-UNSCALED = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bleu", "chrf", "ter"}
+UNSCALED = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bits", "bleu", "chrf", "ter"}
 """Metrics that are not fractions: shown as they are, while all others are shown in percent points."""
 LEGEND = "Gap closed = (arm − base) / (tuned − base). Bold: the best fused arm of each task."
 DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -129,11 +129,11 @@ def _heading(task: Record, name: str) -> str:
 
 def _score(task: Record, entry: Record, notes: Notes) -> Cell:
     percent = task["metric"] not in UNSCALED
-    scale = 100.0 if percent else 1.0
-    error = "" if entry["stderr"] is None else f" ± {entry['stderr'] * scale:.1f}"
+    scale, digits = (100.0, 1) if percent else (1.0, 3)
+    error = "" if entry["stderr"] is None else f" ± {entry['stderr'] * scale:.{digits}f}"
     value = entry["value"] * scale
     # A perplexity or an error rate has no place in a mean of accuracies.
-    return Cell(f"{value:.1f}{error}", value if percent and task["higher_is_better"] else None)
+    return Cell(f"{value:z.{digits}f}{error}", value if percent and task["higher_is_better"] else None)
 
 
 def _gap(task: Record, entry: Record, notes: Notes) -> Cell:
@@ -141,7 +141,7 @@ def _gap(task: Record, entry: Record, notes: Notes) -> Cell:
     if entry["gap_closed_ci"] is None:
         return Cell(f"{percent:.1f} {_undefined(entry, 'gap_closed_ci', notes)}", percent)
     low, high = (bound * 100 for bound in entry["gap_closed_ci"])
-    return Cell(f"{percent:.1f} [{low:.1f}, {high:.1f}]", percent)
+    return Cell(f"{percent:z.1f} [{low:z.1f}, {high:z.1f}]", percent)
 
 
 def _weight(task: Record, entry: Record, notes: Notes) -> Cell:
