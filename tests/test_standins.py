@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,17 +12,6 @@ from proxytune.cli import main
 from proxytune.reporting.papers import PAPERS, paper_tables
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*2024_*.yaml"))
-EVERY = os.environ.get("PROXYTUNE_TEST_EVERY_EXPERIMENT") == "1"
-"""All of them take some minutes; without it, one experiment of each kind runs."""
-ONE_OF_A_KIND = {
-    "liu2024_instruction_gsm8k_70b",
-    "liu2024_alpha_sweep_truthfulqa",
-    "liu2024_triviaqa_13b",
-    "fan2024_single_1b",
-    "fan2024_multi_7b",
-    "fan2024_icl_1b",
-    "fan2024_task_arithmetic_7b",
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +32,6 @@ def test_experiment_runs_from_config_to_table(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    if not EVERY and experiment not in ONE_OF_A_KIND:
-        pytest.skip("one experiment of each kind runs; PROXYTUNE_TEST_EVERY_EXPERIMENT=1 runs all")
     use(monkeypatch, standins)
     monkeypatch.chdir(tmp_path)
     shortened = ["limit=4", f"task.data_dir={standins / 'data'}", "output=run"]
