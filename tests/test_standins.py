@@ -71,7 +71,6 @@ def _every_arm_has_its_cell(paper: str, experiment: str, record: dict) -> None:
         assert wanted <= arms, f"{table.layout.id}: the experiment has no arm for {wanted - arms}"
 
 
-def test_every_kind_of_experiment_runs_by_default():
+def test_every_table_has_an_experiment_that_runs():
     layouts = [layout for paper in PAPERS.values() for layout in paper.tables if layout.experiments]
-    assert set(EXPERIMENTS) >= ONE_OF_A_KIND
-    assert all(ONE_OF_A_KIND & set(layout.experiments) for layout in layouts if "published" not in layout.id)
+    assert all(set(EXPERIMENTS) & set(layout.experiments) for layout in layouts if "published" not in layout.id)
