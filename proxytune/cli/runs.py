@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxytune.cli.arguments import once
 from proxytune.errors import UserError, unknown_name
 
 ACTIONS = {
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     if action not in ACTIONS:
         raise unknown_name("action of runs", action, ACTIONS)
     if action == "gc":
-        _clear(_given(rest))
+        _clear(once(rest, ("store", "older_than", "dry_run"), "runs"))
         return 0
     from proxytune.reporting import runs
 
@@ -52,20 +53,6 @@ def _clear(given: dict[str, str]) -> None:
         f"{Path(path).expanduser()}: {done.total} answers, {_megabytes(done.bytes_before)}; {verb}: {done.gone} "
         f"({done.damaged} damaged, {done.outdated} of another version, {done.old} old){freed}"
     )
-
-
-def _given(arguments: Sequence[str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise UserError(f"cannot read the argument {argument!r} as key=value; see proxytune runs --help")
-        if key not in ("store", "older_than", "dry_run"):
-            raise unknown_name("key", key, ("store", "older_than", "dry_run"))
-        if key in given:
-            raise UserError(f"{key} is given twice: {given[key]} and {value}")
-        given[key] = value
-    return given
 
 
 def _days(value: str) -> float | None:

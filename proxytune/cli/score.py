@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxytune.errors import UserError, unknown_name
+from proxytune.cli.arguments import once
+from proxytune.errors import UserError
 
 KEYS = {
     "task": "the task's name (gsm8k, truthfulqa_mc)",
@@ -29,16 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    given: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise UserError(f"cannot read the argument {argument!r} as key=value; see proxytune score --help")
-        if key not in KEYS:
-            raise unknown_name("key", key, KEYS)
-        if key in given:
-            raise UserError(f"{key} is given twice: {given[key]} and {value}")
-        given[key] = value
+    given = once(arguments, KEYS, "score")
     for key in ("task", "outputs"):
         if key not in given:
             raise UserError(f"{key}=... is missing: {KEYS[key]}")

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from proxytune.errors import UserError, unknown_name
+from proxytune.cli.arguments import pairs
+from proxytune.errors import UserError
 
 KEYS = {
     "paper": "liu2024 or fan2024",
@@ -32,12 +33,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> dict[str, Any]:
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value:
-            raise UserError(f"cannot read the argument {argument!r} as key=value; see proxytune table --help")
-        if key not in KEYS:
-            raise unknown_name("key", key, KEYS)
+    list(pairs(arguments, KEYS, "table"))  # only checked: OmegaConf gives the values their types
     try:
         given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
     except (OmegaConfBaseException, YAMLError) as error:
