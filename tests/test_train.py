@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from trl.trainer import add_fused_lm_head
 
 from proxytune.cli import main
 from proxytune.cli.application import config_dir
@@ -58,6 +59,24 @@ def test_first_loss_is_the_weighted_cross_entropy_of_the_step(small, tmp_path, p
     how = Tuning(method="full", max_steps=1, batch=3, device_batch=device_batch, prompt_loss=prompt_loss)
     card = tune(model, tokenizer, EXAMPLES, tmp_path, how)
     assert card["final_loss"] == pytest.approx(total / weights, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", [tiny.tiny_llama, tiny.tiny_gpt2])
+def test_the_head_of_cpus_gives_the_loss_and_gradient_of_the_head_of_gpus(family):
+    model = family(40, seed=3)
+    add_fused_lm_head(model)
+    tokens = torch.tensor([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]])
+    labels = torch.tensor([[-100, -100, 7, -100, 9, 10], [-100, -100, -100, 14, -100, -100]])
+    inputs = {"input_ids": tokens, "labels": labels, "attention_mask": (tokens > 0).long()}
+    weights, found = torch.rand(2, 5), {}
+    for log_probs in (trainer.plain_log_probs, trainer.fused_log_probs):
+        model.zero_grad()
+        values = log_probs(model, dict(inputs))
+        (values * weights).sum().backward()
+        found[log_probs] = [values, *(parameter.grad for parameter in model.parameters())]
+    for plain, fused in zip(*found.values(), strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+    assert (found[trainer.plain_log_probs][0] != 0).equal(labels[:, 1:] != -100)
 
 
 def test_the_step_does_not_depend_on_what_it_is_divided_into(small, tmp_path):
