@@ -79,6 +79,21 @@ def test_the_head_of_cpus_gives_the_loss_and_gradient_of_the_head_of_gpus(family
     assert (found[trainer.plain_log_probs][0] != 0).equal(labels[:, 1:] != -100)
 
 
+def test_a_step_has_random_examples_the_longest_first():
+    lengths = [int(n) for n in torch.randint(1, 50, (23,), generator=torch.Generator().manual_seed(0))]
+    sampler = trainer.StepSampler(lengths, batch=5, seed=3)
+    orders = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(order) == list(range(23))
+        for start in range(0, 23, 5):
+            step = [lengths[i] for i in order[start : start + 5]]
+            assert step == sorted(step, reverse=True)
+        orders.append({frozenset(order[start : start + 5]) for start in range(0, 23, 5)})
+    assert not orders[0] & orders[1], "an epoch has the steps of another"
+
+
 def test_the_step_does_not_depend_on_what_it_is_divided_into(small, tmp_path):
     """Examples of unlike lengths: a mean of the passes' means would be another step."""
     states = []
