@@ -14,7 +14,7 @@ import proxytune
 PACKAGE = Path(proxytune.__file__).parent
 ROOMS = (
     *("cli", "reporting", "experiment", "miniature", "training", "tasks", "engines", "models", "fusion"),
-    *("drafts", "errors"),
+    *("drafts", "cache", "errors"),
 )
 """From the top to the bottom."""
 ALONE = {"reporting": {"drafts", "errors"}, "fusion": set()}

@@ -126,6 +126,14 @@ def test_experts_that_do_not_fit_are_refused(small, tmp_path, name, says):
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", ""])
+def test_a_damaged_recipe_is_said(small, tmp_path, text):
+    (tmp_path / "recipe.json").write_text(text)
+    with pytest.raises(UserError, match=r"recipe\.json is damaged, or that of something else"):
+        merge(family(small, "a"), ["a"], 0.4, tmp_path)
+    assert (tmp_path / "recipe.json").read_text() == text
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [

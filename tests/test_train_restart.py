@@ -180,7 +180,7 @@ def test_what_has_no_effect_is_no_other_recipe(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
 def test_a_damaged_note_is_said(tmp_path, text):
     (tmp_path / "recipe.json").write_text(text)
-    with pytest.raises(UserError, match=r"recipe\.json is damaged, or not that of a training"):
+    with pytest.raises(UserError, match=r"recipe\.json is damaged, or that of something else"):
         folder.finished(tmp_path, recipe(LORA))
 
 
@@ -213,3 +213,24 @@ def test_a_full_disk_leaves_the_last_checkpoint(whole, tmp_path):
     assert not (where / folder.UNFINISHED / folder.DRAFT).exists()
     start(where, tuning).join()
     assert weights(where) == expected
+
+
+def hold(where: Path) -> None:
+    with folder.alone(where):
+        (where.parent / "held").touch()
+        time.sleep(100)
+
+
+def test_a_folder_in_which_a_process_trains_is_left_to_it(tmp_path):
+    holder = FORKS.Process(target=hold, args=(tmp_path / "model",))
+    holder.start()
+    try:
+        while not (tmp_path / "held").exists():
+            assert holder.is_alive()
+            time.sleep(0.01)
+        with pytest.raises(UserError, match=r"another process is training in .*model: wait for it, or give another"):
+            train(tmp_path / "model", LORA)
+    finally:
+        holder.kill()
+        holder.join()
+    assert train(tmp_path / "model", LORA)["steps"] == 9

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from proxytune.cache import cache_root
 from proxytune.cli.arguments import once
 from proxytune.errors import UserError, unknown_name
 
@@ -45,7 +45,7 @@ def _clear(given: dict[str, str]) -> None:
     dry_run = _switch(given.get("dry_run", "false"))
     from proxytune.experiment.clearing import clear
 
-    path = given.get("store", f"{os.environ.get('PROXYTUNE_CACHE') or '~/.cache/proxytune'}/answers.sqlite")
+    path = given.get("store", str(cache_root() / "answers.sqlite"))
     done = clear(path, older_than, dry_run)
     verb = "would go" if dry_run else "removed"
     freed = "" if dry_run else f"; {_megabytes(done.bytes_before - done.bytes_after)} freed"

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import proxytune.training.loop
+from proxytune.cache import cache_root
 from proxytune.errors import UserError
 from proxytune.miniature.files import write_once
 from proxytune.miniature.items import make_items
@@ -64,8 +64,7 @@ def build(recipe: Recipe, cache: Path | None = None, workers: int | None = None)
 
 def cache_folder() -> Path:
     """`$PROXYTUNE_CACHE/miniature`, or `~/.cache/proxytune/miniature`."""
-    root = os.environ.get("PROXYTUNE_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "proxytune") / "miniature"
+    return cache_root() / "miniature"
 
 
 def fingerprint(recipe: Recipe) -> str:

@@ -7,10 +7,10 @@ model that it was trained over.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from proxytune.cache import cache_root
 from proxytune.drafts import whole_file
 from proxytune.errors import UserError, unknown_name
 
@@ -47,8 +47,7 @@ def find(name: str) -> dict[str, str]:
 
 
 def _notes() -> Path:
-    root = os.environ.get("PROXYTUNE_CACHE")
-    return (Path(root).expanduser() if root else Path.home() / ".cache" / "proxytune") / "trained"
+    return cache_root() / "trained"
 
 
 def _recipe_in(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """The folder of a training, finished or not, so that a training may be killed at any moment and started again.
 
 <folder>/unfinished/recipe.json         what is being trained
+<folder>/unfinished/lock                held by the process that is training
 <folder>/unfinished/checkpoint-<step>/  complete as soon as it has its name: it is drafted in unfinished/draft
 <folder>/*                              the model; recipe.json comes last and says that all is there
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -38,7 +40,7 @@ def finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     """
     for file in (folder / RECIPE, folder / UNFINISHED / RECIPE):
         if file.is_file():
-            found = _read(file)
+            found = read(file)
             if differences := recipe.differences(found):
                 raise UserError(
                     f"{folder} holds another training: {'; '.join(differences)}. Give another output=, or remove it"
@@ -47,6 +49,18 @@ def finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     if folder.is_dir() and {path.name for path in folder.iterdir()} - OTHERS - {UNFINISHED}:
         raise UserError(f"{folder} is not empty and holds no training: give another output=")
     return None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps other processes from training in `folder`; raises UserError if one does already."""
+    unfinished = folder / UNFINISHED
+    unfinished.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(unfinished / "lock", blocking=False):
+            yield
+    except Timeout:
+        raise UserError(f"another process is training in {folder}: wait for it, or give another output=") from None
 
 
 def begin(folder: Path, recipe: Recipe) -> Path | None:
@@ -108,14 +122,15 @@ def _to_disk(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read(file: Path, keys: Iterable[str] = ("tuning", "data", "start")) -> dict[str, Any]:
+    """What a recipe.json says; raises UserError if it is damaged or lacks one of `keys`."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        if {"tuning", "data", "start"} <= found.keys():
+        if found.keys() >= set(keys):
             return found
     except (ValueError, AttributeError):
         pass
-    raise UserError(f"{file} is damaged, or not that of a training: give another output=, or remove {file.parent}")
+    raise UserError(f"{file} is damaged, or that of something else: give another output=, or remove {file.parent}")
 
 
 def _write(file: Path, values: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ merged = antiexpert + scale * sum over experts of (expert - antiexpert)         
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,7 +91,7 @@ def _card(method: str, scale: float, antiexpert: Source, experts: Mapping[str, S
 def _finished(folder: Path, card: Mapping[str, Any]) -> bool:
     """Whether `folder` holds what `card` says; UserError if it holds anything else."""
     file = folder / files.RECIPE
-    if file.is_file() and json.loads(file.read_text(encoding="utf-8")) == card:
+    if file.is_file() and files.read(file, ["recipe"]) == card:
         return True
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if file.is_file() or (names - files.OTHERS and files.UNFINISHED not in names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +49,25 @@ def tune(
     window = getattr(model.config, "max_position_embeddings", tuning.max_length)
     dataset = encode(tokenizer, examples, min(tuning.max_length, window), tuning.prompt_loss)
     trainer = _trainer(model, tokenizer, dataset, folder, tuning)
+    with files.alone(folder) if trainer.args.should_save else nullcontext():
+        card = _train(trainer, folder, recipe, provenance or {})
+    trainer.accelerator.wait_for_everyone()
+    return card
+
+
+def _train(trainer: WeightedTrainer, folder: Path, recipe: Recipe, provenance: Mapping[str, Any]) -> dict[str, Any]:
     with trainer.accelerator.main_process_first():
         checkpoint = files.begin(folder, recipe)
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     draft = folder / files.UNFINISHED / files.DRAFT
-    card = make_card(recipe, trainer, len(dataset), provenance or {})
+    card = make_card(recipe, trainer, provenance)
     with files.writing(folder):
         trainer.save_model(str(draft))
         if trainer.args.should_save:
-            files.finish(folder, draft, card, readme(card, str(model.name_or_path)))
-    trainer.accelerator.wait_for_everyone()
+            start = str(trainer.model.name_or_path)  # type: ignore[union-attr]
+            files.finish(folder, draft, card, readme(card, start))
     return card
 
 
