@@ -140,9 +140,12 @@ def _powers(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
 
 def _along(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
     """Each d_t, then each d_t times sum_s w_s d_s: enough for C w."""
-    total = torch.stack([d_s * w_s[:, None] for d_s, w_s in zip(d, w, strict=True)]).sum(0)
+    total = d[0] * w[0, :, None]
+    for d_s, w_s in zip(d[1:], w[1:], strict=True):
+        total.addcmul_(d_s, w_s[:, None])
     weighted = [p * d_t for d_t in d]
-    return [_sum(pd) for pd in weighted] + [_sum(pd * total) for pd in weighted]
+    means = [_sum(pd) for pd in weighted]
+    return means + [_sum(pd.mul_(total)) for pd in weighted]
 
 
 def _sum(x: Tensor) -> Tensor:
