@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from proxytune.errors import UserError
 from proxytune.training import Recipe, Tuning, folder, tune
@@ -234,3 +236,35 @@ def test_a_folder_in_which_a_process_trains_is_left_to_it(tmp_path):
         holder.kill()
         holder.join()
     assert train(tmp_path / "model", LORA)["steps"] == 9
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from test_train_restart import kill_after_naming, train_twelve
+
+if sys.argv[2] == "killed":
+    kill_after_naming(step=4)
+train_twelve(Path(sys.argv[1]))
+"""
+
+
+def train_twelve(where: Path) -> None:
+    """Three steps in each epoch, all full: two processes then take the steps of one."""
+    tokenizer = tiny.tiny_tokenizer()
+    tune(tiny.tiny_llama(len(tokenizer), seed=3), tokenizer, [*EXAMPLES, *EXAMPLES[:2]], where, FULL)
+
+
+def test_two_processes_killed_in_the_second_epoch_go_on_with_its_order(tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={tiny.free_port()}"]
+    command += [str(tmp_path / "killed.py"), str(tmp_path / "pair")]
+    killed = subprocess.run([*command, "killed"], capture_output=True, timeout=300, env=environment)
+    assert killed.returncode != 0
+    assert (tmp_path / "pair" / folder.UNFINISHED / "checkpoint-4").is_dir()
+    subprocess.run([*command, "again"], check=True, capture_output=True, timeout=300, env=environment)
+    train_twelve(tmp_path / "alone")
+    pair, alone = (load_file(tmp_path / name / "model.safetensors") for name in ("pair", "alone"))
+    for name, weight in alone.items():
+        torch.testing.assert_close(pair[name], weight, rtol=1e-3, atol=1e-4)

@@ -10,6 +10,7 @@ Weights are random but wide, so that the logits are far apart and follow the con
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -236,3 +237,10 @@ def save_adapter_family(folder: Path, experts: Sequence[str] = EXPERTS) -> dict[
         peft.save_pretrained(folder, selected_adapters=[name])
         paths[f"expert:{name}"] = folder / name
     return paths
+
+
+def free_port() -> int:
+    """A port on which processes of one test can meet."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,16 @@ class StepSampler(Sampler[int]):
     A step is what it was, for its loss does not depend on what it is divided into; its forward passes pad less.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epochs_done: Callable[[], float]) -> None:
+        # Asked for, because nobody tells the sampler of a training that goes on in several processes.
+        self.lengths, self.batch, self.seed, self.epochs_done = lengths, batch, seed, epochs_done
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        random = torch.Generator().manual_seed(self.seed + int(self.epochs_done()))
+        order = torch.randperm(len(self), generator=random).tolist()
         for start in range(0, len(self), self.batch):
             yield from sorted(order[start : start + self.batch], key=lambda i: -self.lengths[i])
 
@@ -106,7 +105,7 @@ class WeightedTrainer(SFTTrainer):
         lengths = [len(row) for row in self.train_dataset["input_ids"]]
         arguments = self.args
         batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * self.accelerator.num_processes
-        return StepSampler(lengths, batch, arguments.seed)
+        return StepSampler(lengths, batch, arguments.seed, lambda: self.state.epoch)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The sum of the weights of an optimiser step, over all its forward passes and devices."""
