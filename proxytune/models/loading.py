@@ -23,6 +23,7 @@ from transformers import (
 from transformers.quantizers import AutoQuantizationConfig
 
 from proxytune.errors import UserError
+from proxytune.models.attention import share_keys
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.checking import check, check_sources, chosen
 from proxytune.models.ensemble import Ensemble
@@ -142,7 +143,9 @@ def _modules(sources: Mapping[str, Source]) -> tuple[dict[Source, Module], dict[
     adapters: dict[Source, AdapterNames] = {}
     for role, source in sources.items():
         if source.module not in modules:
-            modules[source.module] = _load_module(role, source)
+            module = modules[source.module] = _load_module(role, source)
+            if source.attn_implementation is None:
+                share_keys(module)
             adapters[source.module] = {}
         names = adapters[source.module]
         if source.adapter is not None and _adapter(source) not in names:
