@@ -1,7 +1,7 @@
 """Attention on CPUs for models whose query heads share keys and values (grouped-query attention), without copying them.
 
 Wherever there is a mask, transformers repeats the keys and values of the whole cache for every query head, as the
-kernels of GPUs want it. On a CPU the copies take most of the time of decoding; its kernel needs none and returns the
+kernels of GPUs want it. On a CPU the copies take much of the time of decoding; its kernel needs none and returns the
 same bits.
 """
 
