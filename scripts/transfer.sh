@@ -2,7 +2,7 @@
 # The whole transfer experiment with SmolLM2-135M-Instruct: companion, experts, tuned models, arms table.
 #   scripts/transfer.sh GGUF DATA OUT [override of proxytune run ...]
 # GGUF: the model's file. DATA: gsm8k, mmlu and cnn_dailymail as JSON lines. OUT: a new folder (about 1 GB).
-# Some four hours on two cores, most of them tuning and writing out solutions; given again, it goes on where it stopped (the companion is made in one go).
+# Some four hours on two cores; given again, it goes on where it stopped (the companion is made in one go).
 set -euo pipefail
 if [ $# -lt 3 ]; then sed -n '2,5s/^# //p' "$0" >&2; exit 2; fi
 gguf=$1 data=$2 out=$3

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from proxytune.training.trainer import WeightedTrainer
 
 
-def make_card(recipe: Recipe, trainer: WeightedTrainer, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def make_card(recipe: Recipe, trainer: WeightedTrainer, examples: int, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What recipe.json holds, once `trainer` is done; losses are means per weighted token, in nats."""
     steps = [row for row in trainer.state.log_history if "loss" in row]
-    last, examples = steps[-1], len(trainer.train_dataset)  # type: ignore[arg-type]
+    last = steps[-1]
     return {
         "recipe": recipe.hash,
         **recipe.facts,

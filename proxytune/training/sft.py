@@ -50,25 +50,24 @@ def tune(
     dataset = encode(tokenizer, examples, min(tuning.max_length, window), tuning.prompt_loss)
     trainer = _trainer(model, tokenizer, dataset, folder, tuning)
     with files.alone(folder) if trainer.args.should_save else nullcontext():
-        card = _train(trainer, folder, recipe, provenance or {})
+        _train(trainer, folder, recipe)
+        card = make_card(recipe, trainer, len(dataset), provenance or {})
+        draft = folder / files.UNFINISHED / files.DRAFT
+        with files.writing(folder):
+            trainer.save_model(str(draft))
+            if trainer.args.should_save:
+                files.finish(folder, draft, card, readme(card, str(model.name_or_path)))
     trainer.accelerator.wait_for_everyone()
     return card
 
 
-def _train(trainer: WeightedTrainer, folder: Path, recipe: Recipe, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _train(trainer: WeightedTrainer, folder: Path, recipe: Recipe) -> None:
+    """From the last checkpoint in `folder`, if there is one."""
     with trainer.accelerator.main_process_first():
         checkpoint = files.begin(folder, recipe)
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    draft = folder / files.UNFINISHED / files.DRAFT
-    card = make_card(recipe, trainer, provenance)
-    with files.writing(folder):
-        trainer.save_model(str(draft))
-        if trainer.args.should_save:
-            start = str(trainer.model.name_or_path)  # type: ignore[union-attr]
-            files.finish(folder, draft, card, readme(card, start))
-    return card
 
 
 def encode(

@@ -109,7 +109,8 @@ class WeightedTrainer(SFTTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.add_callback(MemoryGivenBack)
+        if self.args.device.type == "cpu":
+            self.add_callback(MemoryGivenBack)
         self.folder = Path(str(self.args.output_dir))
         self._began = self._said = time.perf_counter()
         self._tokens = 0
