@@ -90,6 +90,8 @@ def drop_layers(model: PreTrainedModel, keep: list[int]) -> None:
     for position, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = position
     model.config.num_hidden_layers = len(keep)
+    if getattr(model.config, "layer_types", None) is not None:
+        model.config.layer_types = [model.config.layer_types[i] for i in keep]
 
 
 def documents(recipe: DictConfig) -> tuple[list[str], list[str]]:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.models import FamilySpec, Source, load
+from proxytune.training import Recipe, Tuning, folder
 from proxytune.training.merging import merge
 
 
@@ -108,7 +109,9 @@ def test_the_command_writes_a_folder_that_is_one_expert(small, tmp_path, capsys)
     assert (card["scale"], list(card["experts"])) == (0.4, ["a", "b"])
     assert main(command) == 0, "a second start does nothing"
     assert main([*command, "scale=0.5"]) == 1
-    assert "holds something else: give another output=" in capsys.readouterr().err
+    assert "holds another merge: scale was 0.4 and is 0.5. Give another output=" in capsys.readouterr().err
+    assert card["libraries"]["torch"]
+    assert "torch" in (tmp_path / "merged" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,28 @@ def test_experts_that_do_not_fit_are_refused(small, tmp_path, name, says):
     with pytest.raises(UserError, match=says):
         merge(family(small, name), [name], 0.4, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_unfinished_training_is_not_written_over(small, tmp_path):
+    folder.begin(tmp_path, Recipe(Tuning(), [("a", "b")]))
+    checkpoint = tmp_path / folder.UNFINISHED / "checkpoint-4"
+    checkpoint.mkdir()
+    with pytest.raises(UserError, match=r"recipe\.json is damaged, or that of something else: give another output="):
+        merge(family(small, "a"), ["a"], 0.4, tmp_path)
+    assert checkpoint.is_dir()
+
+
+def test_a_merge_that_was_killed_is_done_again_and_another_is_not(small, tmp_path):
+    spec = family(small, "a", "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "_to_disk", lambda file: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            merge(spec, ["a", "b"], 0.4, tmp_path)
+    with pytest.raises(UserError, match=r"holds another merge: scale was 0\.4 and is 0\.5; the experts differ"):
+        merge(spec, ["a"], 0.5, tmp_path)
+    card = merge(spec, ["a", "b"], 0.4, tmp_path)
+    assert merge(spec, ["a", "b"], 0.4, tmp_path) == card
+    assert not (tmp_path / folder.UNFINISHED).exists()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", ""])

@@ -174,9 +174,52 @@ def test_another_recipe_is_refused(tmp_path, done, other, says):
     assert says in str(error.value)
 
 
-def test_what_has_no_effect_is_no_other_recipe(tmp_path):
+@pytest.mark.parametrize(
+    "change", [{"checkpoint_steps": None}, {"device_batch": 4}, {"packing": True}, {"gradient_checkpointing": True}]
+)
+def test_what_has_no_effect_is_no_other_recipe(tmp_path, change):
     folder.begin(tmp_path, recipe(LORA))
-    assert folder.finished(tmp_path, recipe(Tuning(**{**vars(LORA), "checkpoint_steps": None}))) is None
+    assert folder.finished(tmp_path, recipe(Tuning(**{**vars(LORA), **change}))) is None
+
+
+def test_a_training_goes_on_in_other_passes(tmp_path):
+    """After it was out of memory, say: the steps are the same."""
+    killed = start(tmp_path / "trained", FULL, kill_after_naming)
+    killed.join()
+    assert (tmp_path / "trained" / folder.UNFINISHED / "checkpoint-4").is_dir()
+    train(tmp_path / "trained", Tuning(**{**vars(FULL), "device_batch": 1, "packing": True}))
+    train(tmp_path / "whole", FULL)
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("trained", "whole"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_kill_after_the_last_file_left_goes(tmp_path):
+    card = train(tmp_path / "trained", LORA)
+    left = tmp_path / "trained" / folder.UNFINISHED / "checkpoint-9"
+    left.mkdir(parents=True)
+    (left / "optimizer.pt").touch()
+    assert train(tmp_path / "trained", LORA) == card
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(28, "No space left on device"), "make room"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "make room"),
+        (PermissionError(13, "Permission denied"), "mend its permissions"),
+    ],
+)
+def test_what_cannot_be_written_is_said(tmp_path, error, says):
+    with pytest.raises(UserError, match=rf"there is no checkpoint yet: {says}"), folder.writing(tmp_path):
+        raise error
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("NCCL error")])
+def test_what_is_not_about_files_is_not_called_so(tmp_path, error):
+    with pytest.raises(type(error), match=str(error)), folder.writing(tmp_path):
+        raise error
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}"])
@@ -230,7 +273,7 @@ def test_a_folder_in_which_a_process_trains_is_left_to_it(tmp_path):
         while not (tmp_path / "held").exists():
             assert holder.is_alive()
             time.sleep(0.01)
-        with pytest.raises(UserError, match=r"another process is training in .*model: wait for it, or give another"):
+        with pytest.raises(UserError, match=r"another process works in .*model: wait for it, or give another"):
             train(tmp_path / "model", LORA)
     finally:
         holder.kill()
@@ -241,18 +284,18 @@ def test_a_folder_in_which_a_process_trains_is_left_to_it(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from test_train_restart import kill_after_naming, train_twelve
+from test_train_restart import kill_after_naming, train_thirteen
 
 if sys.argv[2] == "killed":
-    kill_after_naming(step=4)
-train_twelve(Path(sys.argv[1]))
+    kill_after_naming(step=6)
+train_thirteen(Path(sys.argv[1]))
 """
 
 
-def train_twelve(where: Path) -> None:
-    """Three steps in each epoch, all full: two processes then take the steps of one."""
+def train_thirteen(where: Path) -> None:
+    """Four steps in each epoch, of which the last has one example: the second process has none of it."""
     tokenizer = tiny.tiny_tokenizer()
-    tune(tiny.tiny_llama(len(tokenizer), seed=3), tokenizer, [*EXAMPLES, *EXAMPLES[:2]], where, FULL)
+    tune(tiny.tiny_llama(len(tokenizer), seed=3), tokenizer, [*EXAMPLES, *EXAMPLES[:3]], where, FULL)
 
 
 def test_two_processes_killed_in_the_second_epoch_go_on_with_its_order(tmp_path):
@@ -262,9 +305,9 @@ def test_two_processes_killed_in_the_second_epoch_go_on_with_its_order(tmp_path)
     command += [str(tmp_path / "killed.py"), str(tmp_path / "pair")]
     killed = subprocess.run([*command, "killed"], capture_output=True, timeout=300, env=environment)
     assert killed.returncode != 0
-    assert (tmp_path / "pair" / folder.UNFINISHED / "checkpoint-4").is_dir()
+    assert (tmp_path / "pair" / folder.UNFINISHED / "checkpoint-6").is_dir()
     subprocess.run([*command, "again"], check=True, capture_output=True, timeout=300, env=environment)
-    train_twelve(tmp_path / "alone")
+    train_thirteen(tmp_path / "alone")
     pair, alone = (load_file(tmp_path / name / "model.safetensors") for name in ("pair", "alone"))
     for name, weight in alone.items():
         torch.testing.assert_close(pair[name], weight, rtol=1e-3, atol=1e-4)

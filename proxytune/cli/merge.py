@@ -51,11 +51,13 @@ def work(config: DictConfig, output_dir: Path) -> None:
     settings, family = check(config)
 
     from proxytune.experiment.progress import loading_bars
+    from proxytune.experiment.provenance import code_facts, library_versions
     from proxytune.models import trained
     from proxytune.training.merging import merge
 
     with loading_bars():
-        card = merge(family, settings.experts, settings.scale, output_dir, settings.method)
+        provenance = {"code": code_facts(), "libraries": library_versions()}
+        card = merge(family, settings.experts, settings.scale, output_dir, settings.method, provenance)
     trained.remember(card["recipe"], output_dir, {"path": str(output_dir.resolve())})
     print(f"{settings.method} of {', '.join(settings.experts)}, scale {settings.scale}: {output_dir}")
     print(f"for proxytune run: ++models.experts.{settings.method}.path=trained:{card['recipe']}")

@@ -140,6 +140,7 @@ def _check_memory(jobs: Sequence[Job]) -> None:
 
 def _tuned(job: Job) -> str:
     """Trains one model and says what came of it."""
+    from proxytune.engines.hf.batching import is_out_of_memory
     from proxytune.experiment.progress import loading_bars
     from proxytune.experiment.provenance import code_facts, library_versions
     from proxytune.models.loading import load_for_tuning
@@ -149,7 +150,15 @@ def _tuned(job: Job) -> str:
         model, tokenizer = load_for_tuning(ROLES[job.what], job.source)
     provenance = {"code": code_facts(), "libraries": library_versions() | {"trl": version("trl")}}
     recipe = job.recipe
-    card = tune(model, tokenizer, recipe.examples, job.folder, recipe.tuning, recipe.start, provenance)
+    try:
+        card = tune(model, tokenizer, recipe.examples, job.folder, recipe.tuning, recipe.start, provenance)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{job.what} {job.name}: out of memory; the same command goes on with training.device_batch below "
+            f"{recipe.tuning.device_batch} or with training.gradient_checkpointing=true"
+        ) from error
     return _said("trained", card)
 
 
@@ -169,8 +178,10 @@ def _remember(job: Job) -> None:
     if job.recipe.tuning.method == "full":
         source = {"path": folder}
     else:
-        fields = {"path": start.path, "revision": start.revision, "gguf_file": start.gguf_file, "adapter": folder}
-        source = {name: value for name, value in fields.items() if value is not None}
+        # The number type too, so that the expert and the antiexpert are one module.
+        fields = ("path", "revision", "gguf_file", "dtype")
+        source = {name: getattr(start, name) for name in fields if getattr(start, name) is not None}
+        source["adapter"] = folder
     try:
         trained.remember(job.recipe.hash, job.folder, source)
     except UserError as error:
@@ -182,10 +193,12 @@ def _usage(jobs: Sequence[Job], config: DictConfig) -> str:
     overrides = []
     for job in jobs:
         key = f"models.{job.what}.{job.name}"
-        if OmegaConf.select(config, key) is not None and "adapter" in OmegaConf.select(config, key):
+        node = OmegaConf.select(config, key)
+        # Among the keys, because `in` does not see one whose value is ???.
+        if isinstance(node, DictConfig) and "adapter" in list(node.keys()) and job.recipe.tuning.method == "lora":
             overrides.append(f"{key}.adapter={job.folder}")
         else:
-            overrides.append(f"++{key}.path=trained:{job.recipe.hash}")
+            overrides.append(f"{'' if node is None else f'~{key} '}++{key}.path=trained:{job.recipe.hash}")
     return "for proxytune run: " + " ".join(overrides)
 
 

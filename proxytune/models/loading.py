@@ -55,10 +55,12 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
 def load_for_tuning(role: str, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of one source, to be trained in the place of `role`.
 
-    Raises UserError for a source with an adapter or a quantisation config, and as `load` does.
+    Raises UserError for a source with an adapter, a quantisation config or a chat prompt, and as `load` does.
     """
     if source.adapter is not None or source.quantization is not None:
         raise UserError(f"{role}: training starts from plain weights, without an adapter or a quantisation config.")
+    if source.chat is not None:
+        raise UserError(f"{role}: training is on plain prompts; models.{role}.chat has no effect: remove it.")
     check_sources({role: source})
     tokenizer = load_tokenizers({role: source})[role]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and source.device_map is None:

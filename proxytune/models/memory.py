@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import psutil
@@ -71,12 +71,16 @@ def _same_adapter(source: Source, others: Sequence[Source]) -> bool:
 def check_training_memory(role: str, source: Source, lora_rank: int | None) -> None:
     """Raises UserError if training the model of `role` needs more than its device has; `lora_rank` None: all weights.
 
-    Counted are the weights, and for each number that is trained its gradient and Adam's two moments; activations, which
-    depend on the length of the examples, are not. What cannot be known before loading is not checked.
+    Counted are the weights, and for each number that is trained, in float32, its gradient and Adam's two moments;
+    activations, which depend on the length of the examples, are not. What cannot be known before loading is not
+    checked, and said so.
     """
+    if lora_rank is None:
+        source = replace(source, dtype="float32")
     weights = _if_sound(weight_bytes, source)
     adapter = 0 if lora_rank is None else _if_sound(partial(_lora_bytes, lora_rank), source)
     if weights is None or adapter is None or not _counted(source):
+        _log.info("training %s: its memory is not known before loading", role)
         return
     needed = weights + adapter + 3 * (weights if lora_rank is None else adapter)
     device, available = _device(source), _available(_device(source))
@@ -90,14 +94,20 @@ def check_training_memory(role: str, source: Source, lora_rank: int | None) -> N
 
 def _lora_bytes(rank: int, source: Source) -> int | None:
     """Bytes of a float32 adapter of `rank` over every matrix but the embedding and the head; None where unknown."""
-    files = None if source.gguf_file is not None else _weight_files(source)
-    if files is None:
+    if source.gguf_file is not None:
+        file = _file(source, source.gguf_file)
+        shapes = None if file is None else _gguf_shapes(file)
+    else:
+        files = _weight_files(source)
+        shapes = None if files is None else [pair for file in files for pair in _shapes(file)]
+    if shapes is None:
         return None
-    return 4 * rank * sum(sum(shape) for file in files for name, shape in _shapes(file) if _adapted(name, shape))
+    return 4 * rank * sum(sum(shape) for name, shape in shapes if _adapted(name, shape))
 
 
 def _adapted(name: str, shape: Sequence[int]) -> bool:
-    return len(shape) == 2 and not any(part in name for part in ("embed", "lm_head", "wte", "wpe"))
+    outside = name.startswith("output.") or any(part in name for part in ("embd", "embed", "lm_head", "wte", "wpe"))
+    return len(shape) == 2 and not outside
 
 
 def _shapes(file: Path) -> Iterator[tuple[str, list[int]]]:
@@ -192,9 +202,14 @@ def _tensor_bytes(file: Path, source: Source) -> int:
 
 
 def _gguf_numbers(file: Path) -> int:
+    return sum(math.prod(shape) for _, shape in _gguf_shapes(file))
+
+
+@lru_cache
+def _gguf_shapes(file: Path) -> list[tuple[str, list[int]]]:
     from gguf import GGUFReader
 
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(file).tensors)
+    return [(tensor.name, [int(size) for size in tensor.shape]) for tensor in GGUFReader(file).tensors]
 
 
 def _text(size: int) -> str:

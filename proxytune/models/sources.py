@@ -34,7 +34,7 @@ class Source:
     """Hub id or local folder of a PEFT adapter over `path`. Sources that differ only here share one module."""
     adapter_revision: str | None = None
     dtype: str = "auto"
-    """auto (as stored), float32, bfloat16 or float16."""
+    """auto (as stored; of an adapter called "trained:<hash>": as in its training), float32, bfloat16 or float16."""
     device_map: str | None = None
     """None: the first GPU if there is one, else the CPU; a device; or "auto" to spread the model over all devices."""
     attn_implementation: str | None = None
@@ -78,7 +78,8 @@ class Source:
             if getattr(self, name) is not None:
                 raise UserError(f"{name}={getattr(self, name)!r} has no effect: {self.path} says how it is loaded.")
         for name, value in trained.find(self.path).items():
-            object.__setattr__(self, name, value)
+            if name != "dtype" or self.dtype == "auto":
+                object.__setattr__(self, name, value)
 
     def _check_types(self) -> None:
         """A configuration may hold anything: the text "no", say, would count as true."""

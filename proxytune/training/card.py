@@ -23,6 +23,8 @@ def make_card(recipe: Recipe, trainer: WeightedTrainer, examples: int, provenanc
         "examples_left_out": len(recipe.examples) - examples,
         "steps": trainer.state.global_step,
         "processes": trainer.accelerator.num_processes,
+        "device_batch": recipe.tuning.device_batch,
+        "packing": recipe.tuning.packing,
         "mean_loss": sum(row["loss"] for row in steps) / len(steps),
         "final_loss": last["loss"],
         "seconds": round(last["seconds"], 3),
@@ -42,8 +44,9 @@ def readme(card: Mapping[str, Any], start: str) -> str:
         "data": card["data"],
         "steps": card["steps"],
         "loss, last step / mean": f"{card['final_loss']:.4f} / {card['mean_loss']:.4f}",
+        "a pass": f"{card['device_batch']} examples{', packed' * card['packing']}; {card['processes']} processes",
         "time": f"{card['seconds']:.0f} s, {card['tokens_per_second']:.0f} tokens/s",
-        **{name: _flat(card[name]) for name in ("code", "libraries") if name in card},
+        **origin(card),
         **card["tuning"],
     }
     kind = "A LoRA adapter" if adapter else "A model"
@@ -58,6 +61,11 @@ def front_matter(library: str, start: str) -> str:
 
 def table(rows: Mapping[str, Any]) -> str:
     return "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+
+
+def origin(card: Mapping[str, Any]) -> dict[str, str]:
+    """The rows about code and libraries, if the card has them."""
+    return {name: _flat(card[name]) for name in ("code", "libraries") if name in card}
 
 
 def _flat(values: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The folder of a training, finished or not, so that a training may be killed at any moment and started again.
+"""The folder of a training or a merge, finished or not, which may be killed at any moment and started again.
 
-<folder>/unfinished/recipe.json         what is being trained
-<folder>/unfinished/lock                held by the process that is training
+<folder>/unfinished/recipe.json         what is being trained, or merged
+<folder>/unfinished/lock                held by the process that does it
 <folder>/unfinished/checkpoint-<step>/  complete as soon as it has its name: it is drafted in unfinished/draft
 <folder>/*                              the model; recipe.json comes last and says that all is there
 """
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -22,53 +22,70 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from proxytune.drafts import whole_file
 from proxytune.errors import UserError
-from proxytune.training.recipe import Recipe
 
 RECIPE = "recipe.json"
 UNFINISHED = "unfinished"
 DRAFT = "draft"
 _PICKLES = ("training_args.bin",)
 """What the trainer writes, nobody reads, and could run code."""
+_TORCH_WRITER = "inline_container"
+"""In the message of the RuntimeError by which torch says that a file could not be written."""
 OTHERS = {".hydra", "proxytune.log"}
 """What Hydra may have put into a folder."""
 
 
-def finished(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """What recipe.json says if `recipe` was trained to its end in `folder`; None if it is still to be done.
+class Work(Protocol):
+    """What is done in a folder."""
 
-    Raises UserError if the folder holds the training of another recipe, or anything else.
+    kind: ClassVar[str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the outcome."""
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        """How `other` facts differ from these, each as a phrase."""
+
+
+def finished(folder: Path, work: Work) -> dict[str, Any] | None:
+    """What recipe.json says if `work` was done to its end in `folder`; None if it is still to be done.
+
+    Raises UserError if the folder holds other work, or anything else.
     """
     for file in (folder / RECIPE, folder / UNFINISHED / RECIPE):
         if file.is_file():
-            found = read(file)
-            if differences := recipe.differences(found):
+            found = _read(file, work.facts)
+            if said := work.differences(found):
                 raise UserError(
-                    f"{folder} holds another training: {'; '.join(differences)}. Give another output=, or remove it"
+                    f"{folder} holds another {work.kind}: {'; '.join(said)}. Give another output=, or remove it"
                 )
-            return found if file.parent == folder else None
+            if file.parent != folder:
+                return None
+            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a kill after the last file
+            return found
     if folder.is_dir() and {path.name for path in folder.iterdir()} - OTHERS - {UNFINISHED}:
-        raise UserError(f"{folder} is not empty and holds no training: give another output=")
+        raise UserError(f"{folder} is not empty and holds no {work.kind}: give another output=")
     return None
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keeps other processes from training in `folder`; raises UserError if one does already."""
+    """Keeps other processes from working in `folder`; raises UserError if one does already."""
     unfinished = folder / UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(unfinished / "lock", blocking=False):
             yield
     except Timeout:
-        raise UserError(f"another process is training in {folder}: wait for it, or give another output=") from None
+        raise UserError(f"another process works in {folder}: wait for it, or give another output=") from None
 
 
-def begin(folder: Path, recipe: Recipe) -> Path | None:
-    """Notes what is being trained in `folder`; returns the last complete checkpoint, if there is one."""
+def begin(folder: Path, work: Work) -> Path | None:
+    """Notes what is being done in `folder`; returns the last complete checkpoint, if there is one."""
     unfinished = folder / UNFINISHED
     shutil.rmtree(unfinished / DRAFT, ignore_errors=True)
     if not (unfinished / RECIPE).is_file():
-        _write(unfinished / RECIPE, recipe.facts)
+        _write(unfinished / RECIPE, work.facts)
     last = get_last_checkpoint(unfinished)
     return None if last is None else Path(last)
 
@@ -94,21 +111,24 @@ def finish(folder: Path, draft: Path, card: Mapping[str, Any], text: str) -> Non
         _to_disk(file)
         file.replace(folder / file.name)
     _write(folder / RECIPE, card)
-    shutil.rmtree(folder / UNFINISHED)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns what torch, safetensors and the system say of a disk that takes no more into one line."""
+    """Turns what torch, safetensors and the system say of a file that cannot be written into one line."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+            raise
         shutil.rmtree(folder / UNFINISHED / DRAFT, ignore_errors=True)
         last = get_last_checkpoint(folder / UNFINISHED) if (folder / UNFINISHED).is_dir() else None
         kept = f"{Path(last).name} is intact" if last else "there is no checkpoint yet"
         reason = " ".join(str(error).splitlines()[:1])
+        advice = "mend its permissions" if isinstance(error, PermissionError) else "make room"
         raise UserError(
-            f"cannot write into {folder} ({reason}); {kept}: make room, and the same command goes on from there"
+            f"cannot write into {folder} ({reason}); {kept}: {advice}, and the same command goes on from there"
         ) from error
 
 
@@ -122,7 +142,7 @@ def _to_disk(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def read(file: Path, keys: Iterable[str] = ("tuning", "data", "start")) -> dict[str, Any]:
+def _read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     """What a recipe.json says; raises UserError if it is damaged or lacks one of `keys`."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import PeftModel
@@ -19,7 +20,7 @@ from proxytune.models import FamilySpec, Source, identity, load
 from proxytune.models.checking import check_sources
 from proxytune.models.loading import load_tokenizers
 from proxytune.training import folder as files
-from proxytune.training.card import front_matter, table
+from proxytune.training.card import front_matter, origin, table
 from proxytune.training.recipe import hash_of
 
 METHODS = ("task_arithmetic",)
@@ -43,8 +44,16 @@ def check_merge(method: str, scale: float, experts: Sequence[str], known: Mappin
             raise UserError(f"experts: {name!r} is named twice")
 
 
-def merge(family: FamilySpec, experts: Sequence[str], scale: float, folder: Path, method: str = METHODS[0]) -> dict:
-    """Writes the merged model as an ordinary Hugging Face folder; returns what its recipe.json holds.
+def merge(
+    family: FamilySpec,
+    experts: Sequence[str],
+    scale: float,
+    folder: Path,
+    method: str = METHODS[0],
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes the merged model as an ordinary Hugging Face folder; returns what its recipe.json holds, `provenance` with
+    it.
 
     Adapters are merged into their module first. The model has the number type in which the antiexpert is loaded.
     What was merged already is not merged again.
@@ -54,9 +63,9 @@ def merge(family: FamilySpec, experts: Sequence[str], scale: float, folder: Path
     check_merge(method, scale, experts, family.experts)
     if family.antiexpert is None:
         raise UserError("the family has no antiexpert: merging starts from it")
-    card = _card(method, scale, family.antiexpert, {name: family.experts[name] for name in experts})
-    if _finished(folder, card):
-        return card
+    work = _work(method, scale, family.antiexpert, {name: family.experts[name] for name in experts})
+    if (found := files.finished(folder, work)) is not None:
+        return found
     # The antiexpert takes the base's place, so that vocabularies are compared with its own.
     small = FamilySpec(family.antiexpert, family.antiexpert, family.experts)
     model, dtype = _weights_of(small, "antiexpert")
@@ -68,35 +77,43 @@ def merge(family: FamilySpec, experts: Sequence[str], scale: float, folder: Path
         for name, weight in start.items():
             weight.add_(changes[name], alpha=scale)
     tokenizer = load_tokenizers({"antiexpert": family.antiexpert})["antiexpert"]
+    card = {"recipe": hash_of(work.facts), **work.facts, **(provenance or {})}
     draft = folder / files.UNFINISHED / files.DRAFT
-    with files.writing(folder):
+    with files.alone(folder), files.writing(folder):
+        files.begin(folder, work)
         model.to(dtype).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         files.finish(folder, draft, card, _readme(card, family.antiexpert.path))
     return card
 
 
-def _card(method: str, scale: float, antiexpert: Source, experts: Mapping[str, Source]) -> dict[str, Any]:
-    sources = {"antiexpert": antiexpert, **experts}
-    check_sources(sources)
-    facts = {
-        "method": method,
-        "scale": scale,
-        "antiexpert": identity(antiexpert),
-        "experts": {name: identity(source) for name, source in experts.items()},
-    }
-    return {"recipe": hash_of(facts), **facts}
+@dataclass(frozen=True)
+class Merge:
+    """What decides the merged weights; models are named by their identity."""
+
+    kind: ClassVar = "merge"
+    method: str
+    scale: float
+    antiexpert: str
+    experts: Mapping[str, str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        phrases = {
+            "method": f"method was {other['method']} and is {self.method}",
+            "scale": f"scale was {other['scale']} and is {self.scale}",
+            "antiexpert": "the antiexpert differs",
+            "experts": "the experts differ",
+        }
+        return [phrase for name, phrase in phrases.items() if other[name] != self.facts[name]]
 
 
-def _finished(folder: Path, card: Mapping[str, Any]) -> bool:
-    """Whether `folder` holds what `card` says; UserError if it holds anything else."""
-    file = folder / files.RECIPE
-    if file.is_file() and files.read(file, ["recipe"]) == card:
-        return True
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if file.is_file() or (names - files.OTHERS and files.UNFINISHED not in names):
-        raise UserError(f"{folder} holds something else: give another output=, or remove it")
-    return False
+def _work(method: str, scale: float, antiexpert: Source, experts: Mapping[str, Source]) -> Merge:
+    check_sources({"antiexpert": antiexpert, **experts})
+    return Merge(method, scale, identity(antiexpert), {name: identity(source) for name, source in experts.items()})
 
 
 def _weights_of(family: FamilySpec, role: str) -> tuple[Any, torch.dtype]:
@@ -123,6 +140,7 @@ def _add_change(
 def _readme(card: Mapping[str, Any], start: str) -> str:
     experts = ", ".join(f"{name} ({content})" for name, content in card["experts"].items())
     rows = {name: card[name] for name in ("recipe", "method", "scale", "antiexpert")} | {"experts": experts}
+    rows |= origin(card)
     return front_matter("transformers", start) + (
         "\nSeveral tuned models as one, merged by proxytune: antiexpert + scale * sum of (expert - antiexpert).\n\n"
         f"{table(rows)}"

@@ -18,8 +18,8 @@ class Tuning:
 
     method: str = "lora"
     """"lora" writes an adapter over the model; "full" writes a whole model."""
-    epochs: float = 2.0
-    """Passes over the examples; has no effect when `max_steps` is set."""
+    epochs: float | None = 2.0
+    """Passes over the examples; has no effect when `max_steps` is set, which is said."""
     max_steps: int | None = None
     """Stop after this many optimiser steps."""
     batch: int = 128
@@ -39,7 +39,10 @@ class Tuning:
     """Has no effect when method is "full"; so do the next two."""
     lora_alpha: int = 16
     lora_dropout: float = 0.1
+    packing: bool = False
+    """The examples of a forward pass stand in one row, out of sight of each other, instead of in rows with padding."""
     bf16: bool = False
+    """Products are calculated in bfloat16; what is trained, and Adam's moments, are float32 in any case."""
     gradient_checkpointing: bool = False
     seed: int = 0
     checkpoint_steps: int | None = 100
@@ -53,6 +56,8 @@ class Tuning:
         for name, needed, allowed in self._ranges():
             if not allowed:
                 raise ValueError(f"training.{name} is {getattr(self, name)}; it is {needed}")
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("training.epochs and training.max_steps are null: give one of them")
         if self.batch % self.device_batch:
             raise ValueError(
                 f"training.device_batch is {self.device_batch}; it must divide training.batch ({self.batch})"
@@ -62,15 +67,25 @@ class Tuning:
         """(field, what it may be, whether it is); comparisons are such that NaN is refused."""
         infinite = float("inf")
         for name in ("batch", "device_batch", "max_length", "lora_rank", "lora_alpha"):
-            yield name, "an integer from 1", getattr(self, name) >= 1
+            yield name, "an integer from 1", self._is(int, name) and getattr(self, name) >= 1
         for name in ("max_steps", "checkpoint_steps"):
-            yield name, "an integer from 1, or null", getattr(self, name) is None or getattr(self, name) >= 1
+            value = getattr(self, name)
+            yield name, "an integer from 1, or null", value is None or (self._is(int, name) and value >= 1)
+        yield "seed", "an integer from 0 and below 2**32", self._is(int, "seed") and 0 <= self.seed < 2**32
         for name in ("epochs", "learning_rate"):
-            yield name, "a number above 0, finite", 0 < getattr(self, name) < infinite
+            value = getattr(self, name)
+            allowed = (name == "epochs" and value is None) or (self._is(float, name) and 0 < value < infinite)
+            yield name, "a number above 0, finite", allowed
         for name in ("weight_decay", "prompt_loss"):
-            yield name, "a weight from 0, finite", 0 <= getattr(self, name) < infinite
+            yield name, "a weight from 0, finite", self._is(float, name) and 0 <= getattr(self, name) < infinite
         for name in ("warmup_ratio", "lora_dropout"):
-            yield name, "a share from 0 and below 1", 0 <= getattr(self, name) < 1
+            yield name, "a share from 0 and below 1", self._is(float, name) and 0 <= getattr(self, name) < 1
+        for name in ("packing", "bf16", "gradient_checkpointing"):
+            yield name, "true or false", self._is(bool, name)
+
+    def _is(self, kind: type, name: str) -> bool:
+        """Whether the field is of this type: the text "no" would count as true, and true as 1. Integers are floats."""
+        return type(getattr(self, name)) in {kind, int if kind is float else kind}
 
     def accumulation(self, processes: int) -> int:
         """Forward passes of one process in an optimiser step. Raises UserError if the batch cannot be divided so."""
@@ -84,8 +99,9 @@ class Tuning:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """The fields that have an effect on the weights."""
-        idle = {"checkpoint_steps"}
+        """The fields that have an effect on the weights. What a step is divided into has none but by rounding, and by
+        which random numbers LoRA's dropout meets."""
+        idle = {"checkpoint_steps", "gradient_checkpointing", "device_batch", "packing"}
         idle |= set(self.LORA) if self.method == "full" else set()
         idle |= {"max_steps"} if self.max_steps is None else {"epochs"}
         return {name: value for name, value in asdict(self).items() if name not in idle}
@@ -93,11 +109,13 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A tuning, the examples and the model to start from: the same recipe ends, on one CPU, with the same bytes."""
+    """A tuning, the examples and the model to start from: the same recipe, with its steps divided alike, ends on one
+    CPU with the same bytes."""
 
     tuning: Tuning
     examples: Sequence[tuple[str, str]] = field(repr=False)
     """(prompt, answer)."""
+    kind: ClassVar = "training"
     start: str = ""
     """The identity of the model to start from (`proxytune.models.files.identity`); empty: not known."""
 

@@ -9,6 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from proxytune.errors import UserError
 from proxytune.training import folder as files
 from proxytune.training.card import make_card, readme
@@ -39,15 +41,20 @@ def tune(
 
     Returns what `recipe.json` in the folder holds: the recipe and its hash, counts of examples used and left out,
     losses, times, and `provenance`. A training that was stopped goes on from its last checkpoint in the folder; one
-    that is finished is not done again. `start` is the identity of `model`.
-    Raises UserError: no example fits, the batch cannot be divided among the devices, the folder holds another training
-    or anything else, the disk takes no more (the last checkpoint stays).
+    that is finished is not done again. `start` is the identity of `model`. Full tuning is done in float32, whatever
+    `model` has, and rounded once, at the end, to the number type that it had.
+    Raises UserError: no example fits, the tokenizer has no end of sequence, the batch cannot be divided among the
+    devices, the model cannot read packed examples, the folder holds another training or anything else, the disk takes
+    no more (the last checkpoint stays).
     """
     recipe = Recipe(tuning, examples, start)
     if (found := files.finished(folder, recipe)) is not None:
         return found
     window = getattr(model.config, "max_position_embeddings", tuning.max_length)
     dataset = encode(tokenizer, examples, min(tuning.max_length, window), tuning.prompt_loss)
+    dtype = model.dtype
+    if tuning.method == "full":
+        model.float()  # in 16 bits most of Adam's small steps round to nothing
     trainer = _trainer(model, tokenizer, dataset, folder, tuning)
     with files.alone(folder) if trainer.args.should_save else nullcontext():
         _train(trainer, folder, recipe)
@@ -56,6 +63,8 @@ def tune(
         with files.writing(folder):
             trainer.save_model(str(draft))
             if trainer.args.should_save:
+                if tuning.method == "full" and dtype != torch.float32:
+                    _round(draft, type(model), dtype)
                 files.finish(folder, draft, card, readme(card, str(model.name_or_path)))
     trainer.accelerator.wait_for_everyone()
     return card
@@ -70,6 +79,17 @@ def _train(trainer: WeightedTrainer, folder: Path, recipe: Recipe) -> None:
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
+def _round(folder: Path, kind: type[PreTrainedModel], dtype: torch.dtype) -> None:
+    """Rounds the model in `folder` to `dtype`. From its files: in memory it may be spread over devices."""
+    rounded = folder / "rounded"
+    kind.from_pretrained(folder, dtype=dtype).save_pretrained(rounded)
+    for weights in folder.glob("model*.safetensors*"):
+        weights.unlink()
+    for file in rounded.iterdir():
+        file.replace(folder / file.name)
+    rounded.rmdir()
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[tuple[str, str]], max_length: int, prompt_loss: float = 0.0
 ) -> Dataset:
@@ -80,6 +100,8 @@ def encode(
     """
     from datasets import Dataset
 
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token, with which answers end: give it an eos_token")
     rows = [_encode_one(tokenizer, prompt, answer, prompt_loss) for prompt, answer in examples]
     fitting = [row for row in rows if len(row["input_ids"]) <= max_length]
     if not fitting:
@@ -101,10 +123,11 @@ def _encode_one(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, pr
 def _trainer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, folder: Path, tuning: Tuning
 ) -> WeightedTrainer:
+    from datasets import Dataset, concatenate_datasets
     from peft import LoraConfig
     from transformers import PrinterCallback
 
-    from proxytune.training.trainer import WeightedCollator, WeightedTrainer
+    from proxytune.training.trainer import FILLER, WeightedCollator, WeightedTrainer
 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -115,6 +138,8 @@ def _trainer(
             f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
             f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"
         )
+    if tuning.packing:
+        _check_packing(model)
     adapter = LoraConfig(
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
@@ -125,8 +150,8 @@ def _trainer(
     trainer = WeightedTrainer(
         model=model,
         args=arguments,
-        data_collator=WeightedCollator(tokenizer.pad_token_id),
-        train_dataset=dataset,
+        data_collator=WeightedCollator(tokenizer.pad_token_id, padding_free=tuning.packing),
+        train_dataset=concatenate_datasets([dataset, Dataset.from_list([FILLER])]),
         processing_class=tokenizer,
         peft_config=adapter if tuning.method == "lora" else None,
     )
@@ -134,13 +159,33 @@ def _trainer(
     return trainer
 
 
+def _check_packing(model: PreTrainedModel) -> None:
+    """Raises UserError if what `model` says of an example depends on the one that is packed before it."""
+    from proxytune.training.trainer import WeightedCollator
+
+    ids = list(range(8))
+    first, other, last = (
+        {"input_ids": tokens, "labels": 8 * [-100], "weights": 8 * [0.0]} for tokens in (ids, ids[::-1], ids)
+    )
+    found = []
+    with torch.no_grad():
+        for before in (first, other):
+            batch = WeightedCollator(0, padding_free=True)([before, last])
+            inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
+            found.append(model(**inputs, use_cache=False).logits[0, 8:].float())
+    # Experts of a mixture may be called with other numbers of tokens: equal but for rounding.
+    if (found[0] - found[1]).abs().max() > 0.02 * found[0].abs().max():
+        raise UserError("training.packing=true: the attention of this model mixes packed examples; set it to false")
+
+
 def _arguments(tuning: Tuning, folder: Path):
-    import torch
     from trl import SFTConfig
 
+    if tuning.epochs is not None and tuning.max_steps is not None:
+        log.info("training.max_steps=%d decides: training.epochs has no effect", tuning.max_steps)
     arguments = SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=tuning.epochs,
+        num_train_epochs=tuning.epochs or 1,  # has no effect beside max_steps
         max_steps=-1 if tuning.max_steps is None else tuning.max_steps,
         per_device_train_batch_size=tuning.device_batch,
         learning_rate=tuning.learning_rate,

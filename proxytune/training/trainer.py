@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel as unwrap_model
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
@@ -32,15 +33,27 @@ log = logging.getLogger(__name__)
 MINUTE = 60.0
 
 
+FILLER = {"input_ids": [0], "labels": [-100], "weights": [0.0]}
+"""A row that teaches nothing: an epoch's last step is filled up with it, so that all devices have as many rows."""
+
+
 class WeightedCollator(DataCollatorForLanguageModeling):
-    """Right-padded `input_ids`, `labels`, `attention_mask` and `weights`, each [B, T]; padding weighs nothing."""
+    """Right-padded `input_ids`, `labels`, `attention_mask` and `weights`, each [B, T]; padding weighs nothing.
+
+    With `padding_free` all examples stand in one row, [1, sum of T], and `position_ids` tell them apart. `tokens` is
+    the number of tokens in the examples, fillers left out.
+    """
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
-        weights = torch.zeros(batch["input_ids"].shape)
-        for row, example in enumerate(examples):
-            weights[row, : len(example["weights"])] = torch.tensor(example["weights"])
-        return batch | {"weights": weights}
+        rows = [torch.tensor(example["weights"]) for example in examples]
+        if self.padding_free:
+            weights = torch.cat(rows)[None]
+            weights[batch["position_ids"] == 0] = 0.0  # nothing before it in its example tells of the first token
+        else:
+            weights = pad_sequence(rows, batch_first=True)
+        tokens = torch.tensor(sum(len(row) for row in rows if row.any()))
+        return batch | {"weights": weights, "tokens": tokens}
 
 
 def fused_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -70,21 +83,28 @@ def plain_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 class StepSampler(Sampler[int]):
     """All examples in random order; of each `batch` of them, which make an optimiser step, the longest come first.
 
-    A step is what it was, for its loss does not depend on what it is divided into; its forward passes pad less.
+    A step is what it was, for its loss does not depend on what it is divided into; its forward passes pad less. After
+    the last example comes the index behind it until there are whole passes for all devices: accelerate would repeat
+    examples there.
     """
 
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int, epochs_done: Callable[[], float]) -> None:
+    def __init__(
+        self, lengths: Sequence[int], batch: int, passes: int, seed: int, epochs_done: Callable[[], float]
+    ) -> None:
+        """`passes`: examples in one forward pass of all devices together."""
         # Asked for, because nobody tells the sampler of a training that goes on in several processes.
         self.lengths, self.batch, self.seed, self.epochs_done = lengths, batch, seed, epochs_done
+        self.fillers = -len(lengths) % passes
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fillers
 
     def __iter__(self) -> Iterator[int]:
         random = torch.Generator().manual_seed(self.seed + int(self.epochs_done()))
-        order = torch.randperm(len(self), generator=random).tolist()
-        for start in range(0, len(self), self.batch):
+        order = torch.randperm(len(self.lengths), generator=random).tolist()
+        for start in range(0, len(order), self.batch):
             yield from sorted(order[start : start + self.batch], key=lambda i: -self.lengths[i])
+        yield from [len(order)] * self.fillers
 
 
 class MemoryGivenBack(TrainerCallback):
@@ -99,7 +119,8 @@ class MemoryGivenBack(TrainerCallback):
 
 
 class WeightedTrainer(SFTTrainer):
-    """SFTTrainer on examples with a `weights` column beside `input_ids` and `labels`; writes into `args.output_dir`.
+    """SFTTrainer on examples with a `weights` column beside `input_ids` and `labels`, the last of which is `FILLER`;
+    writes into `args.output_dir`.
 
     Its log says after how many seconds and tokens each step was done, those before an interruption included.
     """
@@ -118,14 +139,14 @@ class WeightedTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> StepSampler:
         assert isinstance(self.train_dataset, Dataset)
-        lengths = [len(row) for row in self.train_dataset["input_ids"]]
-        arguments = self.args
-        batch = arguments.train_batch_size * arguments.gradient_accumulation_steps * self.accelerator.num_processes
-        return StepSampler(lengths, batch, arguments.seed, lambda: self.state.epoch)
+        lengths = [len(row) for row in self.train_dataset["input_ids"]][:-1]
+        passes = self.args.train_batch_size * self.accelerator.num_processes
+        batch = passes * self.args.gradient_accumulation_steps
+        return StepSampler(lengths, batch, passes, self.args.seed, lambda: self.state.epoch)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
         """The sum of the weights of an optimiser step, over all its forward passes and devices."""
-        parts = [torch.stack([b["weights"][:, 1:].sum(), b["attention_mask"].sum()]) for b in batch_samples]
+        parts = [torch.stack([b["weights"][:, 1:].sum(), b["tokens"]]) for b in batch_samples]
         weights, tokens = self.accelerator.gather(torch.stack(parts).sum(0).to(device)).view(-1, 2).sum(0)
         self._tokens += int(tokens)
         return weights
@@ -138,7 +159,7 @@ class WeightedTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
         """This forward pass's share of the step's loss. The gradients of devices are averaged, hence the factor."""
-        weights = inputs.pop("weights")[:, 1:]
+        weights, _ = inputs.pop("weights")[:, 1:], inputs.pop("tokens")
         assert num_items_in_batch is not None
         log_probs = (fused_log_probs if weights.is_cuda else plain_log_probs)(model, inputs)
         return -(log_probs * weights).sum() / num_items_in_batch * self.accelerator.num_processes
