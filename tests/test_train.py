@@ -366,6 +366,27 @@ def test_what_is_printed_fits_a_family_that_waits_for_adapters(command, training
         assert (source.module == Source.of(OmegaConf.to_container(node[role])).module) == (training == "lora")
 
 
+def test_the_miniature_is_a_family_to_train_and_to_merge(tmp_path, capsys):
+    given = ["models=miniature", "miniature=tiny"]
+    task = ["task=miniature", "task.names=[miniature_trivia]"]
+    once = ["training.max_steps=1", "training.batch=2", "training.device_batch=2", f"output={tmp_path / 'trained'}"]
+    assert main(["train", *given, *task, *once, "which=all"]) == 0
+    overrides = capsys.readouterr().out.splitlines()[-1].removeprefix("for proxytune run: ").split()
+    where = [f"output={tmp_path / 'run'}", f"store={tmp_path / 'store.sqlite'}"]
+    assert main(["run", *overrides, *task, "only=[base,expert,tuned,proxy]", "limit=2", *where]) == 0
+    members = json.loads((tmp_path / "run" / "results.json").read_text())["provenance"]["members"]
+    assert "adapter" in str(members["expert:trivia"])
+    capsys.readouterr()
+
+    assert main(["merge", *given, "scale=0.4", "experts=[gsm,trivia]", f"output={tmp_path / 'merged'}"]) == 0
+    overrides = capsys.readouterr().out.splitlines()[-1].removeprefix("for proxytune run: ").split()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        models = compose("run", overrides=[*overrides, "task=miniature"]).models
+    assert Source.of(models.experts.task_arithmetic.path).path == str(tmp_path / "merged")
+    assert main(["merge", *given, "scale=0.4", "experts=[gsm,trivial]", f"output={tmp_path / 'other'}"]) == 1
+    assert "unknown expert in experts 'trivial'. Did you mean 'trivia'?" in capsys.readouterr().err
+
+
 def test_a_trained_adapter_is_loaded_in_the_number_type_of_its_training(command, tmp_path, capsys):
     assert main([*command, "+models.antiexpert.dtype=float32"]) == 0
     recipe = card_in(tmp_path / "trained" / "experts" / "gsm8k")["recipe"]

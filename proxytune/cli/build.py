@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from proxytune.cli.schema import ArmConfig
 from proxytune.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from proxytune.models import FamilySpec
 
 RESERVED = {"_target_", "_partial_"}
 """Keys beside a target's own parameters."""
@@ -24,6 +28,25 @@ HOMES = {
 """Where the parts of each key of a configuration are at home."""
 ABILITIES = {"arms": ("fuse",), "engine": ("score", "generate")}
 """What the parts of a key must be able to do."""
+
+
+FAMILY = "proxytune.models.FamilySpec"
+"""The target of models that a configuration describes one by one; others are made by a function (the miniature)."""
+
+
+def describes_members(config: DictConfig) -> bool:
+    """Whether the configuration's `models` says where each of its members is."""
+    return OmegaConf.select(config, "models._target_") == FAMILY
+
+
+def beside(config: DictConfig, family: FamilySpec) -> list[str]:
+    """The overrides beside which a member can be added to `family`: none if `models` describes its members."""
+    if describes_members(config):
+        return []
+    paths = {"models.base.path": family.base.path, "task.data_dir": family.data_dir}
+    if family.antiexpert is not None:
+        paths["models.antiexpert.path"] = family.antiexpert.path
+    return ["models=local", *(f"{key}={path}" for key, path in paths.items())]
 
 
 def check_targets(node: object, key: str, trusted: Sequence[str] = ()) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def check(config: DictConfig) -> tuple[MergeConfig, Any]:
     from proxytune.training.merging import check_merge
 
     settings = _settings(config)
-    check_merge(settings.method, settings.scale, settings.experts, config.models.get("experts") or {})
+    known = list(config.models.get("experts") or []) if build.describes_members(config) else settings.experts
+    check_merge(settings.method, settings.scale, settings.experts, known)
     build.check_targets(settings.models, "models")
     return settings, build.build(settings.models)
 
@@ -60,22 +61,17 @@ def work(config: DictConfig, output_dir: Path) -> None:
         card = merge(family, settings.experts, settings.scale, output_dir, settings.method, provenance)
     trained.remember(card["recipe"], output_dir, {"path": str(output_dir.resolve())})
     print(f"{settings.method} of {', '.join(settings.experts)}, scale {settings.scale}: {output_dir}")
-    print(f"for proxytune run: ++models.experts.{settings.method}.path=trained:{card['recipe']}")
+    added = f"++models.experts.{settings.method}.path=trained:{card['recipe']}"
+    print("for proxytune run:", *build.beside(config, family), added)
 
 
 def _settings(config: DictConfig) -> MergeConfig:
-    """Of the models only those that are merged need to be named in full."""
-    if OmegaConf.select(config, "models.antiexpert") is None:
-        raise UserError("models.antiexpert is missing: merging starts from it")
-    small = config.copy()
-    OmegaConf.set_struct(small, False)
-    if OmegaConf.missing_keys(small.models.base):
-        small.models.base = small.models.antiexpert
-    small.models.tuned = {}
-    merged = [] if OmegaConf.is_missing(config, "experts") else config.experts
-    for name in set(small.models.get("experts") or {}) - set(merged):
-        del small.models.experts[name]
-    values: Mapping[str, Any] = schema.resolve(small)
+    given = config.copy()
+    OmegaConf.set_struct(given, False)
+    if build.describes_members(config):
+        _leave_out_others(given)
+    values = schema.resolve(given)
+    values.pop("miniature", None)  # what models=miniature is made by, and refers to
     for key in values:
         if key not in MergeConfig.model_fields:
             raise unknown_name("key", key, MergeConfig.model_fields)
@@ -86,3 +82,16 @@ def _settings(config: DictConfig) -> MergeConfig:
         key = str(fault["loc"][0])
         field = MergeConfig.model_fields[key]
         raise UserError(f"{key}={values.get(key)} is not allowed: it is {field.description}") from error
+
+
+def _leave_out_others(config: DictConfig) -> None:
+    """Of the models only those that are merged need to be named in full."""
+    if OmegaConf.select(config, "models.antiexpert") is None:
+        raise UserError("models.antiexpert is missing: merging starts from it")
+    models = config.models
+    if OmegaConf.missing_keys(models.base):
+        models.base = models.antiexpert
+    models.tuned = {}
+    merged = [] if OmegaConf.is_missing(config, "experts") else config.experts
+    for name in set(models.get("experts") or {}) - set(merged):
+        del models.experts[name]

@@ -17,7 +17,7 @@ from proxytune.cli.ending import resume_hint
 from proxytune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from proxytune.models import Source
+    from proxytune.models import FamilySpec, Source
     from proxytune.training import Recipe, Tuning
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,10 @@ Pairs = list[tuple[str, str]]
 
 
 class TrainConfig(schema.Strict):
-    """`conf/train.yaml` without its models."""
+    """`conf/train.yaml`."""
+
+    models: dict[str, Any]
+    """a file of conf/models, of which the experts and tuned models are left out"""
 
     task: schema.TaskConfig
     """a file of conf/task"""
@@ -64,26 +67,27 @@ def main(arguments: Sequence[str]) -> int:
     return application.compose_and_run("train", check, work, overrides, flags)
 
 
-def check(config: DictConfig) -> tuple[TrainConfig, dict[str, Any], Tuning]:
-    """The settings, (what, source) to start from and the tuning; raises UserError for what is wrong by itself."""
+def check(config: DictConfig) -> tuple[TrainConfig, Tuning]:
+    """The settings and the tuning; raises UserError for what is wrong by itself."""
     settings = _settings(config)
-    starts = dict(_starts(config, settings.which))
     build.check_targets(settings.training, "training")
+    build.check_targets(settings.models, "models")
     try:
         tuning = build.build(settings.training)
     except (TypeError, ValueError) as error:
         raise UserError(str(error)) from error
     tuning.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
-    return settings, starts, tuning
+    return settings, tuning
 
 
 def work(config: DictConfig, output_dir: Path) -> None:
     """Trains what `config` names and says where each model is; everything is checked before the first one loads."""
-    settings, starts, tuning = check(config)
+    settings, tuning = check(config)
 
     from proxytune.training.folder import finished
 
-    jobs = list(_jobs(settings, starts, tuning, output_dir))
+    family = build.build(settings.models)
+    jobs = list(_jobs(settings, family, tuning, output_dir))
     done = [finished(job.folder, job.recipe) for job in jobs]
     _check_memory([job for job, card in zip(jobs, done, strict=True) if card is None])
     lines = []
@@ -92,34 +96,34 @@ def work(config: DictConfig, output_dir: Path) -> None:
             lines.append(f"{job.what} {job.name}: {_tuned(job) if card is None else _said('already trained', card)}")
         _remember(job)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks
-        print(
-            "\n".join([*(f"{line}: {job.folder}" for line, job in zip(lines, jobs, strict=True)), _usage(jobs, config)])
-        )
+        for line, job in zip(lines, jobs, strict=True):
+            print(f"{line}: {job.folder}")
+        print("for proxytune run:", *build.beside(config, family), *_usage(jobs, config))
 
 
-def _jobs(settings: TrainConfig, starts: Mapping[str, Any], tuning: Tuning, output_dir: Path) -> Iterator[Job]:
-    from proxytune.models import Source, identity
+def _jobs(settings: TrainConfig, family: FamilySpec, tuning: Tuning, output_dir: Path) -> Iterator[Job]:
+    from proxytune.models import identity
     from proxytune.models.checking import check_sources
     from proxytune.training import Recipe
 
-    sources = {what: Source.of(start, f"models.{ROLES[what]}") for what, start in starts.items()}
+    sources = {what: family.sources[ROLES[what]] for what in _trained(settings.which)}
     check_sources({ROLES[what]: source for what, source in sources.items()})
-    examples = _examples(settings)
+    examples = _examples(settings.task, settings.multitask, settings.task.data_dir or family.data_dir)
     for what, source in sources.items():
         for name, pairs in examples.items():
             yield Job(what, name, source, Recipe(tuning, pairs, identity(source)), output_dir / what / name)
 
 
-def _examples(settings: TrainConfig) -> dict[str, Pairs]:
+def _examples(tasks: schema.TaskConfig, multitask: bool, data_dir: str | None) -> dict[str, Pairs]:
     """The training examples of each model by its name: that of the expert that belongs to the task."""
     from proxytune.tasks import full_names, training_examples
     from proxytune.tasks.registry import find
 
     found: dict[str, Pairs] = {}
-    for task in full_names(settings.task.names, settings.task.style):
-        pairs = training_examples(task, settings.task.data_dir)
+    for task in full_names(tasks.names, tasks.style):
+        pairs = training_examples(task, data_dir)
         name = find(task).ours.get("expert") or task
-        if settings.multitask:
+        if multitask:
             found.setdefault(MULTITASK, []).extend(pairs)
         elif name in found:
             raise UserError(f"several of the tasks train {name!r}: name one of them, or give multitask=true")
@@ -188,26 +192,30 @@ def _remember(job: Job) -> None:
         log.warning("%s cannot be found by its hash: %s", job.folder, error)
 
 
-def _usage(jobs: Sequence[Job], config: DictConfig) -> str:
+def _usage(jobs: Sequence[Job], config: DictConfig) -> Iterator[str]:
     """What to add to `proxytune run` so that it uses the models."""
-    overrides = []
     for job in jobs:
         key = f"models.{job.what}.{job.name}"
         node = OmegaConf.select(config, key)
         # Among the keys, because `in` does not see one whose value is ???.
         if isinstance(node, DictConfig) and "adapter" in list(node.keys()) and job.recipe.tuning.method == "lora":
-            overrides.append(f"{key}.adapter={job.folder}")
+            yield f"{key}.adapter={job.folder}"
         else:
-            overrides.append(f"{'' if node is None else f'~{key} '}++{key}.path=trained:{job.recipe.hash}")
-    return "for proxytune run: " + " ".join(overrides)
+            if node is not None:
+                yield f"~{key}"
+            yield f"++{key}.path=trained:{job.recipe.hash}"
 
 
 def _settings(config: DictConfig) -> TrainConfig:
-    parts = OmegaConf.create({key: node for key, node in config.items_ex(resolve=False) if key != "models"})
-    values = schema.resolve(parts)
+    given = config.copy()
+    OmegaConf.set_struct(given, False)
+    if build.describes_members(config):
+        given.models = _starts(config)
+    values = schema.resolve(given)
+    values.pop("miniature", None)  # what models=miniature is made by, and refers to
     for key in values:
         if key not in TrainConfig.model_fields:
-            raise unknown_name("key", key, [*TrainConfig.model_fields, "models"])
+            raise unknown_name("key", key, TrainConfig.model_fields)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
@@ -216,15 +224,24 @@ def _settings(config: DictConfig) -> TrainConfig:
         raise UserError(f"{key}={fault['input']} is not allowed: {fault['msg']}") from error
 
 
-def _starts(config: DictConfig, which: str) -> Iterator[tuple[str, str | Mapping[str, Any]]]:
-    """(what, source) to start from. Only these parts of the family are resolved: its experts need not exist yet."""
-    for what in ROLES if which == "all" else (which,):
-        role = ROLES[what]
+def _trained(which: str) -> tuple[str, ...]:
+    return tuple(ROLES) if which == "all" else (which,)
+
+
+def _starts(config: DictConfig) -> DictConfig:
+    """The family without what is to be trained, or is not started from: it need not exist yet."""
+    roles = [ROLES[what] for what in _trained(config.which) if what in ROLES]
+    for role in roles:
         if OmegaConf.select(config, f"models.{role}") is None:
-            raise UserError(f"models.{role} is missing: training {what} starts from it")
+            raise UserError(f"models.{role} is missing: training starts from it")
         for key in sorted(OmegaConf.missing_keys(config)):
             if key.startswith(f"models.{role}."):
                 raise UserError(f"{key} has no value yet: give {key}=...")
-        part = OmegaConf.masked_copy(config.models, [role])
-        part._set_parent(config)
-        yield what, schema.resolve(part)[role]
+    models = config.models.copy()
+    models._set_parent(config)
+    OmegaConf.set_struct(models, False)
+    for name in ("base", "antiexpert"):
+        if name not in roles:
+            models[name] = models[roles[0]] if name == "base" and roles else None
+    models.experts, models.tuned = {}, {}
+    return models

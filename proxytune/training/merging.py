@@ -6,7 +6,7 @@ merged = antiexpert + scale * sum over experts of (expert - antiexpert)         
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ from proxytune.training.recipe import hash_of
 METHODS = ("task_arithmetic",)
 
 
-def check_merge(method: str, scale: float, experts: Sequence[str], known: Mapping[str, Any]) -> None:
+def check_merge(method: str, scale: float, experts: Sequence[str], known: Collection[str]) -> None:
     """Raises UserError for a method, a scale or experts (`known`: those of the family) that cannot be merged."""
     if method not in METHODS:
         raise UserError(
