@@ -72,6 +72,13 @@ def test_configured_commands_compose(command, capfd):
     assert "_target_" in capfd.readouterr().out
 
 
+def test_the_offline_training_trains(monkeypatch, tmp_path, capsys):
+    [command] = [command for command in commands("train") if "miniature=tiny" in command]
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(command)[1:]) == 0
+    assert "experts gsm: trained, 4 steps" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", commands("table"))
 def test_table_commands_print_the_paper(command, capsys, tmp_path):
     arguments = [argument for argument in shlex.split(command)[1:] if not argument.startswith("runs=")]
