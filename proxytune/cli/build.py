@@ -43,10 +43,13 @@ def beside(config: DictConfig, family: FamilySpec) -> list[str]:
     """The overrides beside which a member can be added to `family`: none if `models` describes its members."""
     if describes_members(config):
         return []
-    paths = {"models.base.path": family.base.path, "task.data_dir": family.data_dir}
-    if family.antiexpert is not None:
-        paths["models.antiexpert.path"] = family.antiexpert.path
-    return ["models=local", *(f"{key}={path}" for key, path in paths.items())]
+    small = None if family.antiexpert is None else family.antiexpert.path
+    paths = {
+        "models.base.path": family.base.path,
+        "models.antiexpert.path": small,
+        "task.data_dir": family.data_dir,
+    }
+    return ["models=local", *(f"{key}={path}" for key, path in paths.items() if path is not None)]
 
 
 def check_targets(node: object, key: str, trusted: Sequence[str] = ()) -> None:

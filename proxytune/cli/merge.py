@@ -36,26 +36,27 @@ def main(arguments: Sequence[str]) -> int:
     return application.compose_and_run("merge", check, work, overrides, flags)
 
 
-def check(config: DictConfig) -> tuple[MergeConfig, Any]:
-    """The settings and the family's small models; raises UserError for what is wrong by itself."""
+def check(config: DictConfig) -> MergeConfig:
+    """The settings; raises UserError for what is wrong by itself."""
     from proxytune.training.merging import check_merge
 
     settings = _settings(config)
     known = list(config.models.get("experts") or []) if build.describes_members(config) else settings.experts
     check_merge(settings.method, settings.scale, settings.experts, known)
     build.check_targets(settings.models, "models")
-    return settings, build.build(settings.models)
+    return settings
 
 
 def work(config: DictConfig, output_dir: Path) -> None:
     """Merges what `config` names and says how to use it."""
-    settings, family = check(config)
+    settings = check(config)
 
     from proxytune.experiment.progress import loading_bars
     from proxytune.experiment.provenance import code_facts, library_versions
     from proxytune.models import trained
     from proxytune.training.merging import merge
 
+    family = build.build(settings.models)
     with loading_bars():
         provenance = {"code": code_facts(), "libraries": library_versions()}
         card = merge(family, settings.experts, settings.scale, output_dir, settings.method, provenance)

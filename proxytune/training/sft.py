@@ -52,20 +52,15 @@ def tune(
         return found
     window = getattr(model.config, "max_position_embeddings", tuning.max_length)
     dataset = encode(tokenizer, examples, min(tuning.max_length, window), tuning.prompt_loss)
-    dtype = model.dtype
+    stored = type(model), model.dtype  # before the trainer wraps it
     if tuning.method == "full":
         model.float()  # in 16 bits most of Adam's small steps round to nothing
     trainer = _trainer(model, tokenizer, dataset, folder, tuning)
     with files.alone(folder) if trainer.args.should_save else nullcontext():
         _train(trainer, folder, recipe)
         card = make_card(recipe, trainer, len(dataset), provenance or {})
-        draft = folder / files.UNFINISHED / files.DRAFT
         with files.writing(folder):
-            trainer.save_model(str(draft))
-            if trainer.args.should_save:
-                if tuning.method == "full" and dtype != torch.float32:
-                    _round(draft, type(model), dtype)
-                files.finish(folder, draft, card, readme(card, str(model.name_or_path)))
+            _save(trainer, folder, card, readme(card, str(model.name_or_path)), *stored)
     trainer.accelerator.wait_for_everyone()
     return card
 
@@ -77,6 +72,22 @@ def _train(trainer: WeightedTrainer, folder: Path, recipe: Recipe) -> None:
     if checkpoint is not None:
         log.info("going on from %s", checkpoint)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _save(
+    trainer: WeightedTrainer,
+    folder: Path,
+    card: Mapping[str, Any],
+    text: str,
+    kind: type[PreTrainedModel],
+    dtype: torch.dtype,
+) -> None:
+    draft = folder / files.UNFINISHED / files.DRAFT
+    trainer.save_model(str(draft))
+    if trainer.args.should_save:
+        if card["tuning"]["method"] == "full" and dtype != torch.float32:
+            _round(draft, kind, dtype)
+        files.finish(folder, draft, card, text)
 
 
 def _round(folder: Path, kind: type[PreTrainedModel], dtype: torch.dtype) -> None:
