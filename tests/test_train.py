@@ -496,6 +496,7 @@ def test_a_tuned_model_that_does_not_fit_is_refused_before_the_experts_are_train
         (["training.learning_rate=fast"], "training.learning_rate is fast; it is a number above 0"),
         (["training.seed=-1"], "training.seed is -1; it is an integer from 0"),
         (["training.max_steps=null", "training.epochs=null"], "training.epochs and training.max_steps are null"),
+        (["+models.base.chat={}", "which=all"], "models.base.chat has no effect"),
         (["+models.antiexpert.chat={}"], "models.antiexpert.chat has no effect"),
         (["training.max_length=4"], "none of the 2 training examples fits into 4 tokens"),
         (["task.names=[truthfulqa_mc]"], "no training split"),

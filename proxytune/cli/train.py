@@ -103,11 +103,12 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
 def _jobs(settings: TrainConfig, family: FamilySpec, tuning: Tuning, output_dir: Path) -> Iterator[Job]:
     from proxytune.models import identity
-    from proxytune.models.checking import check_sources
+    from proxytune.models.loading import check_tunable
     from proxytune.training import Recipe
 
     sources = {what: family.sources[ROLES[what]] for what in _trained(settings.which)}
-    check_sources({ROLES[what]: source for what, source in sources.items()})
+    for what, source in sources.items():
+        check_tunable(ROLES[what], source)
     examples = _examples(settings.task, settings.multitask, settings.task.data_dir or family.data_dir)
     for what, source in sources.items():
         for name, pairs in examples.items():

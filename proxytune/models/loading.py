@@ -55,18 +55,23 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
 def load_for_tuning(role: str, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of one source, to be trained in the place of `role`.
 
-    Raises UserError for a source with an adapter, a quantisation config or a chat prompt, and as `load` does.
+    Raises UserError as `check_tunable` and `load` do.
     """
-    if source.adapter is not None or source.quantization is not None:
-        raise UserError(f"{role}: training starts from plain weights, without an adapter or a quantisation config.")
-    if source.chat is not None:
-        raise UserError(f"{role}: training is on plain prompts; models.{role}.chat has no effect: remove it.")
-    check_sources({role: source})
+    check_tunable(role, source)
     tokenizer = load_tokenizers({role: source})[role]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and source.device_map is None:
         source = replace(source, device_map="cpu")  # the trainer moves it to the device of each process
     model = _load_module(role, source)
     return model.requires_grad_(True), tokenizer
+
+
+def check_tunable(role: str, source: Source) -> None:
+    """Raises UserError for a source with an adapter, a quantisation config or a chat prompt, or that is not there."""
+    if source.adapter is not None or source.quantization is not None:
+        raise UserError(f"{role}: training starts from plain weights, without an adapter or a quantisation config.")
+    if source.chat is not None:
+        raise UserError(f"{role}: training is on plain prompts; models.{role}.chat has no effect: remove it.")
+    check_sources({role: source})
 
 
 def load_members(

@@ -28,8 +28,8 @@ UNFINISHED = "unfinished"
 DRAFT = "draft"
 _PICKLES = ("training_args.bin",)
 """What the trainer writes, nobody reads, and could run code."""
-_TORCH_WRITER = "inline_container"
-"""In the message of the RuntimeError by which torch says that a file could not be written."""
+_TORCH_WRITER = ("inline_container", "iostream error")
+"""One is in the message of a RuntimeError by which torch says that a file could not be written."""
 OTHERS = {".hydra", "proxytune.log"}
 """What Hydra may have put into a folder."""
 
@@ -120,7 +120,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_WRITER):
             raise
         shutil.rmtree(folder / UNFINISHED / DRAFT, ignore_errors=True)
         last = get_last_checkpoint(folder / UNFINISHED) if (folder / UNFINISHED).is_dir() else None
