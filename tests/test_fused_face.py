@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from proxytune import FusedCausalLM, MatchKL, Static
 from proxytune.errors import UserError
 from proxytune.fusion.rule import Fused
+from proxytune.miniature.tokenizer import make_tokenizer
 from proxytune.models import ADAPTERS_OFF, Ensemble, FamilySpec, Member, Source, load
 from proxytune.models.chat import Chat, ChatPrompt
 
@@ -397,6 +398,14 @@ def test_what_has_no_meaning_for_several_models_is_refused(call, message, fused)
     with pytest.raises(UserError) as error:
         call(fused)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_prompt_with_a_word_that_a_tokenizer_of_whole_words_lacks_is_refused():
+    tokenizer = make_tokenizer(["what is the capital of ?"], WINDOW)
+    model = FusedCausalLM.compose(tiny_llama(len(tokenizer), seed=1), tokenizer=tokenizer)
+    assert model.prompts(["what is the capital ?"])["input_ids"].shape == (1, 6)
+    with pytest.raises(UserError, match=f"no token for 'love': it knows only {len(tokenizer)} words"):
+        model.prompts(["what is the capital ?", "what is love ?"])
 
 
 def test_a_misspelt_generate_argument_is_refused_by_transformers(fused):

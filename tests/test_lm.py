@@ -1,5 +1,6 @@
 """Arms as lm-eval sees them: the same per-item results as its own HFLM, one pass of the engine for all arms."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tiny import WINDOW, tiny_llama
 
 from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
@@ -18,7 +20,8 @@ from proxytune.experiment.board import Board
 from proxytune.experiment.lm import ArmLM, decoding_options
 from proxytune.experiment.store import AnswerStore
 from proxytune.fusion import MatchKL, Static
-from proxytune.models import Ensemble
+from proxytune.miniature.tokenizer import make_tokenizer
+from proxytune.models import Ensemble, Member
 
 ALONE = "expert:math"
 """Its head has no padding rows, which plain HFLM would count among the tokens."""
@@ -329,3 +332,14 @@ def test_no_file_is_left_behind(family, manager, arms, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples(ArmLM(board_of(family, *arms), arms[0]), manager, "choice")
     assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("name", ["choice", "open", "text"])
+def test_a_word_that_a_tokenizer_of_whole_words_lacks_is_named(manager, name):
+    tokenizer = make_tokenizer(["Question: how many apples are there? where does the river begin?", "Answer:"], WINDOW)
+    member = Member("base", tiny_llama(len(tokenizer), seed=1), len(tokenizer), identity="tiny:words")
+    arm = Arm("base")
+    lm = ArmLM(board_of(Ensemble({"base": member}, tokenizer), arm), arm)
+    unknown = re.escape("'12'" if name == "choice" else "'(A)'")
+    with pytest.raises(UserError, match=f"no token for {unknown}: it knows only {len(tokenizer)} words"):
+        samples(lm, manager, name)

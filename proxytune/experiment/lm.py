@@ -21,6 +21,7 @@ from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.board import Board, Failed
 from proxytune.experiment.store import Answer
+from proxytune.models.vocabulary import known_words, token_ids
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """lm-eval's names for the number of tokens to generate."""
@@ -102,6 +103,11 @@ class ArmLM(HFLM):
             self._note(request, Asked(answer, cut))
         return ["" if isinstance(answer, Failed) else answer.text for answer in answers]
 
+    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+        """HFLM's tokens; raises UserError for a word that the tokenizer has no token for."""
+        with known_words(self.tokenizer, string):
+            return super().tok_encode(string, *args, **kwargs)
+
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: HFLM would ask the hub; the run's own record names the members."""
         return {}
@@ -157,7 +163,7 @@ class ArmLM(HFLM):
         for role in self.board.roles:
             member = self.board.ensemble[role]
             if member.render is not None:
-                own[role] = (member.tokenizer or self.tokenizer).encode(member.render(context))
+                own[role] = token_ids(member.tokenizer or self.tokenizer, member.render(context))
         return own
 
     def _seed_of(self, request: Instance, repetition: int) -> int:

@@ -11,11 +11,15 @@ from transformers import PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
 from proxytune.models.fused_cache import FusedCache, OwnPrompt
+from proxytune.models.vocabulary import token_ids
 
 
 def left_padded(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], device: torch.device) -> dict[str, Tensor]:
-    """input_ids and attention_mask, both [B, longest]; what stands in the padding is never read."""
-    rows = [tokenizer(text)["input_ids"] for text in texts]
+    """input_ids and attention_mask, both [B, longest]; what stands in the padding is never read.
+
+    Raises UserError for a word that the tokenizer has no token for.
+    """
+    rows = [token_ids(tokenizer, text) for text in texts]
     longest = max(map(len, rows))
     tokens = [[0] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

@@ -6,6 +6,8 @@ of 64, say), and the padding rows of two checkpoints differ, so logits are cut t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, get_args
 
 from proxytune.errors import UserError, unknown_name
@@ -73,6 +75,38 @@ def check_head(model: PreTrainedModel | PeftModel, vocab_size: int, missing: tup
             f"{role}: the model's head has {rows} rows, but its tokenizer knows tokens up to id {max(lacking)}. "
             "Use the tokenizer the model was trained with, or resize the model's embeddings."
         )
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """What `tokenizer` makes of `text`, special tokens included; UserError for a word that it has no token for."""
+    with known_words(tokenizer, text):
+        return tokenizer(text)["input_ids"]
+
+
+@contextmanager
+def known_words(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[None]:
+    """Around the tokenising of `text`: UserError where `tokenizer`, without an unknown token, cannot read a word of it.
+
+    Tokenizers that spell words from smaller parts read any text; one token for each word, as in the miniature, do not.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises nothing more special
+            raise
+        word = next((word for word in text.split() if not _reads(tokenizer, word)), text[:40])
+        raise UserError(
+            f"the tokenizer has no token for {word!r}: it knows only {len(tokenizer)} words, and a text for these "
+            "models may use no others. Write it with their words, or give other models."
+        ) from error
+
+
+def _reads(tokenizer: PreTrainedTokenizerBase, word: str) -> bool:
+    try:
+        tokenizer(word)
+    except Exception:
+        return False
+    return True
 
 
 def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
