@@ -6,7 +6,9 @@ import json
 import math
 import os
 import re
+import shutil
 import string
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from proxytune.tasks import (
     full_names,
     load_task,
     metrics,
+    registry,
     score_outputs,
     task_info,
     task_manager,
@@ -310,6 +313,69 @@ def test_every_task_config_names_tasks_that_exist(path: Path) -> None:
     assert set(config) <= {"names", "style", "data_dir"}
     if config["names"] != "???":
         assert set(full_names(config["names"], config.get("style"))) <= set(task_names())
+
+
+# A task of one's own, and mistakes in its YAML
+
+OWN = """
+task: own
+dataset_path: json
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: answer
+generation_kwargs: {until: ["."]}
+process_results: !function proxytune.tasks.metrics.score_exact
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+metadata:
+  proxytune:
+    metric: exact_match
+    files: {test: own.jsonl}
+    columns: {question: text, answer: text}
+"""
+MISTAKES = {
+    "YAML": ("task: own", "task: {own", "unknown task 'own'; but FILE is not valid YAML"),
+    "key": ("process_", "proces_", "unknown key in FILE 'proces_results'. Did you mean 'process_results'?"),
+    "our key": ("columns:", "column:", "key of metadata.proxytune in FILE 'column'. Did you mean 'columns'?"),
+    "no columns": ("    columns: {question: text, answer: text}\n", "", "FILE: metadata.proxytune names files"),
+    "no split": ("test_split: test\n", "", "FILE: a test_split (or validation_split) is missing"),
+    "output_type": ("generate_until", "generate", "output_type in FILE 'generate'. Did you mean 'generate_until'?"),
+    "function": ("score_exact", "score_exat", "FILE: Module 'proxytune.tasks.metrics' has no function 'score_exat'."),
+    "module": ("tasks.metrics", "tasks.metrcs", "FILE: Cannot import module 'proxytune.tasks.metrcs' for function"),
+    "no module": ("proxytune.tasks.metrics.", "", "FILE: Invalid function reference 'score_exact': no module path."),
+    "column": ("{{question}}", "{{qestion}}", "FILE: a template cannot be filled in: 'qestion' is undefined."),
+    "template": ("{{question}}", "{{question}", "FILE: a template cannot be filled in: "),
+    "headline": ("    metric: exact_match", "    metric: acc", "metric of task 'own' (metadata.proxytune.metric"),
+    "aggregation": ("mean", "men", "task 'own': the aggregation of metric 'exact_match' in metric_list is not known"),
+}
+
+
+@pytest.fixture
+def own_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A task's YAML in a folder of tasks that stands in for the package's."""
+    folder = shutil.copytree(TASKS_DIR, tmp_path / "tasks", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    monkeypatch.setattr(registry, "TASKS_DIR", folder)
+    registry.task_manager.cache_clear()
+    yield folder / "own.yaml"
+    registry.task_manager.cache_clear()
+
+
+def test_a_task_of_ones_own(own_yaml: Path) -> None:
+    own_yaml.write_text(OWN)
+    jsonl(own_yaml.parent / "own.jsonl", GSM8K)
+    assert task_info(task := load_task("own", own_yaml.parent)).metric == "exact_match"
+    assert prompt(task, task.eval_docs[0]) == "Two and two?"
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_yaml_is_one_clear_line(mistake: str, own_yaml: Path) -> None:
+    right, wrong, message = MISTAKES[mistake]
+    assert right in OWN
+    own_yaml.write_text(OWN.replace(right, wrong))
+    jsonl(own_yaml.parent / "own.jsonl", GSM8K)
+    with pytest.raises(UserError, match=re.escape(message.replace("FILE", str(own_yaml)))):
+        task_info(load_task("own", own_yaml.parent))
 
 
 # Data that cannot be read

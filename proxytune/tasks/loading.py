@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
-from proxytune.errors import UserError
+from proxytune.errors import UserError, unknown_name
 from proxytune.tasks.local import LocalSplits, has_file, reader
 from proxytune.tasks.registry import Entry, find, task_names
 from proxytune.tasks.subjects import BySubject
@@ -33,9 +34,19 @@ class TaskInfo:
 
 
 def task_info(task: ConfigurableTask) -> TaskInfo:
-    """From the YAML's `metadata.proxytune`; for any other lm-eval task its first metric and first filter."""
+    """From the YAML's `metadata.proxytune`; for any other lm-eval task its first metric and first filter.
+
+    Raises UserError for a headline that is none of the task's metrics, and for a metric that cannot be aggregated.
+    """
     ours = (task.config.metadata or {}).get("proxytune", {})
     metric = ours.get("metric", next(iter(task.higher_is_better())))
+    if metric not in task.higher_is_better():
+        kind = f"metric of task {task.config.task!r} (metadata.proxytune.metric, one of metric_list)"
+        raise unknown_name(kind, metric, task.higher_is_better())
+    for name, aggregation in task.aggregation().items():
+        if aggregation is None:
+            what = f"task {task.config.task!r}: the aggregation of metric {name!r} in metric_list"
+            raise UserError(f"{what} is not known to lm-eval; give mean, or a !function.")
     filters = [item["name"] for item in task.config.filter_list or []]
     return TaskInfo(
         metric=metric,
@@ -93,7 +104,10 @@ def data_record(task: ConfigurableTask, n: int) -> dict[str, Any]:
 
 
 def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
-    """A task with some fields of its YAML replaced; its data is loaded here."""
+    """A task with some fields of its YAML replaced; its data is loaded here.
+
+    Raises UserError: data that cannot be had, a function that is not there, a template that does not fit the data.
+    """
     entry = find(name)
     fields = {"metadata": {**entry.config["metadata"], "proxytune": entry.ours}} if entry.ours else {}
     try:
@@ -103,6 +117,13 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         advice = "Give local files with task.data_dir=PATH."
         raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}). {advice}") from error
+    except TemplateError as error:
+        raise UserError(f"{entry.file}: a template cannot be filled in: {error}.") from error
+    except (AttributeError, ImportError, ValueError) as error:
+        reason, found, _ = str(error).partition(" (from YAML in")  # so lm-eval says it of a !function
+        if not found:
+            raise
+        raise UserError(f"{entry.file}: {reason}.") from error
     task = loaded["tasks"][entry.task]
     task.set_config("task", name)
     return task

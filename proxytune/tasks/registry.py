@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lm_eval.tasks
 import yaml
+from lm_eval.api.task import ALL_OUTPUT_TYPES, TaskConfig
 from lm_eval.tasks import TaskManager
 
 from proxytune.errors import UserError, unknown_name
 
 TASKS_DIR = Path(__file__).parent
+_KEYS = {"class", "tag", *(field.name for field in fields(TaskConfig))}
+"""What may stand in a task's YAML,"""
+_OURS = ("metric", "filter", "expert", "paper", "files", "columns", "outputs", "published")
+"""and in its `metadata.proxytune`."""
 
 
 class Entry(NamedTuple):
@@ -27,6 +33,11 @@ class Entry(NamedTuple):
     """Its YAML as lm-eval's index holds it, functions not imported."""
     ours: Mapping[str, Any]
     """The YAML's `metadata.proxytune`; empty for a task that is lm-eval's alone."""
+
+    @property
+    def file(self) -> Path | None:
+        """The YAML."""
+        return self.manager.task_index[self.task].yaml_path
 
 
 @cache
@@ -73,11 +84,11 @@ def _in_style(name: str, style: str) -> str:
     if styles:
         raise unknown_name(f"style of task {name!r} (task.style)", style, styles)
     in_style = [other.removesuffix(f"_{style}") for other in known if other.endswith(f"_{style}")]
-    raise unknown_name(f"task in style {style!r} (task.names)", name, in_style)
+    raise _unknown(f"task in style {style!r} (task.names)", name, in_style)
 
 
 def find(name: str) -> Entry:
-    """Raises UserError for an unknown task, with the nearest names, and for a group of tasks."""
+    """Raises UserError for an unknown task, with the nearest names, for a group, and for a wrong YAML of ours."""
     if name in _lm_eval_style():
         ours = _lm_eval_style()[name]
         manager = _manager_of(Path(lm_eval.tasks.__file__).parent / ours["folder"])
@@ -86,8 +97,39 @@ def find(name: str) -> Entry:
     if name in manager.all_subtasks:
         config = manager.task_index[name].cfg or {}
         metadata = config.get("metadata")
-        return Entry(manager, name, config, metadata.get("proxytune", {}) if isinstance(metadata, dict) else {})
+        entry = Entry(manager, name, config, metadata.get("proxytune", {}) if isinstance(metadata, dict) else {})
+        if manager is task_manager():
+            _check(entry)
+        return entry
     if name in manager.all_tasks:
         raise UserError(f"task {name!r} is a group of lm-eval; name its tasks one by one.")
     near = difflib.get_close_matches(str(name), manager.all_subtasks, n=3)
-    raise unknown_name("task", name, [*task_names(), *near])
+    raise _unknown("task", name, [*task_names(), *near])
+
+
+def _check(entry: Entry) -> None:
+    """Raises UserError for what is wrong with a YAML by itself, without its functions and data."""
+    for key in entry.config:
+        if key not in _KEYS:
+            raise unknown_name(f"key in {entry.file}", key, _KEYS)
+    for key in entry.ours:
+        if key not in _OURS:
+            raise unknown_name(f"key of metadata.proxytune in {entry.file}", key, _OURS)
+    if "files" in entry.ours and "columns" not in entry.ours:
+        raise UserError(f"{entry.file}: metadata.proxytune names files, but no columns of theirs to read.")
+    if not {"test_split", "validation_split"} & entry.config.keys():
+        raise UserError(f"{entry.file}: a test_split (or validation_split) is missing; its items are evaluated.")
+    output_type = entry.config.get("output_type", TaskConfig.output_type)
+    if output_type not in ALL_OUTPUT_TYPES:
+        raise unknown_name(f"output_type in {entry.file}", output_type, ALL_OUTPUT_TYPES)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a task that is not there, or whose YAML does not parse: lm-eval leaves such a file out silently."""
+    for file in sorted(TASKS_DIR.glob("**/*.yaml")):
+        try:
+            with file.open("rb") as text:
+                yaml.compose(text)
+        except yaml.YAMLError as error:
+            return UserError(f"unknown {kind} {name!r}; but {file} is not valid YAML, so its task is missing: {error}")
+    return unknown_name(kind, name, known)
