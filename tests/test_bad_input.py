@@ -399,6 +399,14 @@ DATA = {
         [*GSM8K, "task=lm_eval", "task.names=[arc_easy]", "task.data_dir=data"],
         ["'arc_easy'", "task.data_dir", "gsm8k"],
     ),
+    "models with data for other tasks": Bad(
+        [*GSM8K, "task=mmlu", "task.data_dir=null", "+models.data_dir=data"],
+        ["models bring their own data, in data, and none for task 'mmlu_fan2024'", "models=...", "task.data_dir=..."],
+    ),
+    "models with data, and a task of the hub": Bad(
+        [*GSM8K, "task=lm_eval", "task.names=[arc_easy]", "task.data_dir=null", "+models.data_dir=x"],
+        ["in x, and none for task 'arc_easy'", "models=...", "task.data_dir=..."],
+    ),
     "more examples than rows": Bad(
         [*GSM8K, "num_fewshot=3"],
         ["num_fewshot=3", "'gsm8k_liu2024'", "2 examples"],

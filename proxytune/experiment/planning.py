@@ -13,8 +13,7 @@ from lm_eval.api.task import Task
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arms import ArmConfig, TaskArms, resolve
 from proxytune.models import FamilySpec, check
-from proxytune.tasks import TaskInfo, load_task, task_info
-from proxytune.tasks.quiet import without_log_of
+from proxytune.tasks import NoLocalData, TaskInfo, load_task, task_info
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Items:
     """Which items of the tasks, in which form."""
 
     data_dir: str | Path | None
+    """None: the family's own, or the hub."""
     limit: int | None
     num_fewshot: int | None
     seed: int
@@ -34,13 +34,18 @@ class Items:
                 f"limit={self.limit} would evaluate no items: give an integer from 1, or null for all items"
             )
 
-    def task(self, name: str) -> Task:
-        """The task as lm-eval has it, with its data."""
+    def task(self, name: str, family_data: str | Path | None) -> Task:
+        """The task as lm-eval has it, with its data; those in `family_data` serve where no `data_dir` was given."""
         # Some tasks draw from the global generators.
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
-        with without_log_of("lm_eval"):
-            return load_task(name, self.data_dir, self.num_fewshot)
+        try:
+            return load_task(name, family_data if self.data_dir is None else self.data_dir, self.num_fewshot)
+        except NoLocalData as error:
+            if self.data_dir is not None:
+                raise
+            brought = f"these models bring their own data, in {family_data}, and none for task {name!r}"
+            raise UserError(f"{brought}: give other models (models=...), or task.data_dir=...") from error
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def make_plans(
 
 
 def _plan(name: str, family: FamilySpec, arms: Mapping[str, ArmConfig], items: Items) -> Plan:
-    task = items.task(name)
+    task = items.task(name, family.data_dir)
     _check(task)
     info = task_info(task)
     found = resolve(arms, family, name, info.expert)

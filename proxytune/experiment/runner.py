@@ -78,7 +78,7 @@ def run(
     """
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
-    wanted = Items(family.data_dir if data_dir is None else data_dir, limit, num_fewshot, seed)
+    wanted = Items(data_dir, limit, num_fewshot, seed)
     plans = make_plans(family, tasks, arms, only, wanted)
     make_output_folder(output_dir)
     ledger = Ledger()

@@ -10,7 +10,6 @@ from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError
 from proxytune.tasks.loading import load_task
-from proxytune.tasks.quiet import without_log_of
 from proxytune.tasks.registry import find
 
 
@@ -23,8 +22,7 @@ def training_examples(name: str, data_dir: str | Path | None = None) -> list[tup
     split = find(name).config.get("training_split")
     if split is None:
         raise UserError(f"task {name!r} has no training split.")
-    with without_log_of("lm_eval"):
-        task = load_task(name, data_dir, num_fewshot=0, split=split)
+    task = load_task(name, data_dir, num_fewshot=0, split=split)
     return [(prompt(task, doc), task.config.target_delimiter + answer(task, doc)) for doc in task.eval_docs]
 
 

@@ -12,7 +12,8 @@ from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.tasks.local import LocalSplits, has_file, reader
+from proxytune.tasks.local import LocalSplits, NoLocalData, has_file, reader
+from proxytune.tasks.quiet import without_log_of
 from proxytune.tasks.registry import Entry, find, task_names
 from proxytune.tasks.subjects import BySubject
 
@@ -111,8 +112,9 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
     entry = find(name)
     fields = {"metadata": {**entry.config["metadata"], "proxytune": entry.ours}} if entry.ours else {}
     try:
-        # a group of one: lm-eval's way to override fields of a registered task
-        loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **fields, **overrides}]})
+        with without_log_of("lm_eval"):
+            # a group of one: lm-eval's way to override fields of a registered task
+            loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **fields, **overrides}]})
     except OSError as error:  # no network, no such data set, gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         advice = "Give local files with task.data_dir=PATH."
@@ -132,7 +134,7 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
 def _local_data(name: str, entry: Entry, folder: Path) -> Any:
     """What lm-eval calls for the data of a task that reads local files."""
     if "files" not in entry.ours:
-        raise UserError(f"task {name!r} reads the hub alone; task.data_dir serves {', '.join(task_names())}.")
+        raise NoLocalData(f"task {name!r} reads the hub alone; task.data_dir serves {', '.join(task_names())}.")
     if not folder.is_dir():
         raise UserError(f"task.data_dir: no folder {folder}.")
     return reader(folder, entry.ours["files"], entry.ours["columns"])

@@ -16,6 +16,10 @@ from proxytune.errors import UserError
 from proxytune.tasks.rows import Columns, short
 
 
+class NoLocalData(UserError):
+    """A folder of data has nothing for a task."""
+
+
 @dataclass(frozen=True)
 class JSONLines:
     """A data file that was read, every row checked."""
@@ -70,7 +74,10 @@ def reader(folder: Path, files: Mapping[str, str], columns: Mapping[str, str]) -
 
 
 def locate(folder: Path, file: str) -> Path:
-    """`folder/file`, or its only excerpt: test.jsonl is also found as test_100.jsonl."""
+    """`folder/file`, or its only excerpt: test.jsonl is also found as test_100.jsonl.
+
+    Raises NoLocalData where there is neither, and UserError for several excerpts.
+    """
     path = folder / file
     if path.is_file():
         return path
@@ -79,7 +86,7 @@ def locate(folder: Path, file: str) -> Path:
         return found[0]
     if found:
         raise UserError(f"task.data_dir: {path} could be any of {', '.join(p.name for p in found)}; keep one of them.")
-    raise UserError(f"task.data_dir: no file {path}.")
+    raise NoLocalData(f"task.data_dir: no file {path}.")
 
 
 def has_file(folder: Path, file: str) -> bool:
