@@ -486,7 +486,18 @@ OTHERS = {
     "score task": Bad(["score", "task=gsm", "style=liu2024", "outputs=o.jsonl"], ["'gsm'", "Did you mean 'gsm8k'?"]),
     "score style": Bad(["score", "task=gsm8k", "style=liu", "outputs=o.jsonl"], ["'liu'", "'liu2024'"]),
     "score likelihoods": Bad(
-        ["score", "task=mmlu", "style=fan2024", "outputs=o.jsonl"], ["'mmlu_fan2024'", "generated"]
+        ["score", "task=mmlu", "style=fan2024", "outputs=o.jsonl"], ["'mmlu_fan2024'", "generated", "`outputs:`"]
+    ),
+    "score without a style": Bad(
+        ["score", "task=gsm8k", "outputs=o.jsonl"], ["'gsm8k'", "give style=fan2024 or liu2024."]
+    ),
+    "score another style": Bad(
+        ["score", "task=gsm8k", "style=lm_eval", "outputs=o.jsonl"],
+        ["'gsm8k_lm_eval'", "give style=fan2024 or liu2024."],
+    ),
+    "score task of no style": Bad(
+        ["score", "task=gsm8k_lui2024", "outputs=o.jsonl"],
+        ["'gsm8k_lui2024'", "Did you mean 'gsm8k_liu2024'?"],
     ),
     "score no file": Bad(SCORE, ["cannot read o.jsonl", "No such file"]),
     "score a folder": Bad(["score", "task=gsm8k", "style=liu2024", "outputs=data"], ["cannot read data", "directory"]),

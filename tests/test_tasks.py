@@ -459,6 +459,11 @@ def test_changed_data_under_the_same_name_is_read_anew_and_nothing_is_written(tm
 # Outputs made elsewhere
 
 
+def test_outputs_are_scored_without_a_word_of_lm_eval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    score_outputs("gsm8k", "liu2024", jsonl(tmp_path / "o.jsonl", {"output": "4", "answer": "#### 4"}))
+    assert not caplog.records
+
+
 def test_outputs_under_our_own_column_names(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "o.jsonl", {"output": " A", "answer": "A"}, {"output": "?", "answer": "B"})
     scores = score_outputs("truthfulqa_mc", "liu2024", path)
