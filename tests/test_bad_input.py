@@ -54,6 +54,8 @@ COMMAND = {
     "sweep without -m": Bad(["run", "seed=0,1"], ["seed=0,1", "--multirun"]),
     "key": Bad(["run", "sede=1"], ["unknown key 'sede'", "Did you mean 'seed'?"]),
     "key of an arm": Bad(["run", "arms.proxi.rule.weights=1"], ["'arms.proxi'", "Did you mean 'arms.proxy'?"]),
+    "key of a rule": Bad(["run", "arms.proxy.weights=0.5"], ["Did you mean 'arms.proxy.rule.weights'?"]),
+    "key of a group": Bad(["run", "data_dir=x"], ["'data_dir'", "Did you mean 'task.data_dir'?"]),
     "key to add": Bad(["run", "arms.mild.model=base"], ["'arms.mild'", "To add an entry: +arms.mild=..."]),
     "added key": Bad(["run", "+sed=1"], ["unknown key 'sed'", "Did you mean 'seed'?"]),
     "added key of an arm": Bad(
@@ -73,6 +75,8 @@ COMMAND = {
     "models": Bad(["run", "models=locla", "task=gsm8k"], ["models 'locla'", "Did you mean 'local'?", "llama2"]),
     "task group": Bad(["run", "task=gsmk8"], ["task 'gsmk8'", "Did you mean 'gsm8k'?"]),
     "arms group": Bad(["run", "arms=defualt"], ["arms 'defualt'", "Did you mean 'default'?"]),
+    "arm as a group": Bad(["run", "arms=base"], ["choice for arms 'base'", "default", "only=[base]"]),
+    "arms as a list": Bad(["run", "arms=[base]"], ["no file 'base' for arms", "only=[base]"]),
     "engine group": Bad(["run", "engine=vlm"], ["engine 'vlm'", "hf"]),
     "rule": Bad(["run", "fusion@arms.proxy.rule=dynamo"], ["'dynamo'", "Did you mean 'dynamic'?"]),
     "group that is not there": Bad(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -16,9 +17,8 @@ from proxytune.errors import UserError, unknown_name
 def explain(error: Exception) -> Exception:
     """The UserError for a mistake on the command line or in a file; any other error is given back as it is."""
     match error:
-        case MissingConfigException(missing_cfg_file=str(file), options=options) if options:
-            group, _, choice = file.rpartition("/")
-            return unknown_name(f"choice for {group}", choice, options)
+        case MissingConfigException(missing_cfg_file=str(file), options=options) if "/" in file:
+            return _unknown_choice(*file.rsplit("/", 1), options or ())
         case OverrideParseException():
             return UserError(f"cannot read the argument {error.override!r} as key=value: {_without_advice(error)}")
         case HydraException(__cause__=ConfigAttributeError() | ConfigKeyError() as cause):
@@ -34,12 +34,20 @@ def explain(error: Exception) -> Exception:
     return error
 
 
+def _unknown_choice(group: str, choice: str, options: Sequence[str]) -> UserError:
+    """For a file that is not there; Hydra gives no options for one of a list (arms=[base])."""
+    error = unknown_name(f"choice for {group}", choice, options) if options else f"no file {choice!r} for {group}."
+    return UserError(f"{error} To run some of the arms: only=[{choice}]" if group == "arms" else str(error))
+
+
 def _unknown_key(error: OmegaConfBaseException) -> UserError:
-    """For a key that is not in the configuration: the nearest of its siblings, and how to add a new entry."""
+    """For a key that is not there: the nearest beside it, or of its name one level deeper; how to add a new entry."""
     key, parent = str(error.full_key), error.parent_node
-    siblings = [name for name in (parent or {}) if name != "hydra"] if OmegaConf.is_dict(parent) else []
-    group = key.rpartition(".")[0]
-    near = unknown_name("key", key, [f"{group}.{name}" if group else str(name) for name in siblings])
+    group, _, last = key.rpartition(".")
+    siblings = dict(parent.items_ex(resolve=False)) if isinstance(parent, DictConfig) and parent else {}
+    parts = [name for name, child in siblings.items() if isinstance(child, DictConfig) and child and last in child]
+    names = [*(str(name) for name in siblings if name != "hydra"), *(f"{part}.{last}" for part in parts)]
+    near = unknown_name("key", key, [f"{group}.{name}" if group else name for name in names])
     return UserError(f"{near} To add an entry: +{key}=..." if group else str(near))
 
 
