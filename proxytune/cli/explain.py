@@ -18,7 +18,7 @@ def explain(error: Exception) -> Exception:
     """The UserError for a mistake on the command line or in a file; any other error is given back as it is."""
     match error:
         case MissingConfigException(missing_cfg_file=str(file), options=options) if "/" in file:
-            return _unknown_choice(*file.rsplit("/", 1), options or ())
+            return _unknown_choice(file, options or ())
         case OverrideParseException():
             return UserError(f"cannot read the argument {error.override!r} as key=value: {_without_advice(error)}")
         case HydraException(__cause__=ConfigAttributeError() | ConfigKeyError() as cause):
@@ -34,8 +34,9 @@ def explain(error: Exception) -> Exception:
     return error
 
 
-def _unknown_choice(group: str, choice: str, options: Sequence[str]) -> UserError:
-    """For a file that is not there; Hydra gives no options for one of a list (arms=[base])."""
+def _unknown_choice(file: str, options: Sequence[str]) -> UserError:
+    """For a `<group>/<choice>` that is not there; Hydra gives no options for one of a list (arms=[base])."""
+    group, _, choice = file.rpartition("/")
     error = unknown_name(f"choice for {group}", choice, options) if options else f"no file {choice!r} for {group}."
     return UserError(f"{error} To run some of the arms: only=[{choice}]" if group == "arms" else str(error))
 
@@ -44,9 +45,10 @@ def _unknown_key(error: OmegaConfBaseException) -> UserError:
     """For a key that is not there: the nearest beside it, or of its name one level deeper; how to add a new entry."""
     key, parent = str(error.full_key), error.parent_node
     group, _, last = key.rpartition(".")
-    siblings = dict(parent.items_ex(resolve=False)) if isinstance(parent, DictConfig) and parent else {}
+    found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) and parent else ()
+    siblings = {str(name): child for name, child in found if name != "hydra"}
     parts = [name for name, child in siblings.items() if isinstance(child, DictConfig) and child and last in child]
-    names = [*(str(name) for name in siblings if name != "hydra"), *(f"{part}.{last}" for part in parts)]
+    names = [*siblings, *(f"{part}.{last}" for part in parts)]
     near = unknown_name("key", key, [f"{group}.{name}" if group else name for name in names])
     return UserError(f"{near} To add an entry: +{key}=..." if group else str(near))
 
