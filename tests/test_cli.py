@@ -162,6 +162,20 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(
     assert said in result.err
 
 
+def test_configuration_files_of_ones_own_are_choices(command: Command, runs: list, tmp_path: Path):
+    for file, content in {
+        "task/pair.yaml": "names: [gsm8k, triviaqa]\nstyle: liu2024\ndata_dir: null\n",
+        "arms/few.yaml": "defaults: [{/fusion@a.rule: static}, _self_]\na: {experts: own, rule: {weights: 0.3}}\n",
+    }.items():
+        (tmp_path / "mine" / file).parent.mkdir(parents=True)
+        (tmp_path / "mine" / file).write_text(content)
+    result = command("run", "--config-dir", "mine", *LOCAL, "task=pair", "arms=few")
+    assert (result.status, result.err) == (0, "")
+    (call,) = runs
+    assert call["tasks"] == ["gsm8k_liu2024", "triviaqa_liu2024"]
+    assert {name: arm["rule"].weights for name, arm in call["arms"].items()} == {"a": 0.3}
+
+
 # --- printing -------------------------------------------------------------------------------------------------------
 
 
