@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from proxytune.errors import UserError
+from proxytune.models.vocabulary import token_ids
 from proxytune.training import folder as files
 from proxytune.training.card import make_card, readme
 from proxytune.training.recipe import Recipe, Tuning
@@ -124,8 +125,8 @@ def encode(
 
 def _encode_one(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float) -> dict[str, list]:
     # Tokenised together, as lm-eval tokenises a context with its continuation, so that the boundary is the same.
-    ids = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
-    start = len(tokenizer(prompt)["input_ids"])
+    ids = [*token_ids(tokenizer, prompt + answer), tokenizer.eos_token_id]
+    start = len(token_ids(tokenizer, prompt))
     weights = [prompt_loss] * start + [1.0] * (len(ids) - start)
     labels = [token if weight else -100 for token, weight in zip(ids, weights, strict=True)]
     return {"input_ids": ids, "labels": labels, "weights": weights}
