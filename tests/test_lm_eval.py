@@ -55,12 +55,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with two tasks and six questions; the working directory."""
     monkeypatch.chdir(tmp_path)
-    data = tmp_path / "data.jsonl"
+    write_tasks(tmp_path)
+    return tmp_path
+
+
+def write_tasks(folder: Path) -> None:
+    data = folder / "data.jsonl"
     rows = [{"question": f"how many apples are {i} and {7 * i}?", "answer": str(8 * i)} for i in range(6)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for number, text in enumerate(TASKS):
-        (tmp_path / f"task{number}.yaml").write_text(text.replace("DATA", str(data)))
-    return tmp_path
+        (folder / f"task{number}.yaml").write_text(text.replace("DATA", str(data)))
 
 
 def arguments(model_args: str, output: str) -> list[str]:
@@ -122,7 +126,10 @@ def test_both_command_lines_agree(folders: dict[str, str], here: Path):
     assert run.returncode == 0, run.stderr[-2000:]
     assert main(["lm-eval", "--model", "proxytune", *arguments(fused(folders, 1.0), "ours")]) == 0
     same(answers(here / "stock"), answers(here / "ours"))
-    assert answers(here / "ours")["sums"] != evaluated("proxytune", fused(folders, 0))["sums"]
+    plain = evaluated("proxytune", fused(folders, 0))
+    assert answers(here / "ours")["sums"] != plain["sums"]
+    same(answers(here / "ours"), evaluated("proxytune", "pretrained=saved"))
+    same(plain, evaluated("proxytune", "pretrained=saved,alpha=0"))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +142,11 @@ def test_both_command_lines_agree(folders: dict[str, str], here: Path):
         ({"expert": "BASE", "antiexpert": "BASE", "alfa": 1}, "Did you mean 'alpha'"),
         ({"expert": "BASE", "antiexpert": "BASE", "alpha": math.nan}, "finite number"),
         ({"base": "nowhere/at/all"}, "no such folder"),
+        ({"base": None}, "or pretrained, what FusedCausalLM saved"),
+        ({"pretrained": "BASE"}, "pretrained brings its own base"),
+        ({"base": None, "pretrained": "BASE"}, "is not a saved FusedCausalLM"),
+        ({"base": None, "pretrained": "BASE", "missing_tokens": "base_only"}, "brings its own base"),
+        ({"base": None, "pretrained": "BASE", "alfa": 1}, "Did you mean 'alpha'"),
         ({"base": {"pth": "BASE"}}, "Did you mean 'path'"),
     ],
 )
@@ -145,3 +157,15 @@ def test_mistakes_are_one_line(arguments: dict, message: str, folders: dict[str,
     with pytest.raises(UserError, match=re.escape(message)) as raised:
         FusedLM(**{"base": folders["base"], **given})
     assert "\n" not in str(raised.value)
+
+
+def test_a_saved_family_as_one_member_is_told_apart(folders: dict[str, str], tmp_path: Path):
+    from proxytune.experiment.harness import FusedLM
+
+    saved = str(tmp_path / "saved")
+    FusedCausalLM.compose(folders["base"]).save_pretrained(saved)
+    with pytest.raises(UserError, match=r"base: .* is a saved FusedCausalLM, .* pretrained=") as raised:
+        FusedLM(base=saved)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="a rule needs experts"):
+        FusedLM(pretrained=saved, alpha=1.0)

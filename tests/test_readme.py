@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from test_lm_eval import write_tasks
+from tiny import save_family
 
-from proxytune import miniature
+from proxytune import FusedCausalLM, Static, miniature
 from proxytune.cli import main
 from proxytune.cli.application import config_dir
 
@@ -94,8 +96,25 @@ def test_score_command_reads_outputs(capsys, tmp_path):
     assert "exact_match" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands("lm-eval"))
+def test_lm_eval_commands_evaluate(command, capsys, monkeypatch, tmp_path):
+    """On a task whose data is here."""
+    monkeypatch.chdir(tmp_path)
+    write_tasks(tmp_path)
+    folders = save_family(tmp_path / "family")
+    members = {"LARGE": "base", "SMALL_TUNED": "expert:math", "SMALL": "antiexpert"}
+    for name, role in members.items():
+        command = re.sub(rf"={name}\b", f"={folders[role]}", command)
+    parts = [folders[role] for role in members.values()]
+    FusedCausalLM.compose(*parts, rule=Static(1.0)).save_pretrained("fused")
+    command = command.replace("--tasks gsm8k", "--tasks sums --include_path .")
+    assert main(shlex.split(command)[1:]) == 0
+    assert "|sums" in capsys.readouterr().out
+
+
 def test_every_command_of_the_readme_is_tested():
-    assert len(COMMANDS) == sum(len(commands(name)) for name in ("run", "train", "merge", "table", "score"))
+    tested = ("run", "train", "merge", "table", "score", "lm-eval")
+    assert len(COMMANDS) == sum(len(commands(name)) for name in tested)
     assert len(COMMANDS) >= 8
 
 

@@ -1,6 +1,7 @@
 """`proxytune lm-eval`: lm-evaluation-harness's own command line, which knows `--model proxytune` and our tasks besides.
 
     proxytune lm-eval --model proxytune --model_args base=LARGE,expert=TUNED,antiexpert=SMALL,alpha=1.0 --tasks gsm8k
+    proxytune lm-eval --model proxytune --model_args pretrained=FOLDER --tasks gsm8k
 
 The parts of --model_args: proxytune/experiment/harness.py. All else is lm-eval's: proxytune lm-eval run --help.
 """

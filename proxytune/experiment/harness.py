@@ -1,4 +1,5 @@
-"""The fused model under lm-evaluation-harness's own command line: `--model proxytune --model_args base=...`."""
+"""The fused model under lm-evaluation-harness's own command line: `--model proxytune --model_args base=...`, or
+`pretrained=FOLDER` for one that was saved."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.board import ArmFailed, Board, Engine, Failed
 from proxytune.experiment.lm import ArmLM, Asked
 from proxytune.experiment.store import AnswerStore
-from proxytune.fusion import RULES, Rule
-from proxytune.models import FamilySpec, Source, load
+from proxytune.fusion import RULES, Rule, Static
+from proxytune.models import Ensemble, FamilySpec, FusedCausalLM, Source, load
 from proxytune.models.vocabulary import MissingTokens
 
 EXPERT = "expert:expert"
@@ -33,9 +34,10 @@ class FusedLM(ArmLM):
 
     def __init__(
         self,
-        base: str | Mapping[str, Any],
+        base: str | Mapping[str, Any] | None = None,
         expert: str | Mapping[str, Any] | None = None,
         antiexpert: str | Mapping[str, Any] | None = None,
+        pretrained: str | None = None,
         rule: str | None = None,
         alpha: float | None = None,
         missing_tokens: MissingTokens = "refuse",
@@ -48,8 +50,10 @@ class FusedLM(ArmLM):
 
         Args:
             base, expert, antiexpert: hub ids or folders; in JSON also mappings of the fields of a `Source`.
-            rule: id of a rule in `proxytune.fusion`; its own `parameters` stand beside it. None: static.
-            alpha: the weight of the rule "static"; None: 1.
+            pretrained: in their place, what `FusedCausalLM.save_pretrained` wrote: a folder or a hub id.
+            rule: id of a rule in `proxytune.fusion`; its own `parameters` stand beside it. None: static, or the saved
+                one.
+            alpha: the weight of the rule "static"; None: 1, or the saved one.
             batch_size: requests worked on together; None and "auto": the engine's choice.
             dtype, device: of every member that does not say its own. A GPU that is not there is left out, as lm-eval
                 asks for one if it is not told otherwise.
@@ -57,23 +61,20 @@ class FusedLM(ArmLM):
         Raises:
             UserError: for anything in it that a user can mend.
         """
-        sources = {"base": base, "expert": expert, "antiexpert": antiexpert}
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None
-        defaults = {"dtype": dtype, "device_map": device}
-        given = {role: _source(source, role, defaults) for role, source in sources.items() if source is not None}
-        if "base" not in given or ("expert" in given) != ("antiexpert" in given):
-            raise UserError("model_args: give base, expert and antiexpert, or base alone.")
-        experts = {"expert": given["expert"]} if "expert" in given else {}
-        family = FamilySpec(given["base"], given.get("antiexpert"), experts, missing_tokens=missing_tokens)
-        if experts:
-            arm = Arm("proxytune", rule=_rule(rule, alpha, parameters), experts=(EXPERT,))
-        elif rule is not None or alpha is not None or parameters:
-            raise UserError("model_args: a rule and its parameters have no effect on the base alone.")
+        members = {"base": base, "expert": expert, "antiexpert": antiexpert}
+        given = {role: source for role, source in members.items() if source is not None}
+        asked = _rule(rule, alpha, parameters)
+        if pretrained is None:
+            ensemble, arm = _composed(given, asked, missing_tokens, {"dtype": dtype, "device_map": device})
+        elif given or missing_tokens != "refuse":
+            raise UserError("model_args: pretrained brings its own base, expert, antiexpert and missing_tokens.")
         else:
-            arm = Arm("proxytune")
+            saved = FusedCausalLM.from_pretrained(pretrained, rule=asked, dtype=dtype, device_map=device)
+            ensemble, arm = saved.ensemble, Arm("proxytune", rule=saved.rule, experts=saved.experts)
         size = None if batch_size in (None, "auto") else int(cast(Any, batch_size))
-        engine = cast(Engine, HFEngine(load(family), size))
+        engine = cast(Engine, HFEngine(ensemble, size))
         super().__init__(Board(engine, [arm], AnswerStore(None), "proxytune"), arm)
 
     def _note(self, request: Instance, *asked: Asked) -> None:
@@ -84,12 +85,37 @@ class FusedLM(ArmLM):
                 raise ArmFailed(one.answer.error)
 
 
+def _composed(
+    given: Mapping[str, str | Mapping[str, Any]],
+    rule: Rule | None,
+    missing_tokens: MissingTokens,
+    defaults: Mapping[str, Any],
+) -> tuple[Ensemble, Arm]:
+    """The models of `given` by role, loaded, and the arm over them."""
+    if "base" not in given or ("expert" in given) != ("antiexpert" in given):
+        raise UserError(
+            "model_args: give base, expert and antiexpert, or base alone, or pretrained, what FusedCausalLM saved."
+        )
+    sources = {role: _source(source, role, defaults) for role, source in given.items()}
+    if "expert" not in sources:
+        if rule is not None:
+            raise UserError("model_args: a rule and its parameters have no effect on the base alone.")
+        return load(FamilySpec(sources["base"], missing_tokens=missing_tokens)), Arm("proxytune")
+    experts = {"expert": sources["expert"]}
+    family = FamilySpec(sources["base"], sources["antiexpert"], experts, missing_tokens=missing_tokens)
+    arm = Arm("proxytune", rule=Static(1.0) if rule is None else rule, experts=(EXPERT,))
+    return load(family), arm
+
+
 def _source(source: str | Mapping[str, Any], role: str, defaults: Mapping[str, Any]) -> Source:
     mapping = source if isinstance(source, Mapping) else {"path": source}
     return Source.of({**defaults, **mapping}, f"model_args.{role}")
 
 
-def _rule(name: str | None, alpha: float | None, parameters: dict[str, Any]) -> Rule:
+def _rule(name: str | None, alpha: float | None, parameters: dict[str, Any]) -> Rule | None:
+    """The rule that was asked for; None if nothing says which."""
+    if name is None and alpha is None and not parameters:
+        return None
     name = "static" if name is None else name
     if name not in RULES:
         raise unknown_name("rule in model_args", name, RULES)
@@ -107,4 +133,7 @@ def _rule(name: str | None, alpha: float | None, parameters: dict[str, Any]) -> 
         raise UserError(f"model_args: {error}") from error
 
 
-_KEYS = ("base", "expert", "antiexpert", "rule", "alpha", "missing_tokens", "dtype", "batch_size", "device")
+_KEYS = (
+    *("base", "expert", "antiexpert", "pretrained", "missing_tokens"),
+    *("rule", "alpha", "dtype", "batch_size", "device"),
+)

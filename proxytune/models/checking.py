@@ -11,6 +11,7 @@ import torch
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.models.files import locate
+from proxytune.models.fused_config import FusedConfig
 from proxytune.models.sources import FamilySpec, Source, is_local
 
 
@@ -62,7 +63,11 @@ def _check_model(source: Source) -> None:
     config = locate(path, "config.json", revision)
     if config is None:
         raise UserError(f"{path!r} has no config.json: it is not a transformers model.")
-    _read(config)
+    if _read(config).get("model_type") == FusedConfig.model_type:
+        raise UserError(
+            f"{path!r} is a saved FusedCausalLM, a whole family and not one model (its sub-folders are): load it with "
+            f"FusedCausalLM.from_pretrained, or in proxytune lm-eval with --model_args pretrained={path}"
+        )
     if is_local(path) and not any(Path(path).expanduser().glob("*.safetensors")):
         raise UserError(
             f"{path!r} has no .safetensors weights. Pickled weights (.bin, .pt) are not read: "
