@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -15,10 +16,12 @@ import pytest
 from lm_eval.tasks import TaskManager
 from tiny import save_family
 
+from proxytune.cli import lm_eval as command
 from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.fusion import Static
 from proxytune.models import FusedCausalLM
+from proxytune.tasks import TASKS_DIR
 
 TASKS = (
     """
@@ -169,3 +172,28 @@ def test_a_saved_family_as_one_member_is_told_apart(folders: dict[str, str], tmp
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="a rule needs experts"):
         FusedLM(pretrained=saved, alpha=1.0)
+
+
+@pytest.mark.parametrize(
+    "tasks", [["--tasks", "miniature_trivia"], ["-t", "arc_easy,miniature_tri*"], ["--tasks=miniature_trivia"]]
+)
+def test_a_task_whose_data_is_only_local_is_refused_before_a_model_loads(tasks: list[str], capsys):
+    assert main(["lm-eval", "--model", "proxytune", "--model_args", "base=no/such/model", *tasks]) == 1
+    error = capsys.readouterr().err
+    assert "miniature_trivia: the task has only local data" in error and "task.data_dir=FOLDER" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ({"command": "run", "tasks": ["gsm8k_liu2024"], "include_path": None}, str(TASKS_DIR)),
+        ({"command": "validate", "tasks": ["miniature_trivia"], "include_path": None}, str(TASKS_DIR)),
+        ({"command": "run", "tasks": ["miniature_trivia"], "include_path": "mine"}, "mine"),
+        ({"command": "run", "tasks": None, "include_path": None, "config": "mine.yaml"}, None),
+    ],
+)
+def test_our_tasks_stand_beside_lm_evals(given: dict, path: str | None):
+    namespace = argparse.Namespace(**given)
+    command._add_our_tasks(namespace)
+    assert namespace.include_path == path

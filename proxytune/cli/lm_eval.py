@@ -9,21 +9,45 @@ The parts of --model_args: proxytune/experiment/harness.py. All else is lm-eval'
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
+
+from proxytune.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs lm-eval's command line with `arguments`; returns its exit status, 0 if it sets none."""
-    from lm_eval.__main__ import cli_evaluate
+    """Runs lm-eval's command line with `arguments`; returns its exit status, 0 if it sets none.
 
-    import proxytune.experiment.harness  # noqa: F401  registers the model
-    from proxytune.tasks import TASKS_DIR
+    Raises UserError for a task of ours whose data is only ever local: lm-eval's command line can't say where.
+    """
+    from lm_eval.__main__ import HarnessCLI, setup_logging
 
-    if "--tasks" in arguments and "--include_path" not in arguments:
-        arguments = [*arguments, "--include_path", str(TASKS_DIR)]
+    setup_logging()
     argv, sys.argv = sys.argv, ["proxytune lm-eval", *arguments]
     try:
-        cli_evaluate()
+        command = HarnessCLI()
+        given = command.parse_args()
+        _add_our_tasks(given)
+        import proxytune.experiment.harness  # noqa: F401  registers the model
+
+        command.execute(given)
     finally:
         sys.argv = argv
     return 0
+
+
+def _add_our_tasks(given: Namespace) -> None:
+    """Beside lm-eval's own, where tasks are named and no other folder of tasks is."""
+    from proxytune.tasks import TASKS_DIR, task_manager
+
+    names = getattr(given, "tasks", None)
+    if not names or given.include_path is not None:
+        return
+    given.include_path = str(TASKS_DIR)
+    ours = task_manager()
+    for name in ours.match_tasks(names):
+        if given.command == "run" and (ours.task_index[name].cfg or {}).get("dataset_path") == "json":
+            raise UserError(
+                f"--tasks {name}: the task has only local data, and lm-eval's command line cannot say where: "
+                f"use proxytune run with task.names=[{name}] and task.data_dir=FOLDER"
+            )
