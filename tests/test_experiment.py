@@ -312,6 +312,13 @@ class Broken:
         raise ZeroDivisionError("the rule\nbroke")
 
 
+class Bare:
+    """A rule that forgets its weights."""
+
+    def fuse(self, base, experts, antiexpert):
+        return base + experts[0] - antiexpert
+
+
 def test_a_failing_arm_is_recorded_and_takes_no_other_along(go, tmp_path, caplog):
     whole = go(["open", "choice"])
     store = tmp_path / "store.sqlite"
@@ -419,6 +426,7 @@ def test_lm_eval_is_quiet(go, capfd, caplog):
         ({"arms": {"a": {"rule": Static(), "experts": ["trivi"]}}}, "Did you mean 'trivia'"),
         ({"arms": {"a": {"rule": Static(), "experts": "al"}}}, "Did you mean 'all'"),
         ({"arms": {"a": {"rule": Static(), "experts": []}}}, "at least one expert"),
+        ({"arms": {"a": {"rule": Bare(), "experts": "all"}}}, "arms.a.rule: Bare.fuse returned Tensor"),
         ({"arms": {"a": {"rule": Static(), "experts": "all", "except": ["mathe"]}}}, "Did you mean 'math'"),
         ({"arms": {"a": {"rule": Static(), "experts": "all", "except": ["math", "trivia"]}}}, "at least one expert"),
         ({"arms": {"a": {"rule": Static(), "except": ["math"]}}}, "experts=all or model=each_expert only"),

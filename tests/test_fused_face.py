@@ -106,6 +106,35 @@ def test_parts_that_do_not_fit_are_refused(parts, message, family):
     assert message in str(error.value)
 
 
+class Bare:
+    """What a rule of a user's own may look like at first."""
+
+    def fuse(self, base, experts, antiexpert):
+        return base + experts[0] - antiexpert
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("proxy", "rule='proxy' is no rule: give an object with fuse(), as MatchKL() or Static(1.0)."),
+        (MatchKL, "match_kl.MatchKL'> is no rule: give an object"),
+        (Bare(), "rule: Bare.fuse returned Tensor[3, 5], but a rule returns Fused("),
+        (Static((1.0, 2.0, 3.0)), "rule: Static.weights has 3 numbers for 2 experts"),
+    ],
+    ids=["text", "class", "bare tensor", "three weights"],
+)
+def test_what_is_no_rule_is_refused_before_anything_loads(rule, message, family):
+    nowhere = {"base": "/no/such/model", "experts": {"a": "/no/a", "b": "/no/b"}, "antiexpert": "/no/b"}
+    for make in (
+        lambda: FusedCausalLM.compose(**nowhere, rule=rule),
+        lambda: FusedCausalLM.from_ensemble(family, rule, BOTH),
+    ):
+        with pytest.raises(UserError) as error:
+            make()
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+
+
 def test_adapters_that_cannot_be_switched_are_refused(adapter_family, family):
     shared, size = adapter_family["antiexpert"].model, family.vocab_size
     with pytest.raises(UserError, match="needs a PeftModel"):

@@ -50,6 +50,8 @@ def test_the_rule_of_the_readme_is_an_arm(monkeypatch, tmp_path, capsys):
     [command] = [command for command in commands("run") if "yours." in command]
     names: dict = {}
     exec(code, names)
+    with pytest.raises(ValueError, match=r"Certain\.scale must be a finite number, got nan"):
+        names["Certain"](scale=float("nan"))
     masked = torch.tensor([[1.0, 2.0, -torch.inf]])
     fused = names["Certain"]().fuse(torch.zeros(1, 3), torch.stack([masked, masked]), masked.flip(-1))
     assert fused.logits.isfinite().all() and fused.weights.shape == (2, 1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from proxytune.fusion import RULES, Fused, MatchKL, Rule, Static
+from proxytune.fusion.rule import fuse, try_out
 
 V = 13
 RULE_OBJECTS = [
@@ -259,3 +260,48 @@ def test_the_grid_has_both_ends_and_no_drift():
     assert MatchKL().points == pytest.approx([i / 10 for i in range(21)], abs=1e-15)
     assert (MatchKL().points[0], MatchKL().points[-1]) == (0.0, 2.0)
     assert MatchKL(low=-1, high=1, step=0.5).points == (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+class Answers:
+    """A rule of a user's own that answers with what `make` makes of its arguments."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def fuse(self, base, experts, antiexpert):
+        return self.make(base, experts, antiexpert)
+
+
+@pytest.mark.parametrize(
+    ("make", "returned"),
+    [
+        (lambda b, e, a: b + e[0] - a, "Tensor[2, 3, 13]"),
+        (lambda b, e, a: (b, e[..., 0]), "tuple"),
+        (lambda b, e, a: None, "NoneType"),
+        (lambda b, e, a: Fused(b, torch.ones(len(e))), "Fused(Tensor[2, 3, 13], Tensor[4])"),
+        (lambda b, e, a: Fused(b[:1], e[..., 0]), "Fused(Tensor[1, 3, 13], Tensor[4, 2, 3])"),
+        (lambda b, e, a: Fused(b, 1.0), "Fused(Tensor[2, 3, 13], float)"),
+    ],
+)
+def test_an_answer_that_is_none_of_a_rule_is_refused(make, returned):
+    with pytest.raises(ValueError) as caught:
+        fuse(Answers(make), *trio(18, 4, 2, 3))
+    wanted = "Fused(logits [..., V], weights [T, ...]), here Fused(Tensor[2, 3, 13], Tensor[4, 2, 3])"
+    assert str(caught.value) == f"Answers.fuse returned {returned}, but a rule returns {wanted}"
+    with pytest.raises(ValueError, match=r"Answers\.fuse returned"):
+        try_out(Answers(make), 4)
+
+
+@pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
+def test_a_rule_is_tried_out_for_a_number_of_experts(rule):
+    try_out(rule, 2)
+    arguments = trio(19, 2, 3)
+    assert torch.equal(fuse(rule, *arguments).logits, rule.fuse(*arguments).logits)
+    if isinstance(rule, Static) and isinstance(rule.weights, tuple):
+        with pytest.raises(ValueError, match="has 2 numbers for 3 experts"):
+            try_out(rule, 3)
+
+
+def test_a_rule_that_needs_more_tokens_than_the_trial_has_is_not_refused():
+    fifty_best = Answers(lambda b, e, a: Fused(b - b.topk(50).values[..., -1:], e[..., 0]))
+    try_out(fifty_best, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from proxytune.fusion.rule import Fused, Rule
+from proxytune.fusion.rule import Fused, Rule, fuse
 
 
 @dataclass(frozen=True)
@@ -41,4 +41,4 @@ class Arm:
         first, *others = (logits[role] for role in self.experts)
         # Stacking copies; most arms have one expert.
         experts = torch.stack([first, *others]) if others else first.unsqueeze(0)
-        return self.rule.fuse(base, experts, logits[self.antiexpert])
+        return fuse(self.rule, base, experts, logits[self.antiexpert])

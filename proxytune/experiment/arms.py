@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from proxytune.engines.arms import Arm
 from proxytune.errors import UserError, unknown_name
-from proxytune.fusion import Rule
+from proxytune.fusion.rule import try_out
 from proxytune.models.sources import FamilySpec
 
 ArmConfig = Mapping[str, Any]
@@ -105,19 +103,11 @@ def _fused(name: str, config: ArmConfig, own: _Own) -> Arm:
     experts = _experts(name, config, own)
     if not experts:
         raise UserError(f"arms.{name}.experts is empty, but a rule needs at least one expert")
-    _try(name, config["rule"], len(experts))
-    return Arm(name, rule=config["rule"], experts=tuple(f"expert:{expert}" for expert in experts))
-
-
-def _try(name: str, rule: Rule, experts: int) -> None:
-    """Raises UserError for a rule that refuses this number of experts, before any model has loaded."""
-    nothing = torch.zeros(1)
     try:
-        rule.fuse(nothing, nothing.expand(experts, 1), nothing)
-    except ValueError as error:
+        try_out(config["rule"], len(experts))
+    except ValueError as error:  # known before any model has loaded
         raise UserError(f"arms.{name}.rule: {error}") from error
-    except Exception:
-        return  # not the user's mistake: the arm fails when it answers, and the others go on
+    return Arm(name, rule=config["rule"], experts=tuple(f"expert:{expert}" for expert in experts))
 
 
 def _experts(name: str, config: ArmConfig, own: _Own) -> Sequence[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
+from proxytune.fusion.rule import Rule, try_out
 from proxytune.models.checking import check_sources
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.loading import load_members, load_tokenizers
@@ -39,6 +40,16 @@ def gather(
     loaded = load_members(sources, tokenizers, tokenizer, policy)
     members = {role: loaded.get(role) or _member(role, part, tokenizer) for role, part in parts.items()}
     return Ensemble(members, tokenizer)
+
+
+def check_rule(rule: object, experts: int) -> None:
+    """Raises UserError for what is no rule, and for one that can't be used with this number of experts."""
+    if isinstance(rule, type) or not hasattr(rule, "fuse"):
+        raise UserError(f"rule={rule!r} is no rule: give an object with fuse(), as MatchKL() or Static(1.0).")
+    try:
+        try_out(cast(Rule, rule), experts)
+    except ValueError as error:
+        raise UserError(f"rule: {error}") from error
 
 
 def _by_role(base: Any, experts: Any, antiexpert: Any) -> dict[str, Any]:

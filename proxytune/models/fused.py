@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.fusion.rule import Fused, Rule
-from proxytune.models.composing import gather
+from proxytune.fusion.rule import Fused, Rule, fuse
+from proxytune.models.composing import check_rule, gather
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.fused_cache import FusedCache
 from proxytune.models.fused_config import FusedConfig, FusedOutput
@@ -57,6 +57,8 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
             raise UserError("a FusedCausalLM has no weights of its own: use compose, from_ensemble or from_pretrained.")
         if (rule is None) != (not experts):
             raise UserError("a rule needs experts, and experts need a rule; the base alone has neither.")
+        if rule is not None:
+            check_rule(rule, len(experts))
         self.ensemble = ensemble
         self.rule = rule
         self.experts = tuple(experts)
@@ -82,8 +84,10 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         """From models, Members, or sources (a hub id, a folder, a `Source`), mixed as you like.
 
         `experts` is one of these, or a mapping of names to them. Models in memory need `tokenizer`, the base's.
-        Without experts it is the base alone.
+        Without experts it is the base alone. The rule is tried out before anything loads.
         """
+        if rule is not None:
+            check_rule(rule, max(1, len(experts)) if isinstance(experts, Mapping) else 1)
         ensemble = gather(base, experts, antiexpert, tokenizer, missing_tokens)
         return cls.from_ensemble(ensemble, rule, _experts(ensemble))
 
@@ -190,7 +194,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         if self.rule is None:
             return Fused(logits["base"].float(), logits["base"].new_empty(0, *logits["base"].shape[:-1]))
         experts = torch.stack([logits[role] for role in self.experts])
-        fused = self.rule.fuse(logits["base"], experts, logits["antiexpert"])
+        fused = fuse(self.rule, logits["base"], experts, logits["antiexpert"])
         cache.note(fused.weights)
         return fused
 
