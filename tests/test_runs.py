@@ -56,8 +56,8 @@ def _run(folder: Path, when: float, proxy: float = 0.5) -> None:
     os.utime(folder / "results.json", (when, when))
 
 
-def _listed(folder: Path) -> list[str]:
-    console = Console(width=200, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
+def _listed(folder: Path, width: int = 200) -> list[str]:
+    console = Console(width=width, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
     runs.list_runs(folder, console)
     return console.export_text().splitlines()
 
@@ -70,11 +70,50 @@ def test_runs_are_listed_by_date_with_their_headline_values(tmp_path: Path):
     lines = _listed(tmp_path)
     early, late = (next(i for i, line in enumerate(lines) if name in line) for name in ("deep/er", f"{tmp_path}/a"))
     assert early < late
-    assert "2001-09-09" in lines[early]
-    assert "acc: base 25.0 %, best fused mild 37.5 %" in lines[early]
-    assert "acc: base 25.0 %, best fused proxy 50.0 %" in lines[late]
+    assert "2001-09-09" in lines[early + 1]
+    assert lines[early].split()[1:] == ["open", "40", "25.0", "%", "mild", "37.5", "%"]
+    assert lines[late].split()[1:] == ["open", "40", "25.0", "%", "proxy", "50.0", "%"]
     assert "failed: mild" in lines[late + 1]
     assert any("cannot read" in line and "broken" in line for line in lines)
+
+
+def _given(folder: Path, *overrides: str) -> None:
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))
+
+
+def test_the_runs_of_a_sweep_are_told_apart_in_80_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for job, weight in enumerate((0.2, 0.6)):
+        folder = Path("S", str(job))
+        _run(folder, when=1e9 + job, proxy=weight)
+        _given(folder, "miniature=tiny", f"arms.proxy.rule.weights={weight}", "output=S" if job else "output=T")
+    lines = [line.split() for line in _listed(Path("S"), width=80)]
+    first = lines.index(["S/0", "open", "40", "25.0", "%", "mild", "37.5", "%"])
+    second = lines.index(["S/1", "open", "40", "25.0", "%", "proxy", "60.0", "%"])
+    assert lines[first + 2] == ["arms.proxy.rule.weights=0.2"]
+    assert lines[second + 2] == ["arms.proxy.rule.weights=0.6"]
+    assert second == first + 3 and not any(lines[second + 3 :])
+
+
+def test_a_narrow_terminal_hides_nothing_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    _run(Path("a-folder-with-a-long-name"), when=1e9)
+    _run(Path("b"), when=1e9)
+    _given(Path("b"), "arms.dynamic_with_a_long_name.rule.high=1.5")
+    wide, narrow = ("".join(_listed(Path(), width)).replace("─", "").replace(" ", "") for width in (200, 50))
+    assert sorted(narrow) == sorted(wide)
+
+
+@pytest.mark.parametrize("notes", ["- [", "7", ""])
+def test_damaged_notes_of_a_run_are_said(notes: str, tmp_path: Path):
+    for name in ("a", "b"):
+        _run(tmp_path / name, when=1e9)
+    _given(tmp_path / "b")
+    (tmp_path / "b" / ".hydra" / "overrides.yaml").write_text(notes)
+    lines = _listed(tmp_path)
+    assert any("cannot read" in line and "overrides.yaml" in line for line in lines)
+    assert any(f"{tmp_path}/a " in line for line in lines)
 
 
 def test_a_run_is_shown_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

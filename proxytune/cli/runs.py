@@ -11,7 +11,7 @@ from proxytune.cli.arguments import once
 from proxytune.errors import UserError, unknown_name
 
 ACTIONS = {
-    "list": "list [FOLDER]: the finished runs under FOLDER (default: outputs)",
+    "list": "list [FOLDER]: the finished runs under FOLDER (default: outputs), how they differ and what came out",
     "show": "show FOLDER: the tables of a finished run",
     "gc": "gc [store=FILE] [older_than=DAYS] [dry_run=true]: removes from the store of answers what is damaged, what "
     "another version wrote, and what is older than DAYS; dry_run only counts",

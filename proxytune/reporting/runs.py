@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
+import yaml
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -38,53 +41,77 @@ def show_run(folder: str | Path, console: Console | None = None) -> None:
 
 
 def list_runs(folder: str | Path, console: Console | None = None) -> None:
-    """Prints one row per task of every finished run under `folder`, the oldest run first; raises UserError if none."""
+    """Prints every finished run under `folder`, the oldest first, with its tasks beside it; raises UserError if none.
+
+    A run is named by its folder, when it was finished, and those of its overrides that not all of the runs were given.
+    """
     console = console or Console()
     paths = sorted(Path(folder).rglob("results.json"), key=lambda path: path.stat().st_mtime)
     if not paths:
         raise UserError(f"{folder}: no finished run (no results.json) in or under this folder")
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("run", "finished", "task", "n", "arms", "headline values"):
-        table.add_column(heading, overflow="fold")
-    faults = []
+    runs, faults = [], []
     for path in paths:
         try:
-            record = read_record(path)
+            runs.append(_Run(path, read_record(path), _overrides(path.parent)))
         except UserError as error:
             faults.append(str(error))
-            continue
-        finished = f"{datetime.fromtimestamp(path.stat().st_mtime):%Y-%m-%d %H:%M}"
-        for run, when, cells in _first_only(str(path.parent), finished, _rows(record)):
-            table.add_row(*map(Text, (run, when, *cells)))
-    console.print(table)
+    console.print(_listing(runs))
     for fault in faults:
         console.print(Text(fault, style="dim"))
 
 
-def _first_only(run: str, when: str, rows: Iterator[list[str]]) -> Iterator[tuple[str, str, list[str]]]:
-    """The run's name and time in its first row only."""
-    for cells in rows:
-        yield run, when, cells
-        run = when = ""
+class _Run(NamedTuple):
+    results: Path
+    record: Record
+    given: list[str]
+
+
+def _overrides(folder: Path) -> list[str]:
+    """What Hydra noted of the run's command line; nothing of a run that no command line began."""
+    path = folder / ".hydra" / "overrides.yaml"
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(given, list):
+        raise UserError(f"cannot read {path}: it is no list of overrides")
+    return [override for override in map(str, given) if not override.startswith("output=")]
+
+
+def _listing(runs: Sequence[_Run]) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("run", overflow="fold")
+    table.add_column("task", overflow="fold")
+    for heading in ("n", "base", "tuned"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("best fused", overflow="fold")
+    shared = set.intersection(*(set(run.given) for run in runs)) if runs else set()
+    for run in runs:
+        finished = f"{datetime.fromtimestamp(run.results.stat().st_mtime):%Y-%m-%d %H:%M}"
+        name = [str(run.results.parent), finished, *(given for given in run.given if given not in shared)]
+        for line, cells in zip_longest(name, _rows(run.record), fillvalue=""):
+            table.add_row(Text(line), *map(Text, cells))
+    return table
 
 
 def _rows(record: Record) -> Iterator[list[str]]:
+    """Task, n, base, tuned, best fused."""
     for name, task in record["tasks"].items():
-        values = ", ".join(f"{label} {_value(task, arm)}" for label, arm in _headline(task))
-        yield [name, str(task["n"]), str(len(task["arms"])), f"{task['metric']}: {values}"]
+        yield [name, str(task["n"]), *_headline(task)]
     for name, arms in record.get("failed", {}).items():
-        yield [name, "", "", f"failed: {', '.join(arms)}"]
+        yield [name, "", "", "", f"failed: {', '.join(arms)}"]
 
 
-def _headline(task: Record) -> Iterator[tuple[str, Record]]:
-    """Base and tuned where they are arms, and the best arm with a rule."""
+def _headline(task: Record) -> Iterator[str]:
+    """The values of base and tuned where they are arms, and the best arm with a rule."""
     for reference in ("base", "tuned"):
-        if reference in task["references"]:
-            yield reference, task["arms"][task["references"][reference]]
+        arm = task["references"].get(reference)
+        yield "" if arm is None else _value(task, task["arms"][arm])
     fused = [(name, arm) for name, arm in task["arms"].items() if arm["rule"] and arm["value"] is not None]
-    if fused:
-        best = (max if task["higher_is_better"] else min)(fused, key=lambda pair: pair[1]["value"])
-        yield f"best fused {best[0]}", best[1]
+    best = (max if task["higher_is_better"] else min)(fused, key=lambda pair: pair[1]["value"], default=None)
+    yield "" if best is None else f"{best[0]} {_value(task, best[1])}"
 
 
 def _value(task: Record, arm: Record) -> str:
