@@ -172,6 +172,19 @@ def test_a_saved_model_reads_back_the_same(family, rule, tmp_path):
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
 
 
+def test_without_a_terminal_no_bars_of_transformers_are_shown(family_folders, tmp_path, capfd, monkeypatch):
+    def bars(show: bool) -> list[bool]:
+        """Which of transformers' bars are shown, in a terminal or without one."""
+        monkeypatch.setattr("rich.console.Console.is_terminal", show)
+        FusedCausalLM.compose(family_folders["base"]).save_pretrained(tmp_path)
+        FusedCausalLM.from_pretrained(tmp_path)
+        said = capfd.readouterr().err
+        return [bar in said for bar in ("Loading weights", "Writing model shards")]
+
+    assert bars(show=False) == [False, False]
+    assert bars(show=True) == [True, True]
+
+
 def test_every_saved_member_is_an_ordinary_folder(fused, family, tmp_path):
     fused.save_pretrained(tmp_path)
     for role in fused.roles:

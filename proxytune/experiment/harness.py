@@ -20,6 +20,7 @@ from proxytune.experiment.lm import ArmLM, Asked
 from proxytune.experiment.store import AnswerStore
 from proxytune.fusion import RULES, Rule, Static
 from proxytune.models import Ensemble, FamilySpec, FusedCausalLM, Source, load
+from proxytune.models.bars import loading_bars
 from proxytune.models.vocabulary import MissingTokens
 
 EXPERT = "expert:expert"
@@ -85,6 +86,7 @@ class FusedLM(ArmLM):
                 raise ArmFailed(one.answer.error)
 
 
+@loading_bars()
 def _composed(
     given: Mapping[str, str | Mapping[str, Any]],
     rule: Rule | None,

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
 from proxytune.fusion.rule import Rule, try_out
+from proxytune.models.bars import loading_bars
 from proxytune.models.checking import check_sources
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.loading import load_members, load_tokenizers
@@ -19,6 +20,7 @@ from proxytune.models.sources import Source
 from proxytune.models.vocabulary import MissingTokens, check_head, check_policy, vocabulary_size
 
 
+@loading_bars()
 def gather(
     base: Any,
     experts: Any,

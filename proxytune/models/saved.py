@@ -24,6 +24,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from proxytune.errors import UserError
 from proxytune.fusion import RULES, Rule
+from proxytune.models.bars import loading_bars
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.files import hub_errors
 from proxytune.models.loading import load
@@ -46,6 +47,7 @@ __all__ = ["FusedCausalLM", "FusedConfig"]
 """All the code that `trust_remote_code` lets run: an import of the installed package."""
 
 
+@loading_bars()
 def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: str = "50GB") -> None:
     """Writes safetensors, configs and tokenizers. UserError for what could not be read back the same."""
     folder = Path(save_directory)
@@ -71,6 +73,7 @@ def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: 
     (folder / f"{_SHIM}.py").write_text(_SHIM_CODE, encoding="utf-8")
 
 
+@loading_bars()
 def read(
     cls: type[FusedCausalLM],
     path: str,
