@@ -14,6 +14,7 @@ import pytest
 import proxytune
 from proxytune import experiment
 from proxytune.cli import main
+from proxytune.cli.application import config_dir
 from proxytune.errors import UserError
 
 Command = Callable[..., SimpleNamespace]
@@ -193,6 +194,26 @@ def test_help_names_the_choices_and_examples(command: Command):
     assert result.status == 0
     for text in ("miniature=tiny", "fusion: ", "experiment: ", "-m seed=0,1,2", "--cfg job"):
         assert text in result.out
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("run", ["experiment", "models", "miniature", "task", "arms", "fusion", "engine"]),
+        ("train", ["models", "miniature", "task", "training"]),
+        ("merge", ["models", "miniature"]),
+    ],
+)
+def test_help_lists_what_can_be_chosen_for_this_command_alone(command: Command, tmp_path: Path, name, groups):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.yaml").write_text("")
+    shown = command(name, "--help", "--config-dir", str(tmp_path)).out
+    lines = shown.partition("== Choices (group=choice) ==\n")[2].partition("\n\n")[0].splitlines()
+    choices = {group: listed.split(", ") for group, _, listed in (line.partition(": ") for line in lines)}
+    assert list(choices) == groups
+    for group in groups:
+        files = {path.stem for path in (config_dir() / group).glob("*.yaml")}
+        assert set(choices[group]) == files | ({"mine"} if group == "models" else set())
 
 
 def test_the_bare_command_lists_its_sub_commands(command: Command):

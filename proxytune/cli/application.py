@@ -12,9 +12,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import proxytune
 from proxytune.cli import preflight, secrets
@@ -133,6 +134,15 @@ def _as_hydra_application(command: str, arguments: Sequence[str]) -> Iterator[No
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
+
+
+def _choices(*groups: str) -> str:
+    """What `${choices:GROUP,...}` stands for in a help text: a line for each of the groups that matter to a command."""
+    known = GlobalHydra.instance().config_loader().get_group_options
+    return "\n".join(f"{group}: {', '.join(sorted(known(group)))}" for group in groups)
+
+
+OmegaConf.register_new_resolver("choices", _choices, replace=True)
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
