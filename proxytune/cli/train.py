@@ -146,17 +146,17 @@ def _check_memory(jobs: Sequence[Job]) -> None:
 def _tuned(job: Job) -> str:
     """Trains one model and says what came of it."""
     from proxytune.engines.hf.batching import is_out_of_memory
-    from proxytune.experiment.progress import loading_bars
     from proxytune.experiment.provenance import code_facts, library_versions
+    from proxytune.models.bars import loading_bars
     from proxytune.models.loading import load_for_tuning
     from proxytune.training import tune
 
-    with loading_bars():
-        model, tokenizer = load_for_tuning(ROLES[job.what], job.source)
     provenance = {"code": code_facts(), "libraries": library_versions() | {"trl": version("trl")}}
     recipe = job.recipe
     try:
-        card = tune(model, tokenizer, recipe.examples, job.folder, recipe.tuning, recipe.start, provenance)
+        with loading_bars():
+            model, tokenizer = load_for_tuning(ROLES[job.what], job.source)
+            card = tune(model, tokenizer, recipe.examples, job.folder, recipe.tuning, recipe.start, provenance)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

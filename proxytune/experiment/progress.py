@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from proxytune.models.bars import loading_bars as loading_bars
 from proxytune.tasks.quiet import without_log_of
 
 log = logging.getLogger(__name__)
