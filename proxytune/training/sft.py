@@ -150,7 +150,7 @@ def _trainer(
             f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
             f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"
         )
-    if tuning.packing:
+    if tuning.packing and arguments.should_save:  # others of several processes may have no weights yet
         _check_packing(model)
     adapter = LoraConfig(
         r=tuning.lora_rank,
