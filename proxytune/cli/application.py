@@ -138,6 +138,8 @@ def _as_hydra_application(command: str, arguments: Sequence[str]) -> Iterator[No
 
 def _choices(*groups: str) -> str:
     """What `${choices:GROUP,...}` stands for in a help text: a line for each of the groups that matter to a command."""
+    if not GlobalHydra.instance().is_initialized():
+        return ""  # a configuration that is resolved later has nothing to choose from
     known = GlobalHydra.instance().config_loader().get_group_options
     return "\n".join(f"{group}: {', '.join(sorted(known(group)))}" for group in groups)
 
