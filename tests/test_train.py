@@ -292,7 +292,7 @@ def test_the_command_trains_what_a_run_takes_up(command, training, tmp_path, cap
     assert main([*command, f"training={training}", "which=all"]) == 0
     said = capsys.readouterr().out
     cards = {what: card_in(tmp_path / "trained" / what / "gsm8k") for what in ("experts", "tuned")}
-    assert "experts gsm8k: trained, 1 steps on 2 examples" in said
+    assert "experts gsm8k: trained, 1 steps of 2 on 2 examples" in said
     assert cards["experts"]["libraries"]["trl"]
     assert cards["experts"]["tokens"] > 0
     assert "base_model" in (tmp_path / "trained" / "tuned" / "gsm8k" / "README.md").read_text()

@@ -170,8 +170,8 @@ def _tuned(job: Job) -> str:
 def _said(verb: str, card: Mapping[str, Any]) -> str:
     left_out = f", {card['examples_left_out']} longer ones left out" if card["examples_left_out"] else ""
     return (
-        f"{verb}, {card['steps']} steps on {card['examples']} examples{left_out}, mean loss {card['mean_loss']:.3f}, "
-        f"{card['seconds']:.0f} s, {card['tokens_per_second']:.0f} tokens/s"
+        f"{verb}, {card['steps']} steps of {card['tuning']['batch']} on {card['examples']} examples{left_out}, "
+        f"mean loss {card['mean_loss']:.3f}, {card['seconds']:.0f} s, {card['tokens_per_second']:.0f} tokens/s"
     )
 
 

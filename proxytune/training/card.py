@@ -42,7 +42,7 @@ def readme(card: Mapping[str, Any], start: str) -> str:
         "started from": f"{start} ({card['start'] or 'identity not known'})",
         "examples": f"{card['examples']}, and {card['examples_left_out']} left out (longer than max_length)",
         "data": card["data"],
-        "steps": card["steps"],
+        "steps": f"{card['steps']} of {card['tuning']['batch']} examples",
         "loss, last step / mean": f"{card['final_loss']:.4f} / {card['mean_loss']:.4f}",
         "a pass": f"{card['device_batch']} examples{', packed' * card['packing']}; {card['processes']} processes",
         "time": f"{card['seconds']:.0f} s, {card['tokens_per_second']:.0f} tokens/s",
