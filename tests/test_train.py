@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -372,6 +373,13 @@ def test_the_miniature_is_a_family_to_train_and_to_merge(tmp_path, capsys):
     once = ["training.max_steps=1", "training.batch=2", "training.device_batch=2", f"output={tmp_path / 'trained'}"]
     assert main(["train", *given, *task, *once, "which=all"]) == 0
     overrides = capsys.readouterr().out.splitlines()[-1].removeprefix("for proxytune run: ").split()
+    [brought] = [override for override in overrides if override.startswith("task.data_dir=")]
+    copied = shutil.copytree(brought.partition("=")[2], tmp_path / "data")
+    assert main(["train", *given, *task, *once, "which=all", f"task.data_dir={copied}"]) == 0
+    said = capsys.readouterr().out
+    assert "experts trivia: already trained" in said
+    assert f" task.data_dir={copied} " in said
+
     where = [f"output={tmp_path / 'run'}", f"store={tmp_path / 'store.sqlite'}"]
     assert main(["run", *overrides, *task, "only=[base,expert,tuned,proxy]", "limit=2", *where]) == 0
     members = json.loads((tmp_path / "run" / "results.json").read_text())["provenance"]["members"]

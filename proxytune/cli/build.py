@@ -47,7 +47,7 @@ def beside(config: DictConfig, family: FamilySpec) -> list[str]:
     paths = {
         "models.base.path": family.base.path,
         "models.antiexpert.path": small,
-        "task.data_dir": family.data_dir,
+        "task.data_dir": OmegaConf.select(config, "task.data_dir") or family.data_dir,
     }
     return ["models=local", *(f"{key}={path}" for key, path in paths.items() if path is not None)]
 
