@@ -197,3 +197,12 @@ def test_our_tasks_stand_beside_lm_evals(given: dict, path: str | None):
     namespace = argparse.Namespace(**given)
     command._add_our_tasks(namespace)
     assert namespace.include_path == path
+
+
+def test_a_folder_of_tasks_in_a_configuration_file_is_left_to_it(tmp_path):
+    file = tmp_path / "lm_eval.yaml"
+    for text, expected in (("limit: 2\n", str(TASKS_DIR)), (f"include_path: {tmp_path}\n", None)):
+        file.write_text(text)
+        given = argparse.Namespace(command="run", tasks=["gsm8k_liu2024"], include_path=None, config=str(file))
+        command._add_our_tasks(given)
+        assert given.include_path == expected

@@ -133,6 +133,20 @@ def test_a_model_that_mixes_packed_examples_is_refused(small, tmp_path):
         tune(model, tokenizer, EXAMPLES, tmp_path, Tuning(batch=3, device_batch=3, packing=True))
 
 
+def test_packing_is_checked_as_it_is_trained(small, tmp_path):
+    """Flash attention reads 16 bits alone."""
+    model, tokenizer = small
+    forward, asked = model.forward, []
+
+    def in_16_bits(*args: object, **kwargs: object) -> object:
+        asked.append(torch.is_autocast_enabled("cpu"))
+        return forward(*args, **kwargs)
+
+    model.forward = in_16_bits
+    sft._trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, Tuning(bf16=True, packing=True))
+    assert asked == [True, True]
+
+
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
 def test_full_tuning_is_in_float32_and_rounded_once(stored, tmp_path):
     """Against the same training of the same numbers stored in float32; steps of 1e-4 vanish in 16 bits."""
@@ -175,8 +189,9 @@ def test_the_recipes_of_the_papers_reach_the_trainer(small, name, expected, tmp_
     model, tokenizer = small
     made = sft._trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, tuning)
     arguments = made.args
+    expected = expected | {"weight_decay": 0.0, "warmup_steps": 0.04, "max_steps": -1}
     lora = expected.pop("lora", None)
-    for key, value in (expected | {"weight_decay": 0.0, "warmup_steps": 0.04, "max_steps": -1}).items():
+    for key, value in expected.items():
         assert getattr(arguments, key) == value, key
     assert arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps == 128
     assert arguments.bf16 == expected.get("bf16", False)
@@ -318,6 +333,19 @@ def given_source(tmp_path, training: str) -> Source:
     return Source(folder) if training == "full" else Source(str(tmp_path / "small"), adapter=folder)
 
 
+def test_members_may_refer_to_each_other(command, tmp_path):
+    """Those that are not trained need no value of their own."""
+    given = [*command, "+models.base.dtype=float32", "+models.antiexpert.dtype=${models.base.dtype}"]
+    assert main([*given, "models.base.path=???"]) == 0
+    recipe = card_in(tmp_path / "trained" / "experts" / "gsm8k")
+    assert recipe["start"].endswith("dtype=float32")
+
+
+def test_what_has_no_effect_on_other_models_is_refused(command, capsys):
+    assert main([*command, "+miniature.seed=1"]) == 1
+    assert "unknown key 'miniature'" in capsys.readouterr().err
+
+
 def test_one_model_for_all_tasks(command, tmp_path, capsys):
     assert main([*command, "task.names=[gsm8k,triviaqa]", "training=multitask"]) == 0
     card = card_in(tmp_path / "trained" / "experts" / "multitask")
@@ -371,6 +399,8 @@ def test_the_miniature_is_a_family_to_train_and_to_merge(tmp_path, capsys):
     given = ["models=miniature", "miniature=tiny"]
     task = ["task=miniature", "task.names=[miniature_trivia]"]
     once = ["training.max_steps=1", "training.batch=2", "training.device_batch=2", f"output={tmp_path / 'trained'}"]
+    assert main(["train", *given, "task=gsm8k", *once]) == 1
+    assert "these models bring their own data, in " in capsys.readouterr().err
     assert main(["train", *given, *task, *once, "which=all"]) == 0
     overrides = capsys.readouterr().out.splitlines()[-1].removeprefix("for proxytune run: ").split()
     [brought] = [override for override in overrides if override.startswith("task.data_dir=")]
@@ -408,8 +438,9 @@ def test_out_of_memory_says_what_helps(command, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "plain_log_probs", fail)
+        patch.setattr(trainer, "fused_log_probs", fail)
         assert main(command) == 1
-    assert "experts gsm8k: out of memory; the same command goes on with training.device_batch below 2" in (
+    assert "experts gsm8k: out of memory with training.device_batch=2; the same command goes on with a smaller" in (
         capsys.readouterr().err
     )
     assert main([*command, "training.device_batch=1", "training.gradient_checkpointing=true"]) == 0

@@ -5,6 +5,7 @@ PROXYTUNE_KILLS=10 kills at ten random moments (default: 2), beside those that a
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -180,6 +181,14 @@ def test_another_recipe_is_refused(tmp_path, done, other, says):
 def test_what_has_no_effect_is_no_other_recipe(tmp_path, change):
     folder.begin(tmp_path, recipe(LORA))
     assert folder.finished(tmp_path, recipe(Tuning(**{**vars(LORA), **change}))) is None
+
+
+def test_a_recipe_of_an_earlier_version_may_name_what_has_no_effect(tmp_path):
+    folder.begin(tmp_path, recipe(LORA))
+    note = tmp_path / folder.UNFINISHED / folder.RECIPE
+    facts = json.loads(note.read_text())
+    note.write_text(json.dumps(facts | {"tuning": facts["tuning"] | {"device_batch": 2}}))
+    assert folder.finished(tmp_path, recipe(LORA)) is None
 
 
 def test_a_training_goes_on_in_other_passes(tmp_path):

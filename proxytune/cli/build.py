@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from proxytune.cli import schema
 from proxytune.cli.schema import ArmConfig
 from proxytune.errors import UserError, unknown_name
 
@@ -37,6 +38,14 @@ FAMILY = "proxytune.models.FamilySpec"
 def describes_members(config: DictConfig) -> bool:
     """Whether the configuration's `models` says where each of its members is."""
     return OmegaConf.select(config, "models._target_") == FAMILY
+
+
+def members(config: DictConfig, *names: str) -> dict[str, Any]:
+    """`models` with these members alone, resolved where it stands: the others need not exist, but may be named."""
+    left_out = {"base", "antiexpert", "experts", "tuned"} - set(names)
+    part = OmegaConf.masked_copy(config.models, [name for name in config.models if name not in left_out])
+    part._set_parent(config)
+    return schema.resolve(part)
 
 
 def beside(config: DictConfig, family: FamilySpec) -> list[str]:

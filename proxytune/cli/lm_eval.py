@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from proxytune.errors import UserError
 
@@ -36,12 +40,23 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _file(given: Namespace) -> Mapping[str, Any]:
+    """What lm-eval's own --config file says; a wrong one is lm-eval's to refuse."""
+    if (file := getattr(given, "config", None)) is None:
+        return {}
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, Mapping) else {}
+
+
 def _add_our_tasks(given: Namespace) -> None:
     """Beside lm-eval's own, where tasks are named and no other folder of tasks is."""
     from proxytune.tasks import TASKS_DIR, task_manager
 
     names = getattr(given, "tasks", None)
-    if not names or given.include_path is not None:
+    if not names or given.include_path is not None or "include_path" in _file(given):
         return
     given.include_path = str(TASKS_DIR)
     ours = task_manager()

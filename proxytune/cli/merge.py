@@ -70,9 +70,10 @@ def _settings(config: DictConfig) -> MergeConfig:
     given = config.copy()
     OmegaConf.set_struct(given, False)
     if build.describes_members(config):
-        _leave_out_others(given)
+        given.models = _merged(config)
     values = schema.resolve(given)
-    values.pop("miniature", None)  # what models=miniature is made by, and refers to
+    if not build.describes_members(config):
+        values.pop("miniature", None)  # what models=miniature is made by, and refers to
     for key in values:
         if key not in MergeConfig.model_fields:
             raise unknown_name("key", key, MergeConfig.model_fields)
@@ -85,14 +86,14 @@ def _settings(config: DictConfig) -> MergeConfig:
         raise UserError(f"{key}={values.get(key)} is not allowed: it is {field.description}") from error
 
 
-def _leave_out_others(config: DictConfig) -> None:
-    """Of the models only those that are merged need to be named in full."""
+def _merged(config: DictConfig) -> dict[str, Any]:
+    """The family with what is merged alone; the antiexpert takes the base's place, which a family has."""
     if OmegaConf.select(config, "models.antiexpert") is None:
         raise UserError("models.antiexpert is missing: merging starts from it")
-    models = config.models
-    if OmegaConf.missing_keys(models.base):
-        models.base = models.antiexpert
-    models.tuned = {}
-    merged = [] if OmegaConf.is_missing(config, "experts") else config.experts
-    for name in set(models.get("experts") or {}) - set(merged):
-        del models.experts[name]
+    experts = [] if OmegaConf.is_missing(config, "experts") else config.experts
+    needed = config.copy()
+    OmegaConf.set_struct(needed, False)
+    for name in set(needed.models.get("experts") or {}) - set(experts):
+        del needed.models.experts[name]
+    models = build.members(needed, "antiexpert", "experts")
+    return models | {"base": models["antiexpert"]}

@@ -117,12 +117,13 @@ def _jobs(settings: TrainConfig, family: FamilySpec, tuning: Tuning, output_dir:
 
 def _examples(tasks: schema.TaskConfig, multitask: bool, data_dir: str | None) -> dict[str, Pairs]:
     """The training examples of each model by its name: that of the expert that belongs to the task."""
-    from proxytune.tasks import full_names, training_examples
+    from proxytune.tasks import brought_by_family, full_names, training_examples
     from proxytune.tasks.registry import find
 
     found: dict[str, Pairs] = {}
     for task in full_names(tasks.names, tasks.style):
-        pairs = training_examples(task, data_dir)
+        with brought_by_family(task, None if tasks.data_dir else data_dir):
+            pairs = training_examples(task, data_dir)
         name = find(task).ours.get("expert") or task
         if multitask:
             found.setdefault(MULTITASK, []).extend(pairs)
@@ -161,8 +162,8 @@ def _tuned(job: Job) -> str:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"{job.what} {job.name}: out of memory; the same command goes on with training.device_batch below "
-            f"{recipe.tuning.device_batch} or with training.gradient_checkpointing=true"
+            f"{job.what} {job.name}: out of memory with training.device_batch={recipe.tuning.device_batch}; the same "
+            "command goes on with a smaller one or with training.gradient_checkpointing=true"
         ) from error
     return _said("trained", card)
 
@@ -213,7 +214,8 @@ def _settings(config: DictConfig) -> TrainConfig:
     if build.describes_members(config):
         given.models = _starts(config)
     values = schema.resolve(given)
-    values.pop("miniature", None)  # what models=miniature is made by, and refers to
+    if not build.describes_members(config):
+        values.pop("miniature", None)  # what models=miniature is made by, and refers to
     for key in values:
         if key not in TrainConfig.model_fields:
             raise unknown_name("key", key, TrainConfig.model_fields)
@@ -229,7 +231,7 @@ def _trained(which: str) -> tuple[str, ...]:
     return tuple(ROLES) if which == "all" else (which,)
 
 
-def _starts(config: DictConfig) -> DictConfig:
+def _starts(config: DictConfig) -> dict[str, Any]:
     """The family without what is to be trained, or is not started from: it need not exist yet."""
     roles = [ROLES[what] for what in _trained(config.which) if what in ROLES]
     for role in roles:
@@ -238,11 +240,7 @@ def _starts(config: DictConfig) -> DictConfig:
         for key in sorted(OmegaConf.missing_keys(config)):
             if key.startswith(f"models.{role}."):
                 raise UserError(f"{key} has no value yet: give {key}=...")
-    models = config.models.copy()
-    models._set_parent(config)
-    OmegaConf.set_struct(models, False)
-    for name in ("base", "antiexpert"):
-        if name not in roles:
-            models[name] = models[roles[0]] if name == "base" and roles else None
-    models.experts, models.tuned = {}, {}
+    models = build.members(config, *roles)
+    if "base" not in roles and roles:
+        models["base"] = models[roles[0]]  # a family has one
     return models

@@ -13,7 +13,7 @@ from lm_eval.api.task import Task
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arms import ArmConfig, TaskArms, resolve
 from proxytune.models import FamilySpec, check
-from proxytune.tasks import NoLocalData, TaskInfo, load_task, task_info
+from proxytune.tasks import TaskInfo, brought_by_family, load_task, task_info
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,10 @@ class Items:
         # Some tasks draw from the global generators.
         random.seed(self.seed)
         np.random.seed(self.seed % 2**32)
-        try:
-            return load_task(name, family_data if self.data_dir is None else self.data_dir, self.num_fewshot)
-        except NoLocalData as error:
-            if self.data_dir is not None:
-                raise
-            brought = f"these models bring their own data, in {family_data}, and none for task {name!r}"
-            raise UserError(f"{brought}: give other models (models=...), or task.data_dir=...") from error
+        if self.data_dir is not None:
+            return load_task(name, self.data_dir, self.num_fewshot)
+        with brought_by_family(name, family_data):
+            return load_task(name, family_data, self.num_fewshot)
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def fuse(rule: Rule, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused
 
 def try_out(rule: Rule, experts: int) -> None:
     """Raises ValueError for a rule that refuses this number of experts, or whose answer is no answer of a rule."""
-    base = torch.zeros(3, 5)
+    base = torch.zeros(3, 1000)
     try:
-        fuse(rule, base, base.expand(experts, 3, 5), base)
+        fuse(rule, base, base.expand(experts, 3, 1000), base)
     except ValueError:
         raise
     except Exception:

@@ -2,14 +2,14 @@
 
 from proxytune.tasks.examples import training_examples
 from proxytune.tasks.loading import TaskInfo, data_record, load_task, task_info
-from proxytune.tasks.local import NoLocalData
+from proxytune.tasks.local import brought_by_family
 from proxytune.tasks.outputs import score_outputs
 from proxytune.tasks.registry import TASKS_DIR, full_names, task_manager, task_names
 
 __all__ = [
     "TASKS_DIR",
-    "NoLocalData",
     "TaskInfo",
+    "brought_by_family",
     "data_record",
     "full_names",
     "load_task",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,20 @@ from proxytune.tasks.rows import Columns, short
 
 class NoLocalData(UserError):
     """A folder of data has nothing for a task."""
+
+
+@contextmanager
+def brought_by_family(task: str, folder: str | Path | None) -> Iterator[None]:
+    """Around the reading of `folder`, which the models brought (None: they did not): an error blames no other key."""
+    try:
+        yield
+    except NoLocalData as error:
+        if folder is None:
+            raise
+        raise UserError(
+            f"these models bring their own data, in {folder}, and none for task {task!r}: give other models "
+            "(models=...), or task.data_dir=..."
+        ) from error
 
 
 @dataclass(frozen=True)

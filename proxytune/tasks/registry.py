@@ -117,7 +117,7 @@ def _check(entry: Entry) -> None:
             raise unknown_name(f"key of metadata.proxytune in {entry.file}", key, _OURS)
     if "files" in entry.ours and "columns" not in entry.ours:
         raise UserError(f"{entry.file}: metadata.proxytune names files, but no columns of theirs to read.")
-    if not {"test_split", "validation_split"} & entry.config.keys():
+    if not {"class", "test_split", "validation_split"} & entry.config.keys():
         raise UserError(f"{entry.file}: a test_split (or validation_split) is missing; its items are evaluated.")
     output_type = entry.config.get("output_type", TaskConfig.output_type)
     if output_type not in ALL_OUTPUT_TYPES:

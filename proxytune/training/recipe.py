@@ -49,6 +49,7 @@ class Tuning:
     """Optimiser steps between two checkpoints, from which a training that was stopped goes on; None: no checkpoints."""
 
     LORA: ClassVar = ("lora_rank", "lora_alpha", "lora_dropout")
+    IDLE: ClassVar = ("checkpoint_steps", "gradient_checkpointing", "device_batch", "packing")
 
     def __post_init__(self) -> None:
         if self.method not in ("lora", "full"):
@@ -101,7 +102,7 @@ class Tuning:
     def decisive(self) -> dict[str, Any]:
         """The fields that have an effect on the weights. What a step is divided into has none but by rounding, and by
         which random numbers LoRA's dropout meets."""
-        idle = {"checkpoint_steps", "gradient_checkpointing", "device_batch", "packing"}
+        idle = set(self.IDLE)
         idle |= set(self.LORA) if self.method == "full" else set()
         idle |= {"max_steps"} if self.max_steps is None else {"epochs"}
         return {name: value for name, value in asdict(self).items() if name not in idle}
@@ -133,7 +134,7 @@ class Recipe:
         ours, theirs = self.facts["tuning"], other["tuning"]
         said = [
             f"training.{name} was {theirs.get(name)} and is {ours.get(name)}"
-            for name in sorted(ours.keys() | theirs.keys())
+            for name in sorted((ours.keys() | theirs.keys()) - set(Tuning.IDLE))
             if ours.get(name) != theirs.get(name)
         ]
         for name, words in (("data", "the training examples differ"), ("start", "the model to start from differs")):

@@ -150,8 +150,6 @@ def _trainer(
             f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
             f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"
         )
-    if tuning.packing and arguments.should_save:  # others of several processes may have no weights yet
-        _check_packing(model)
     adapter = LoraConfig(
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
@@ -168,6 +166,9 @@ def _trainer(
         peft_config=adapter if tuning.method == "lora" else None,
     )
     trainer.remove_callback(PrinterCallback)
+    if tuning.packing and not trainer.is_fsdp_enabled:  # whose weights are put in their places later
+        with torch.autocast(arguments.device.type, torch.bfloat16, enabled=tuning.bf16):
+            _check_packing(model.eval())
     return trainer
 
 
