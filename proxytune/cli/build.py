@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.errors import InstantiationException
@@ -46,6 +46,26 @@ def members(config: DictConfig, *names: str) -> dict[str, Any]:
     part = OmegaConf.masked_copy(config.models, [name for name in config.models if name not in left_out])
     part._set_parent(config)
     return schema.resolve(part)
+
+
+def resolved(
+    config: DictConfig, fields: Collection[str], models: Callable[[DictConfig], dict[str, Any]]
+) -> dict[str, Any]:
+    """The configuration as plain values; `models` says what of a family that describes its members is wanted.
+
+    Raises UserError for a value that is missing and for a key that is none of `fields`.
+    """
+    given = config.copy()
+    OmegaConf.set_struct(given, False)
+    if describes_members(config):
+        given.models = models(config)
+    values = schema.resolve(given)
+    if not describes_members(config):
+        values.pop("miniature", None)  # what models=miniature is made by, and refers to
+    for key in values:
+        if key not in fields:
+            raise unknown_name("key", key, fields)
+    return values
 
 
 def beside(config: DictConfig, family: FamilySpec) -> list[str]:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from proxytune.cli import application, build, schema
-from proxytune.errors import UserError, unknown_name
+from proxytune.errors import UserError
 
 
 class MergeConfig(schema.Strict):
@@ -67,16 +67,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
 
 def _settings(config: DictConfig) -> MergeConfig:
-    given = config.copy()
-    OmegaConf.set_struct(given, False)
-    if build.describes_members(config):
-        given.models = _merged(config)
-    values = schema.resolve(given)
-    if not build.describes_members(config):
-        values.pop("miniature", None)  # what models=miniature is made by, and refers to
-    for key in values:
-        if key not in MergeConfig.model_fields:
-            raise unknown_name("key", key, MergeConfig.model_fields)
+    values = build.resolved(config, MergeConfig.model_fields, _merged)
     try:
         return MergeConfig.model_validate(values)
     except ValidationError as error:

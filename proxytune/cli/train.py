@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from proxytune.cli import application, build, schema
 from proxytune.cli.ending import resume_hint
-from proxytune.errors import UserError, unknown_name
+from proxytune.errors import UserError
 
 if TYPE_CHECKING:
     from proxytune.models import FamilySpec, Source
@@ -209,16 +209,7 @@ def _usage(jobs: Sequence[Job], config: DictConfig) -> Iterator[str]:
 
 
 def _settings(config: DictConfig) -> TrainConfig:
-    given = config.copy()
-    OmegaConf.set_struct(given, False)
-    if build.describes_members(config):
-        given.models = _starts(config)
-    values = schema.resolve(given)
-    if not build.describes_members(config):
-        values.pop("miniature", None)  # what models=miniature is made by, and refers to
-    for key in values:
-        if key not in TrainConfig.model_fields:
-            raise unknown_name("key", key, TrainConfig.model_fields)
+    values = build.resolved(config, TrainConfig.model_fields, _starts)
     try:
         return TrainConfig.model_validate(values)
     except ValidationError as error:
