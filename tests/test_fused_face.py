@@ -118,7 +118,7 @@ class Bare:
     [
         ("proxy", "rule='proxy' is no rule: give an object with fuse(), as MatchKL() or Static(1.0)."),
         (MatchKL, "match_kl.MatchKL'> is no rule: give an object"),
-        (Bare(), "rule: Bare.fuse returned Tensor[3, 5], but a rule returns Fused("),
+        (Bare(), "rule: Bare.fuse returned Tensor[3, 1000], but a rule returns Fused("),
         (Static((1.0, 2.0, 3.0)), "rule: Static.weights has 3 numbers for 2 experts"),
     ],
     ids=["text", "class", "bare tensor", "three weights"],
