@@ -303,5 +303,14 @@ def test_a_rule_is_tried_out_for_a_number_of_experts(rule):
 
 
 def test_a_rule_that_needs_more_tokens_than_the_trial_has_is_not_refused():
-    fifty_best = Answers(lambda b, e, a: Fused(b - b.topk(50).values[..., -1:], e[..., 0]))
-    try_out(fifty_best, 1)
+    best = Answers(lambda b, e, a: Fused(b - b.topk(5000).values[..., -1:], e[..., 0]))
+    try_out(best, 1)
+
+
+def test_a_rule_that_refuses_few_tokens_is_not_refused():
+    def ten_best(b, e, a):
+        if b.shape[-1] < 10:
+            raise ValueError("ten tokens are wanted")
+        return Fused(b - b.topk(10).values[..., -1:], e[..., 0])
+
+    try_out(Answers(ten_best), 1)
