@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,9 @@ def score_outputs(task: str, style: str | None, path: str | Path) -> dict[str, A
     missing or of another kind, no rows.
     """
     (name,) = full_names([task], style)
-    scorable = [known for known in task_names() if "outputs" in find(known).ours]
-    if name not in scorable:
-        raise _not_scorable(task, name, scorable)
-    ours = find(name).ours
+    ours = find(name).ours if name in task_names() else {}
+    if "outputs" not in ours:
+        raise _not_scorable(task, name)
     file = read_jsonl(Path(path), Columns(ours["outputs"], ours.get("published")))
     scorer = _scorer(name)
     scores = [scorer.process_results(row, [row["output"]]) for row in file.rows]
@@ -36,8 +34,9 @@ def score_outputs(task: str, style: str | None, path: str | Path) -> dict[str, A
     return {"task": name, **counts} | {m: of([score[m] for score in scores]) for m, of in scorer.aggregation().items()}
 
 
-def _not_scorable(task: str, name: str, scorable: Sequence[str]) -> UserError:
+def _not_scorable(task: str, name: str) -> UserError:
     """The error for `task`, called `name` in its style: the styles in which it is scored, or what its YAML lacks."""
+    scorable = [known for known in task_names() if "outputs" in find(known).ours]
     styles = [known.removeprefix(f"{task}_") for known in scorable if known.startswith(f"{task}_")]
     if styles:
         return UserError(f"task {name!r} is not scored from generated text: give style={' or '.join(styles)}.")
