@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proxytune.fusion.match_kl import MatchKL
     from proxytune.fusion.static import Static
-    from proxytune.models.fused import FusedCausalLM
+    from proxytune.models.hf.causal_lm import FusedCausalLM
 
 __version__ = "0.1.0"
 __all__ = ["FusedCausalLM", "MatchKL", "Static"]
 
-_HOMES = {"FusedCausalLM": "models.fused", "MatchKL": "fusion.match_kl", "Static": "fusion.static"}
+_HOMES = {"FusedCausalLM": "models.hf.causal_lm", "MatchKL": "fusion.match_kl", "Static": "fusion.static"}
 
 
 def __getattr__(name: str) -> Any:

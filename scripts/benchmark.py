@@ -29,10 +29,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from proxytune.engines.arms import Arm
-from proxytune.engines.hf import HFEngine, generate
+from proxytune.engines.hf import HFEngine
+from proxytune.engines.hf import decode as generate
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
 

@@ -17,13 +17,13 @@ import lm_eval
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
-from proxytune.experiment.board import Board
-from proxytune.experiment.evaluation import evaluate
+from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.answers.store import AnswerStore
+from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items
-from proxytune.experiment.store import AnswerStore
 from proxytune.fusion import Static
+from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, FamilySpec, Source, load
 from proxytune.tasks import load_task, task_info
 

@@ -41,8 +41,11 @@ from tqdm import tqdm
 
 from proxytune import reporting
 from proxytune.cli import main as proxytune
-from proxytune.engines.hf import engine, generate
-from proxytune.experiment import board, runner, store
+from proxytune.engines.hf import decode as generate
+from proxytune.engines.hf import engine
+from proxytune.experiment import runner
+from proxytune.experiment.answers import shared as board
+from proxytune.experiment.answers import store
 
 torch.set_num_threads(1)
 FORK = multiprocessing.get_context("fork")

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_cosine_sc
 
 from proxytune.errors import UserError
 from proxytune.models import Source
-from proxytune.models.loading import load_for_tuning
+from proxytune.models.loading.load import load_for_tuning
 
 RECIPE = Path(__file__).with_suffix(".yaml")
 

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from tiny import tiny_family
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, FamilySpec, Source, load
 
 NEW_TOKENS = 32

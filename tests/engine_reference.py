@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.fusion import Fused
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
 

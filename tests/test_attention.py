@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from proxytune.models import FamilySpec, Source, load
-from proxytune.models.attention import GROUPED
+from proxytune.models.loading.attention import GROUPED
 
 
 @pytest.fixture

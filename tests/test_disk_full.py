@@ -18,7 +18,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
-from proxytune.experiment.store import AnswerStore
+from proxytune.experiment.answers.store import AnswerStore
 
 
 class End(NamedTuple):

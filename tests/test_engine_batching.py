@@ -8,12 +8,12 @@ import torch
 from test_engine_generate import ARMS, GREEDY, SAMPLED, counting
 from test_engine_score import REQUESTS
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.hf.batching import is_out_of_memory
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.fusion import Static
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
 

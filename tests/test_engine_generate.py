@@ -10,11 +10,12 @@ from scipy.stats import chisquare
 from tiny import tiny_family
 from transformers import MistralConfig, MistralForCausalLM
 
-from proxytune.engines.arms import Arm
-from proxytune.engines.hf import HFEngine, generate
+from proxytune.engines.hf import HFEngine
+from proxytune.engines.hf import decode as generate
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
 

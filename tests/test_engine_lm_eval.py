@@ -4,9 +4,9 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
+from proxytune.fusion.arm import Arm
 
 ROLE = "expert:math"
 """Its head has no padding rows, which HFLM would count among the tokens."""

@@ -5,10 +5,10 @@ import pytest
 import torch
 from test_engine_generate import ARMS, counting
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine, score
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
 
 LONG = tuple(range(40, 90, 3))
 REQUESTS = [

@@ -13,13 +13,15 @@ import pytest
 from lm_eval.tasks import TaskManager
 from scipy import stats
 
-from proxytune.engines.arms import Arm
+from proxytune import console
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
-from proxytune.experiment import board, progress, run
+from proxytune.experiment import run
+from proxytune.experiment.answers import shared as board
 from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
+from proxytune.fusion.arm import Arm
 from proxytune.models import FamilySpec, load
 from proxytune.reporting import report
 from proxytune.tasks import registry
@@ -509,7 +511,7 @@ def test_no_undefined_number_reaches_the_file(go, tmp_path):
 
 
 def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, caplog):
-    monkeypatch.setattr(progress, "MINUTE", 0.01)
+    monkeypatch.setattr(console, "MINUTE", 0.01)
     said: list[str] = []
 
     def wait_for_a_line():
@@ -518,7 +520,7 @@ def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, caplog):
             time.sleep(0.001)
         said.append(caplog.messages[-1])
 
-    with caplog.at_level("INFO"), progress.bar("gsm8k", 8) as step:
+    with caplog.at_level("INFO"), console.progress_bar("gsm8k", 8) as step:
         wait_for_a_line()
         step()
         step()

@@ -12,7 +12,8 @@ import pytest
 
 from proxytune import reporting
 from proxytune.engines.hf import HFEngine
-from proxytune.experiment import board, run
+from proxytune.experiment import run
+from proxytune.experiment.answers import shared as board
 from proxytune.fusion import MatchKL, Static
 from proxytune.models import FamilySpec
 

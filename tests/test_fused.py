@@ -10,7 +10,7 @@ from transformers import TextIteratorStreamer, pipeline
 from proxytune.fusion.match_kl import MatchKL
 from proxytune.fusion.static import Static
 from proxytune.models import Ensemble
-from proxytune.models.fused import FusedCausalLM
+from proxytune.models.hf.causal_lm import FusedCausalLM
 
 BOTH = ["expert:math", "expert:trivia"]
 """A Llama and a GPT-2."""

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits
-from proxytune.fusion.search import best_point
-from proxytune.fusion.tilt import Tilt
+from proxytune.fusion.solvers.search import best_point
+from proxytune.fusion.solvers.tilt import Tilt
 
 RULES = [
     Static(0.7),

@@ -12,14 +12,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tiny import WINDOW, tiny_llama
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf import HFEngine
 from proxytune.errors import UserError
-from proxytune.experiment import board as board_module
-from proxytune.experiment.board import Board
-from proxytune.experiment.lm import ArmLM, decoding_options
-from proxytune.experiment.store import AnswerStore
+from proxytune.experiment.answers import shared as board_module
+from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.answers.store import AnswerStore
+from proxytune.experiment.lm_eval.arm_model import ArmLM, decoding_options
 from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
 from proxytune.miniature.tokenizer import make_tokenizer
 from proxytune.models import Ensemble, Member
 

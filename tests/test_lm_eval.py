@@ -77,7 +77,7 @@ def arguments(model_args: str, output: str) -> list[str]:
 
 def evaluated(model: str, model_args: str) -> dict[str, list]:
     """Per-item answers by task, from Python: lm-eval's command line reads thousands of tasks first."""
-    import proxytune.experiment.harness  # noqa: F401  registers the model
+    import proxytune.experiment.lm_eval.cli_model  # noqa: F401  registers the model
 
     tasks = TaskManager(include_path=".", include_defaults=False)
     results = lm_eval.simple_evaluate(
@@ -154,7 +154,7 @@ def test_both_command_lines_agree(folders: dict[str, str], here: Path):
     ],
 )
 def test_mistakes_are_one_line(arguments: dict, message: str, folders: dict[str, str]):
-    from proxytune.experiment.harness import FusedLM
+    from proxytune.experiment.lm_eval.cli_model import FusedLM
 
     given = {key: folders["base"] if value == "BASE" else value for key, value in arguments.items()}
     with pytest.raises(UserError, match=re.escape(message)) as raised:
@@ -163,7 +163,7 @@ def test_mistakes_are_one_line(arguments: dict, message: str, folders: dict[str,
 
 
 def test_a_saved_family_as_one_member_is_told_apart(folders: dict[str, str], tmp_path: Path):
-    from proxytune.experiment.harness import FusedLM
+    from proxytune.experiment.lm_eval.cli_model import FusedLM
 
     saved = str(tmp_path / "saved")
     FusedCausalLM.compose(folders["base"]).save_pretrained(saved)

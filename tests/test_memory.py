@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from proxytune.errors import UserError
-from proxytune.models import FamilySpec, Source, control_group, load, memory
+from proxytune.models import FamilySpec, Source, load
+from proxytune.models.loading import control_group, memory
 
 
 @pytest.mark.parametrize("role", ["base", "antiexpert", "expert:trivia"])

@@ -12,15 +12,15 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from proxytune.atomic import atomic_folder
 from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
 from proxytune.miniature.cache import fingerprint, training_pairs
 from proxytune.miniature.corpus import make_corpus
-from proxytune.miniature.files import write_once
+from proxytune.miniature.generators import OPERATIONS
 from proxytune.miniature.items import make_items
 from proxytune.miniature.jobs import JOBS, Job, check_recall, encode, recall
 from proxytune.miniature.recipe import TASKS, recipe_from
-from proxytune.miniature.scenes import OPERATIONS
 from proxytune.miniature.world import make_world
 from proxytune.tasks import load_task, task_info
 
@@ -243,7 +243,7 @@ class TestBuild:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            write_once(tmp_path / "model", fail)
+            atomic_folder(tmp_path / "model", fail)
         assert not list(tmp_path.iterdir())
 
 

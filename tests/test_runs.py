@@ -15,8 +15,8 @@ from rich.console import Console
 
 from proxytune.cli import main
 from proxytune.engines.requests import Scored
-from proxytune.experiment import clearing
-from proxytune.experiment.store import AnswerStore
+from proxytune.experiment.answers import gc as clearing
+from proxytune.experiment.answers.store import AnswerStore
 from proxytune.reporting import runs
 
 ANSWER = Scored((-1.0,), (True,), ())
@@ -177,8 +177,8 @@ def test_gc_frees_space_beside_a_run_that_uses_the_store_and_takes_the_shared_on
 WRITER = """
 import sys
 from proxytune.engines.requests import Scored
-from proxytune.experiment import clearing
-from proxytune.experiment.store import AnswerStore
+from proxytune.experiment.answers import gc as clearing
+from proxytune.experiment.answers.store import AnswerStore
 with AnswerStore(sys.argv[1]) as answers:
     for i in range(100):
         answers.put({f"{i}-{j}": Scored((-float(i),) * 20, (True,) * 20, ()) for j in range(20)})

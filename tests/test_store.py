@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import Generated, GenerateRequest, Prompt, Scored, ScoreRequest
 from proxytune.errors import UserError
-from proxytune.experiment.keys import Keys
-from proxytune.experiment.store import AnswerStore, decode, encode
+from proxytune.experiment.answers.keys import Keys
+from proxytune.experiment.answers.store import AnswerStore, decode, encode
+from proxytune.fusion.arm import Arm
 
 ANSWER = Generated((5, 6), "twelve 🙂\n", ((0.1, 1 / 3), (0.0, 2.0)), "stop")
 
@@ -116,7 +116,7 @@ def test_a_store_that_cannot_be_made_is_one_clear_line(tmp_path):
 WRITER = textwrap.dedent("""
     import sys
     from proxytune.engines.requests import Scored
-    from proxytune.experiment.store import AnswerStore
+    from proxytune.experiment.answers.store import AnswerStore
     path, name = sys.argv[1:]
     with AnswerStore(path) as store:
         for i in range(300):

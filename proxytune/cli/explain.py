@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from proxytune.drafts import cannot_write
+from proxytune.atomic import cannot_write
 from proxytune.errors import UserError, unknown_name
 
 

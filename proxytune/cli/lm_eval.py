@@ -3,7 +3,8 @@
     proxytune lm-eval --model proxytune --model_args base=LARGE,expert=TUNED,antiexpert=SMALL,alpha=1.0 --tasks gsm8k
     proxytune lm-eval --model proxytune --model_args pretrained=FOLDER --tasks gsm8k
 
-The parts of --model_args: proxytune/experiment/harness.py. All else is lm-eval's: proxytune lm-eval run --help.
+The parts of --model_args: proxytune/experiment/lm_eval/cli_model.py.
+All else is lm-eval's: proxytune lm-eval run --help.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         command = HarnessCLI()
         given = command.parse_args()
         _add_our_tasks(given)
-        import proxytune.experiment.harness  # noqa: F401  registers the model
+        import proxytune.experiment.lm_eval.cli_model  # noqa: F401  registers the model
 
         command.execute(given)
     finally:

@@ -51,9 +51,9 @@ def work(config: DictConfig, output_dir: Path) -> None:
     """Merges what `config` names and says how to use it."""
     settings = check(config)
 
-    from proxytune.experiment.provenance import code_facts, library_versions
+    from proxytune.console import loading_bars
     from proxytune.models import trained
-    from proxytune.models.bars import loading_bars
+    from proxytune.provenance import code_facts, library_versions
     from proxytune.training.merging import merge
 
     family = build.build(settings.models)

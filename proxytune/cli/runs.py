@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 def _clear(given: dict[str, str]) -> None:
     older_than = _days(given.get("older_than", "null"))
     dry_run = _switch(given.get("dry_run", "false"))
-    from proxytune.experiment.clearing import clear
+    from proxytune.experiment.answers.gc import clear
 
     path = given.get("store", str(cache_root() / "answers.sqlite"))
     done = clear(path, older_than, dry_run)

@@ -103,7 +103,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
 def _jobs(settings: TrainConfig, family: FamilySpec, tuning: Tuning, output_dir: Path) -> Iterator[Job]:
     from proxytune.models import identity
-    from proxytune.models.loading import check_tunable
+    from proxytune.models.loading.load import check_tunable
     from proxytune.training import Recipe
 
     sources = {what: family.sources[ROLES[what]] for what in _trained(settings.which)}
@@ -135,7 +135,7 @@ def _examples(tasks: schema.TaskConfig, multitask: bool, data_dir: str | None) -
 
 
 def _check_memory(jobs: Sequence[Job]) -> None:
-    from proxytune.models.memory import check_training_memory
+    from proxytune.models.loading.memory import check_training_memory
 
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         return  # no device holds all of it
@@ -146,10 +146,10 @@ def _check_memory(jobs: Sequence[Job]) -> None:
 
 def _tuned(job: Job) -> str:
     """Trains one model and says what came of it."""
+    from proxytune.console import loading_bars
     from proxytune.engines.hf.batching import is_out_of_memory
-    from proxytune.experiment.provenance import code_facts, library_versions
-    from proxytune.models.bars import loading_bars
-    from proxytune.models.loading import load_for_tuning
+    from proxytune.models.loading.load import load_for_tuning
+    from proxytune.provenance import code_facts, library_versions
     from proxytune.training import tune
 
     provenance = {"code": code_facts(), "libraries": library_versions() | {"trl": version("trl")}}

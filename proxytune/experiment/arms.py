@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from proxytune.engines.arms import Arm
 from proxytune.errors import UserError, unknown_name
+from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import try_out
-from proxytune.models.sources import FamilySpec
+from proxytune.models.family import FamilySpec
 
 ArmConfig = Mapping[str, Any]
 """{"model": ...} or {"rule": Rule, "experts": own | all | [names]}, maybe with {"except": [names]}."""

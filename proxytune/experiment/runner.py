@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from proxytune.atomic import make_output_folder, write_json, write_jsonl
+from proxytune.console import loading_bars
+from proxytune.experiment.answers.shared import ArmFailed, Board, Engine
+from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.arms import ArmConfig
-from proxytune.experiment.board import ArmFailed, Board, Engine
-from proxytune.experiment.evaluation import evaluate
-from proxytune.experiment.files import make_output_folder, write_json, write_jsonl
+from proxytune.experiment.ledger import Ledger
+from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items, Plan, make_plans
-from proxytune.experiment.provenance import Ledger
-from proxytune.experiment.store import AnswerStore
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.models import Ensemble, FamilySpec, load
-from proxytune.models.bars import loading_bars
 
 
 def run(

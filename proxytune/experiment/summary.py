@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from proxytune.engines.arms import Arm
+from proxytune.experiment.answers.keys import rule_facts
+from proxytune.experiment.answers.shared import Failed
+from proxytune.experiment.answers.store import Answer
 from proxytune.experiment.arms import TaskArms
-from proxytune.experiment.board import Failed
-from proxytune.experiment.keys import rule_facts
-from proxytune.experiment.lm import Asked
+from proxytune.experiment.lm_eval.arm_model import Asked
 from proxytune.experiment.statistics import (
     Estimate,
     Ratio,
@@ -22,7 +22,7 @@ from proxytune.experiment.statistics import (
     paired_difference,
     relative_performance,
 )
-from proxytune.experiment.store import Answer
+from proxytune.fusion.arm import Arm
 from proxytune.tasks import TaskInfo
 
 _DIGITS = 6

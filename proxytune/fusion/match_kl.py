@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from proxytune.fusion.joint import joint_search
 from proxytune.fusion.logits import batches, check_shapes, compare, shift
 from proxytune.fusion.rule import Fused
-from proxytune.fusion.search import grid_search, line_search
-from proxytune.fusion.tilt import Tilt
+from proxytune.fusion.solvers.joint import joint_search
+from proxytune.fusion.solvers.search import grid_search, line_search
+from proxytune.fusion.solvers.tilt import Tilt
 
 SOLVERS = ("exact", "grid")
 EXPERTS = ("one_at_a_time", "joint")

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import proxytune.training.loop
+from proxytune.atomic import atomic_folder
 from proxytune.cache import cache_root
 from proxytune.errors import UserError
-from proxytune.miniature.files import write_once
 from proxytune.miniature.items import make_items
 from proxytune.miniature.jobs import JOBS, Pairs
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
@@ -25,7 +25,7 @@ from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
 
-DECISIVE = ("names", "world", "scenes", "items", "corpus", "tokenizer", "network", "recipe", "jobs")
+DECISIVE = ("names", "world", "generators", "items", "corpus", "tokenizer", "network", "recipe", "jobs")
 """The modules of this room on which the built files depend."""
 
 
@@ -52,7 +52,7 @@ def build(recipe: Recipe, cache: Path | None = None, workers: int | None = None)
     """
     folder = (cache or cache_folder()) / fingerprint(recipe)
     try:
-        write_once(folder / "data", lambda target: _write_data(recipe, target))
+        atomic_folder(folder / "data", lambda target: _write_data(recipe, target))
     except OSError as error:
         raise UserError(f"cannot write the cache {folder} ({error.strerror}); set PROXYTUNE_CACHE") from error
     if any(not (folder / job.name).exists() for job in JOBS):

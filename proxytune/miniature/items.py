@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from proxytune.miniature.generators import draw_article, draw_story
 from proxytune.miniature.recipe import TASKS
-from proxytune.miniature.scenes import draw_article, draw_story
 from proxytune.miniature.world import Fact, Myth, World
 
 Row = dict[str, object]

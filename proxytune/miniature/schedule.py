@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from proxytune.miniature.files import write_once
+from proxytune.atomic import atomic_folder
 from proxytune.miniature.jobs import JOBS, Job, Pairs, run_job
 from proxytune.miniature.progress import Report, progress_display
 from proxytune.miniature.recipe import Recipe
@@ -56,7 +56,7 @@ def available_cores() -> int:
 
 def _train(recipe: Recipe, job: Job, pairs: Mapping[str, Pairs], folder: Path, report: Report) -> None:
     with _one_thread(), _no_bars():
-        write_once(
+        atomic_folder(
             folder / job.name,
             lambda target: run_job(
                 recipe, job, pairs, folder, target, lambda done, total: report(job.name, done, total)

@@ -4,28 +4,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from proxytune.models.checking import check
     from proxytune.models.ensemble import Ensemble, Inputs
-    from proxytune.models.files import identity
-    from proxytune.models.fused import FusedCausalLM
-    from proxytune.models.fused_config import FusedConfig
-    from proxytune.models.loading import load
+    from proxytune.models.family import FamilySpec, Source
+    from proxytune.models.hf.causal_lm import FusedCausalLM
+    from proxytune.models.hf.config import FusedConfig
+    from proxytune.models.loading.checks import check
+    from proxytune.models.loading.files import identity
+    from proxytune.models.loading.load import load
     from proxytune.models.member import ADAPTERS_OFF, Member, Reading
-    from proxytune.models.sources import FamilySpec, Source
 
 _HOMES = {
     "ADAPTERS_OFF": "member",
     "Ensemble": "ensemble",
-    "FamilySpec": "sources",
-    "FusedCausalLM": "fused",
-    "FusedConfig": "fused_config",
+    "FamilySpec": "family",
+    "FusedCausalLM": "hf.causal_lm",
+    "FusedConfig": "hf.config",
     "Inputs": "ensemble",
     "Member": "member",
     "Reading": "member",
-    "Source": "sources",
-    "check": "checking",
-    "identity": "files",
-    "load": "loading",
+    "Source": "family",
+    "check": "loading.checks",
+    "identity": "loading.files",
+    "load": "loading.load",
 }
 
 __all__ = [

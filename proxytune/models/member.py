@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.models.adapters import switched
+from proxytune.models.loading.adapters import switched
 
 ADAPTERS_OFF = "<off>"
 """The adapter state of a member that uses a shared PEFT module without any of its adapters."""

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from proxytune.atomic import atomic_write
 from proxytune.cache import cache_root
-from proxytune.drafts import whole_file
 from proxytune.errors import UserError, unknown_name
 
 PREFIX = "trained:"
@@ -19,7 +19,7 @@ PREFIX = "trained:"
 
 def remember(recipe: str, folder: Path, source: Mapping[str, str]) -> None:
     """Notes that `folder` holds the model of the recipe with this hash; `source` are the fields of its `Source`."""
-    with whole_file(_notes() / f"{recipe}.json") as file:
+    with atomic_write(_notes() / f"{recipe}.json") as file:
         file.write(json.dumps({"folder": str(folder.resolve()), "source": dict(source)}, indent=2) + "\n")
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
+from proxytune.console import quiet_logger
 from proxytune.errors import UserError, unknown_name
 from proxytune.tasks.local import LocalSplits, NoLocalData, has_file, reader
-from proxytune.tasks.quiet import without_log_of
 from proxytune.tasks.registry import Entry, find, task_names
 from proxytune.tasks.subjects import BySubject
 
@@ -112,7 +112,7 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
     entry = find(name)
     fields = {"metadata": {**entry.config["metadata"], "proxytune": entry.ours}} if entry.ours else {}
     try:
-        with without_log_of("lm_eval"):
+        with quiet_logger("lm_eval"):
             # a group of one: lm-eval's way to override fields of a registered task
             loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **fields, **overrides}]})
     except OSError as error:  # no network, no such data set, gated

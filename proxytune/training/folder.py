@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
-from proxytune.drafts import whole_file
+from proxytune.atomic import atomic_write
 from proxytune.errors import UserError
 
 RECIPE = "recipe.json"
@@ -154,5 +154,5 @@ def _read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _write(file: Path, values: Mapping[str, Any]) -> None:
-    with whole_file(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(json.dumps(values, indent=2) + "\n")

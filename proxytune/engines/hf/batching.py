@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 
 import torch
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest, ScoreRequest
 from proxytune.errors import UserError
+from proxytune.fusion.arm import Arm
 
 logger = logging.getLogger(__name__)
 

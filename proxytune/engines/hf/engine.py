@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf.batching import Answer, Batches, Job, Progress, Queue, Request
-from proxytune.engines.hf.generate import generate_all
+from proxytune.engines.hf.decode import generate_all
+from proxytune.engines.hf.distinct import Voices
 from proxytune.engines.hf.score import score_some
-from proxytune.engines.hf.voices import Voices
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.errors import UserError
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
 DEFAULT_BATCH_SIZE = 32

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf.batching import Queue
-from proxytune.engines.hf.readings import Readings
-from proxytune.engines.hf.voices import Voices
+from proxytune.engines.hf.distinct import Voices
+from proxytune.engines.hf.kv import Readings
 from proxytune.engines.requests import Scored, ScoreRequest
+from proxytune.fusion.arm import Arm
 
 SLICE = 2**26
 """Logits read at once by each voice: 256 MiB in float32. Long continuations are read in slices of time."""

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import Prompt
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
 

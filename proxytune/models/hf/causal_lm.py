@@ -26,13 +26,13 @@ from transformers import (
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.rule import Fused, Rule, fuse
-from proxytune.models.composing import check_rule, gather
 from proxytune.models.ensemble import Ensemble
-from proxytune.models.fused_cache import FusedCache
-from proxytune.models.fused_config import FusedConfig, FusedOutput
-from proxytune.models.fused_inputs import check_dynamic, kept, left_padded, new_mask, own_prompt, refuse
+from proxytune.models.hf.cache import FusedCache
+from proxytune.models.hf.compose import check_rule, gather
+from proxytune.models.hf.config import FusedConfig, FusedOutput
+from proxytune.models.hf.inputs import check_dynamic, kept, left_padded, new_mask, own_prompt, refuse
+from proxytune.models.hf.saved import read, write
 from proxytune.models.member import Member
-from proxytune.models.saved import read, write
 from proxytune.models.vocabulary import MissingTokens
 
 
@@ -111,7 +111,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> FusedCausalLM:
-        """What `save_pretrained` wrote, from a folder or a hub id; options: see `proxytune.models.saved.read`."""
+        """What `save_pretrained` wrote, from a folder or a hub id; options: see `proxytune.models.hf.saved.read`."""
         return read(cls, str(pretrained_model_name_or_path), **kwargs)
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]

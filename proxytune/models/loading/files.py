@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 )
 
 from proxytune.errors import UserError
-from proxytune.models.sources import Source, is_local
+from proxytune.models.family import Source, is_local
 
 _CONTENT = (
     "config.json",

@@ -10,14 +10,14 @@ import lm_eval
 import numpy as np
 from lm_eval.api.task import Task
 
-from proxytune.engines.arms import Arm
+from proxytune.console import quiet_lm_eval
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.board import Board
-from proxytune.experiment.lm import ArmLM
+from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.lm_eval.arm_model import ArmLM
 from proxytune.experiment.planning import Items
-from proxytune.experiment.progress import quiet_lm_eval
 from proxytune.experiment.statistics import Values, as_values, mean
 from proxytune.experiment.summary import Outcome
+from proxytune.fusion.arm import Arm
 from proxytune.tasks import TaskInfo, data_record
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Iterable
@@ -14,16 +13,14 @@ from typing import Any
 import torch
 import transformers
 
-import proxytune
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest, ScoreRequest
 from proxytune.errors import UserError
+from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Rule
 from proxytune.models.ensemble import Ensemble
+from proxytune.provenance import digest, source_hash
 
 Request = ScoreRequest | GenerateRequest
-
-_DECIDING_ROOMS = ("fusion", "models", "engines")
 
 
 class Keys:
@@ -59,15 +56,6 @@ def rule_facts(rule: Rule) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def source_hash() -> str:
-    """Hash of the source files that decide answers: the rooms fusion, models and engines."""
-    package = Path(proxytune.__file__).parent
-    files = sorted(path for room in _DECIDING_ROOMS for path in (package / room).rglob("*.py"))
-    names = (path.relative_to(package).as_posix().encode() for path in files)
-    return _digest(part for name, path in zip(names, files, strict=True) for part in (name, path.read_bytes()))
-
-
-@lru_cache(maxsize=1)
 def code_version() -> str:
     """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored beside each answer."""
     return _hash([source_hash(), torch.__version__, transformers.__version__])
@@ -88,7 +76,7 @@ def _rule_source(kind: type) -> str:
             f"rule {kind.__name__}: its source cannot be read, so its answers could be taken for an older version's; "
             "define it in a file or a notebook cell"
         ) from error
-    return _digest([text.encode()])
+    return digest([text.encode()])
 
 
 def _member(ensemble: Ensemble, role: str) -> list[Any]:
@@ -103,12 +91,4 @@ def _hash(facts: Any) -> str:
         text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     except TypeError as error:
         raise UserError(f"a rule's parameters must be plain numbers, strings or sequences of them: {error}") from error
-    return _digest([text.encode()])
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    return digest([text.encode()])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proxytune.fusion.search import line_search
-from proxytune.fusion.tilt import Tilt
+from proxytune.fusion.solvers.search import line_search
+from proxytune.fusion.solvers.tilt import Tilt
 
 MAX_STEPS = 60
 SOLVED = 1e-9

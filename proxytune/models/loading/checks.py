@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.models.files import locate
-from proxytune.models.fused_config import FusedConfig
-from proxytune.models.sources import FamilySpec, Source, is_local
+from proxytune.models.family import FamilySpec, Source, is_local
+from proxytune.models.hf.config import FusedConfig
+from proxytune.models.loading.files import locate
 
 
 def check(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = None) -> None:

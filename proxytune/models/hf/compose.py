@@ -9,14 +9,14 @@ from typing import Any, cast
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.fusion.rule import Rule, try_out
-from proxytune.models.bars import loading_bars
-from proxytune.models.checking import check_sources
 from proxytune.models.ensemble import Ensemble
-from proxytune.models.loading import load_members, load_tokenizers
+from proxytune.models.family import Source
+from proxytune.models.loading.checks import check_sources
+from proxytune.models.loading.load import load_members, load_tokenizers
 from proxytune.models.member import Member
-from proxytune.models.sources import Source
 from proxytune.models.vocabulary import MissingTokens, check_head, check_policy, vocabulary_size
 
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.hf.batching import Job, Queue
-from proxytune.engines.hf.ending import Ending, eos_tokens
-from proxytune.engines.hf.readings import Readings
+from proxytune.engines.hf.distinct import Voices
+from proxytune.engines.hf.kv import Readings
 from proxytune.engines.hf.sampling import Noise, choose
-from proxytune.engines.hf.voices import Voices
+from proxytune.engines.hf.stopping import Ending, eos_tokens
 from proxytune.engines.requests import Generated, GenerateRequest
+from proxytune.fusion.arm import Arm
 
 Finished = tuple[int, str, Generated]
 ENTRY = 0.25

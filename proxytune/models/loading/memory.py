@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from proxytune.errors import UserError
-from proxytune.models import control_group
-from proxytune.models.sources import Source, is_local
+from proxytune.models.family import Source, is_local
+from proxytune.models.loading import control_group
 
 _log = logging.getLogger(__name__)
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxytune.fusion.tilt import Tilt
+from proxytune.fusion.solvers.tilt import Tilt
 
 CLOSE = 3e-3
 """A Newton step shorter than this is the last: convergence is quadratic, so about 1e-5 remains."""

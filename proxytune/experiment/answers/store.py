@@ -14,7 +14,7 @@ from typing import Any
 
 from proxytune.engines.requests import Generated, Scored
 from proxytune.errors import UserError
-from proxytune.experiment.keys import code_version
+from proxytune.experiment.answers.keys import code_version
 
 Answer = Scored | Generated
 

@@ -1,26 +1,16 @@
-"""Where a result comes from: code, libraries, machine and members."""
+"""What a run notes about itself as it goes."""
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
-
-import proxytune
-from proxytune.experiment.board import Board
-from proxytune.experiment.keys import source_hash
+from proxytune.experiment.answers.shared import Board
 from proxytune.models import Ensemble, FamilySpec
-
-_LIBRARIES = ("torch", "transformers", "lm-eval", "peft", "datasets", "accelerate", "numpy", "scipy", "tokenizers")
+from proxytune.provenance import code_facts, library_versions, machine_facts
 
 
 class Ledger:
@@ -63,30 +53,6 @@ class Ledger:
         }
 
 
-def code_facts() -> dict[str, str | None]:
-    """The package's version, the commit of its checkout ("-dirty" if changed; None if installed), its source's hash."""
-    return {"version": proxytune.__version__, "commit": _commit(), "source": source_hash()}
-
-
-def library_versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        **{name: v for name in _LIBRARIES if (v := _version(name)) is not None},
-    }
-
-
-def machine_facts() -> dict[str, Any]:
-    """What kind of machine it is, without its name."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "system": platform.system(),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-
-
 def _member(family: FamilySpec, ensemble: Ensemble, role: str) -> dict[str, Any]:
     """What the member answers by (`identity`), its number type, and the source it was loaded from."""
     return {
@@ -98,25 +64,3 @@ def _member(family: FamilySpec, ensemble: Ensemble, role: str) -> dict[str, Any]
 
 def _since(start: float) -> float:
     return round(time.perf_counter() - start, 3)
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    package = Path(proxytune.__file__).parent
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
 

@@ -12,15 +12,15 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 
-from proxytune.engines.arms import Arm
+from proxytune.console import loading_bars
 from proxytune.engines.hf import HFEngine
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.board import ArmFailed, Board, Engine, Failed
-from proxytune.experiment.lm import ArmLM, Asked
-from proxytune.experiment.store import AnswerStore
+from proxytune.experiment.answers.shared import ArmFailed, Board, Engine, Failed
+from proxytune.experiment.answers.store import AnswerStore
+from proxytune.experiment.lm_eval.arm_model import ArmLM, Asked
 from proxytune.fusion import RULES, Rule, Static
+from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, FamilySpec, FusedCausalLM, Source, load
-from proxytune.models.bars import loading_bars
 from proxytune.models.vocabulary import MissingTokens
 
 EXPERT = "expert:expert"

@@ -16,11 +16,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
 from transformers import PreTrainedTokenizerBase
 
-from proxytune.engines.arms import Arm
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.board import Board, Failed
-from proxytune.experiment.store import Answer
+from proxytune.experiment.answers.shared import Board, Failed
+from proxytune.experiment.answers.store import Answer
+from proxytune.fusion.arm import Arm
 from proxytune.models.vocabulary import known_words, token_ids
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

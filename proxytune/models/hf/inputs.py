@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
-from proxytune.models.fused_cache import FusedCache, OwnPrompt
+from proxytune.models.hf.cache import FusedCache, OwnPrompt
 from proxytune.models.vocabulary import token_ids
 
 

@@ -1,4 +1,4 @@
-"""What is shown while a run works: bars with the time left on a terminal, log lines elsewhere, no other noise."""
+"""What is shown while a command works: bars with the time left on a terminal, log lines elsewhere, no other noise."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from proxytune.tasks.quiet import without_log_of
-
 log = logging.getLogger(__name__)
 
 MINUTE = 60.0
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[], None]]:
+def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[], None]]:
     """Yields a function to call after each of `total` steps.
 
     `show` None: a bar if standard error is a terminal, otherwise a line in the log every minute.
@@ -66,5 +64,33 @@ def _said_every_minute(label: str, total: int) -> Iterator[Callable[[], None]]:
 @contextlib.contextmanager
 def quiet_lm_eval() -> Iterator[None]:
     """Without lm-eval's log lines and its bars, which are written to standard error whatever it is."""
-    with without_log_of("lm_eval"), contextlib.redirect_stderr(io.StringIO()):
+    with quiet_logger("lm_eval"), contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def quiet_logger(library: str) -> Iterator[None]:
+    """Without the library's log lines below errors."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def loading_bars(show: bool | None = None) -> Iterator[None]:
+    """Without transformers' own bars if `show` is False; None: unless standard error is a terminal or a notebook."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.is_progress_bar_enabled()
+    console = Console(file=sys.__stderr__)
+    if not (console.is_terminal or console.is_jupyter if show is None else show):
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            transformers_logging.enable_progress_bar()

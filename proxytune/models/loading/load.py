@@ -23,14 +23,14 @@ from transformers import (
 from transformers.quantizers import AutoQuantizationConfig
 
 from proxytune.errors import UserError
-from proxytune.models.attention import share_keys
 from proxytune.models.chat import ChatPrompt
-from proxytune.models.checking import check, check_sources, chosen
 from proxytune.models.ensemble import Ensemble
-from proxytune.models.files import hub_errors, identity
+from proxytune.models.family import FamilySpec, Source
+from proxytune.models.loading.attention import share_keys
+from proxytune.models.loading.checks import check, check_sources, chosen
+from proxytune.models.loading.files import hub_errors, identity
+from proxytune.models.loading.memory import check_memory
 from proxytune.models.member import ADAPTERS_OFF, Member
-from proxytune.models.memory import check_memory
-from proxytune.models.sources import FamilySpec, Source
 from proxytune.models.vocabulary import MissingTokens, check_head, missing_tokens, unknown_token, vocabulary_size
 
 Module = PreTrainedModel | PeftModel

@@ -22,25 +22,25 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.fusion import RULES, Rule
-from proxytune.models.bars import loading_bars
 from proxytune.models.chat import ChatPrompt
-from proxytune.models.files import hub_errors
-from proxytune.models.loading import load
+from proxytune.models.family import FamilySpec, Source, is_local
+from proxytune.models.loading.files import hub_errors
+from proxytune.models.loading.load import load
 from proxytune.models.member import ADAPTERS_OFF, Member
-from proxytune.models.sources import FamilySpec, Source, is_local
 
 if TYPE_CHECKING:
-    from proxytune.models.fused import FusedCausalLM
-    from proxytune.models.fused_config import FusedConfig
+    from proxytune.models.hf.causal_lm import FusedCausalLM
+    from proxytune.models.hf.config import FusedConfig
 
 _FROM_AUTO = ("adapter_kwargs", "trust_remote_code")
 """What the Auto classes pass on. Nothing of it reaches the members: they never run code of their own from here."""
 
 _SHIM = "modeling_proxytune"
-_SHIM_CODE = """from proxytune.models.fused import FusedCausalLM
-from proxytune.models.fused_config import FusedConfig
+_SHIM_CODE = """from proxytune.models.hf.causal_lm import FusedCausalLM
+from proxytune.models.hf.config import FusedConfig
 
 __all__ = ["FusedCausalLM", "FusedConfig"]
 """

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from proxytune.engines.arms import Arm
+from proxytune.console import progress_bar
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.errors import UserError
-from proxytune.experiment.keys import Keys, Request
-from proxytune.experiment.progress import bar
-from proxytune.experiment.store import Answer, AnswerStore
+from proxytune.experiment.answers.keys import Keys, Request
+from proxytune.experiment.answers.store import Answer, AnswerStore
+from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Board:
         self._able |= {name for row in rows for name, key in row.keys.items() if key in self._answers}
         missing = sum(not self._is_done(key) for row in rows for key in row.keys.values())
         if missing:
-            with bar(self.label, missing, self.progress) as advance:
+            with progress_bar(self.label, missing, self.progress) as advance:
                 for start in range(0, len(rows), BLOCK):
                     self._compute(rows[start : start + BLOCK], advance)
 

@@ -1,0 +1,1 @@
+"""The Hugging Face face: a fused family as one causal language model."""

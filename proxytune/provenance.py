@@ -1,0 +1,84 @@
+"""Where a result comes from: code, libraries and machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import proxytune
+
+_LIBRARIES = ("torch", "transformers", "lm-eval", "peft", "datasets", "accelerate", "numpy", "scipy", "tokenizers")
+_DECIDING_ROOMS = ("fusion", "models", "engines")
+
+
+def code_facts() -> dict[str, str | None]:
+    """The package's version, the commit of its checkout ("-dirty" if changed; None if installed), its source's hash."""
+    return {"version": proxytune.__version__, "commit": _commit(), "source": source_hash()}
+
+
+def library_versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        **{name: v for name in _LIBRARIES if (v := _version(name)) is not None},
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """What kind of machine it is, without its name."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+
+
+@lru_cache(maxsize=1)
+def source_hash() -> str:
+    """Hash of the source files that decide answers: the rooms fusion, models and engines."""
+    package = Path(proxytune.__file__).parent
+    files = sorted(path for room in _DECIDING_ROOMS for path in (package / room).rglob("*.py"))
+    names = (path.relative_to(package).as_posix().encode() for path in files)
+    return digest(part for name, path in zip(names, files, strict=True) for part in (name, path.read_bytes()))
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of the parts, each with its length, so that no two lists of parts share one."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "big"))
+        hashed.update(part)
+    return hashed.hexdigest()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    package = Path(proxytune.__file__).parent
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        run = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
