@@ -1,14 +1,14 @@
-"""What is shown while a command works: bars with the time left on a terminal, log lines elsewhere, no other noise."""
+"""What is shown while a command works: bars on a terminal, a log line every minute elsewhere, no other noise."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,54 +18,97 @@ log = logging.getLogger(__name__)
 MINUTE = 60.0
 
 
-@contextlib.contextmanager
-def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` steps.
+class Report(Protocol):
+    def __call__(self, name: str, done: int, total: int, note: str = "") -> object:
+        """`done` of the `total` steps of the task `name` are done; `note` stands after them ("loss 1.234", say)."""
 
-    `show` None: a bar if standard error is a terminal, otherwise a line in the log every minute.
+
+def shows_bars(show: bool | None = None) -> bool:
+    """Whether bars are shown; `show` None: if standard error is a terminal or a notebook."""
+    console = Console(stderr=True)
+    return console.is_terminal or console.is_jupyter if show is None else show
+
+
+@contextlib.contextmanager
+def progress_bar(
+    label: str, total: int, show: bool | None = None, unit: str = "answers"
+) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after each of `total` steps; `show` and `unit` as for `progress_bars`."""
+    done = 0
+    with progress_bars(show, unit) as report:
+        report(label, done, total)
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            report(label, done, total)
+
+        yield step
+
+
+@contextlib.contextmanager
+def progress_bars(show: bool | None = None, unit: str = "steps") -> Iterator[Report]:
+    """Yields a function to call whenever one of several tasks is further; a task is shown from its first report on.
+
+    `show` None: bars if standard error is a terminal or a notebook, otherwise a line in the log every minute for each
+    task that is not finished ("base: 20 of 80 steps, about 3 min left"); False: neither.
     """
-    console = Console(file=sys.__stderr__)
-    if show is None and not console.is_terminal:
-        with _said_every_minute(label, total) as step:
-            yield step
+    if show is None and not shows_bars():
+        with _logged_every_minute(unit) as report:
+            yield report
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("left"), TimeRemainingColumn(), console=console, disable=show is False
-    ) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda: progress.advance(task)
+    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, *left, console=Console(stderr=True), disable=not shows_bars(show)) as progress:
+        bars = {}
+
+        def show_bar(name: str, done: int, total: int, note: str = "") -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, note=note)
+            progress.update(bars[name], completed=done, total=total, note=note)
+
+        yield show_bar
+
+
+@dataclass
+class _Task:
+    done: int
+    total: int
+    note: str = ""
+    first: int = 0
+    """Steps that were done at the first report: they do not count for the pace."""
+    began: float = field(default_factory=time.monotonic)
+
+    def line(self, unit: str) -> str:
+        """Steps done and the time left at the pace so far."""
+        steps = self.done - self.first
+        pace = (time.monotonic() - self.began) / MINUTE / steps if steps else None
+        left = "" if pace is None else f", about {pace * (self.total - self.done):.0f} min left"
+        return f"{self.done} of {self.total} {unit}{left}{self.note and ', '}{self.note}"
 
 
 @contextlib.contextmanager
-def _said_every_minute(label: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each step. The time left is what the rest would take at the pace so far."""
-    done, began, over = 0, time.monotonic(), threading.Event()
+def _logged_every_minute(unit: str) -> Iterator[Report]:
+    tasks: dict[str, _Task] = {}
+    over = threading.Event()
 
-    def step() -> None:
-        nonlocal done
-        done += 1
+    def report(name: str, done: int, total: int, note: str = "") -> None:
+        task = tasks.setdefault(name, _Task(done, total, first=done))
+        task.done, task.total, task.note = done, total, note
 
-    def say() -> None:  # in a thread: answers come in bursts, and a first one may take many minutes
+    def speak() -> None:  # in a thread: reports come in bursts, and the first may take many minutes
         while not over.wait(MINUTE):
-            pace = (time.monotonic() - began) / MINUTE / done if done else None
-            left = "" if pace is None else f", about {pace * (total - done):.0f} min left"
-            log.info("%s: %d of %d answers%s", label, done, total, left)
+            for name, task in list(tasks.items()):
+                if task.done < task.total:
+                    log.info("%s: %s", name, task.line(unit))
 
-    speaker = threading.Thread(target=say, daemon=True)
+    speaker = threading.Thread(target=speak, daemon=True)
     speaker.start()
     try:
-        yield step
+        yield report
     finally:
         over.set()
         speaker.join()
-
-
-@contextlib.contextmanager
-def quiet_lm_eval() -> Iterator[None]:
-    """Without lm-eval's log lines and its bars, which are written to standard error whatever it is."""
-    with quiet_logger("lm_eval"), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 @contextlib.contextmanager
@@ -82,12 +125,11 @@ def quiet_logger(library: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loading_bars(show: bool | None = None) -> Iterator[None]:
-    """Without transformers' own bars if `show` is False; None: unless standard error is a terminal or a notebook."""
+    """With transformers' own bars if `shows_bars(show)`, and without them otherwise."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.is_progress_bar_enabled()
-    console = Console(file=sys.__stderr__)
-    if not (console.is_terminal or console.is_jupyter if show is None else show):
+    if not shows_bars(show):
         transformers_logging.disable_progress_bar()
     try:
         yield

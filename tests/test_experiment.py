@@ -3,7 +3,8 @@
 import json
 import logging
 import re
-import time
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,6 @@ import pytest
 from lm_eval.tasks import TaskManager
 from scipy import stats
 
-from proxytune import console
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
@@ -407,6 +407,24 @@ def test_lm_eval_is_quiet(go, capfd, caplog):
     assert caplog.text == ""
 
 
+@dataclass(frozen=True)
+class Doubtful(Static):
+    def fuse(self, base, experts, antiexpert):
+        warnings.warn("the experts are doubtful", stacklevel=1)
+        print("and this is standard error", file=sys.stderr)
+        return super().fuse(base, experts, antiexpert)
+
+
+def test_what_a_rule_says_while_lm_eval_evaluates_is_seen(go, capfd, monkeypatch):
+    # As Python does, and as it is not done under pytest, which collects warnings.
+    monkeypatch.setattr(warnings, "showwarning", lambda *a: sys.stderr.write(warnings.formatwarning(*a[:4])))
+    warnings.simplefilter("always")
+    go(arms={"base": {"model": "base"}, "proxy": {"rule": Doubtful(1.0)}}, limit=2)
+    said = capfd.readouterr().err
+    assert said.count("UserWarning: the experts are doubtful") > 2 and "and this is standard error" in said
+    assert not re.search(r"it/s|lm_eval|\d%", said)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -508,26 +526,3 @@ def test_no_undefined_number_reaches_the_file(go, tmp_path):
     for path in (tmp_path / "out").rglob("*.json*"):
         for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
             json.loads(line, parse_constant=refuse)
-
-
-def test_without_a_terminal_progress_is_a_line_a_minute(monkeypatch, caplog):
-    monkeypatch.setattr(console, "MINUTE", 0.01)
-    said: list[str] = []
-
-    def wait_for_a_line():
-        before = len(caplog.messages)
-        while len(caplog.messages) == before:
-            time.sleep(0.001)
-        said.append(caplog.messages[-1])
-
-    with caplog.at_level("INFO"), console.progress_bar("gsm8k", 8) as step:
-        wait_for_a_line()
-        step()
-        step()
-        wait_for_a_line()
-        wait_for_a_line()
-    assert said[0] == "gsm8k: 0 of 8 answers"
-    assert re.fullmatch(r"gsm8k: 2 of 8 answers, about \d+ min left", said[2])
-    lines = len(caplog.messages)
-    time.sleep(0.05)
-    assert len(caplog.messages) == lines, "it goes on after the end"

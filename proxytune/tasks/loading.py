@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
+from proxytune.compat.lm_eval import fewshot_examples
 from proxytune.console import quiet_logger
 from proxytune.errors import UserError, unknown_name
 from proxytune.tasks.local import LocalSplits, NoLocalData, has_file, reader
@@ -76,7 +77,7 @@ def load_task(
     if split is not None:
         overrides["test_split"] = split
     task = build_task(name, overrides)
-    examples = len(task.sampler.df)
+    examples = len(fewshot_examples(task))
     if task.config.num_fewshot > examples:
         raise UserError(
             f"num_fewshot={task.config.num_fewshot}: task {name!r} has {examples} examples to take them from."

@@ -14,6 +14,7 @@ import yaml
 from lm_eval.api.task import ALL_OUTPUT_TYPES, TaskConfig
 from lm_eval.tasks import TaskManager
 
+from proxytune.compat.lm_eval import task_yaml
 from proxytune.errors import UserError, unknown_name
 
 TASKS_DIR = Path(__file__).parent
@@ -37,7 +38,7 @@ class Entry(NamedTuple):
     @property
     def file(self) -> Path | None:
         """The YAML."""
-        return self.manager.task_index[self.task].yaml_path
+        return task_yaml(self.manager, self.task)[1]
 
 
 @cache
@@ -92,10 +93,10 @@ def find(name: str) -> Entry:
     if name in _lm_eval_style():
         ours = _lm_eval_style()[name]
         manager = _manager_of(Path(lm_eval.tasks.__file__).parent / ours["folder"])
-        return Entry(manager, ours["task"], manager.task_index[ours["task"]].cfg or {}, ours)
+        return Entry(manager, ours["task"], task_yaml(manager, ours["task"])[0], ours)
     manager = task_manager() if name in task_manager().all_subtasks else _all_of_lm_eval()
     if name in manager.all_subtasks:
-        config = manager.task_index[name].cfg or {}
+        config = task_yaml(manager, name)[0]
         metadata = config.get("metadata")
         entry = Entry(manager, name, config, metadata.get("proxytune", {}) if isinstance(metadata, dict) else {})
         if manager is task_manager():

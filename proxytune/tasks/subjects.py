@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
+from proxytune.compat.lm_eval import fewshot_examples, set_fewshot_examples
 from proxytune.errors import UserError
 
 
@@ -14,8 +16,8 @@ class BySubject(ConfigurableTask):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
-        self._pools: dict[str, list[dict[str, Any]]] = {}
-        for example in self.sampler.df:
+        self._pools: dict[str, list[Mapping[str, Any]]] = {}
+        for example in fewshot_examples(self):
             self._pools.setdefault(example["subject"], []).append(example)
 
     def check_examples(self) -> None:
@@ -27,5 +29,5 @@ class BySubject(ConfigurableTask):
 
     def fewshot_context(self, doc: dict[str, Any], num_fewshot: int, **options: Any) -> str | list[str]:
         if num_fewshot > 0:
-            self.sampler.replace_df(self._pools[doc["subject"]])
+            set_fewshot_examples(self, self._pools[doc["subject"]])
         return super().fewshot_context(doc, num_fewshot, **options)

@@ -13,9 +13,9 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
 from transformers import PreTrainedTokenizerBase
 
+from proxytune.compat.lm_eval import DEFAULT_WINDOW, generation_settings, stop_strings
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import Board, Failed
@@ -58,7 +58,7 @@ class ArmLM(HFLM):
             pretrained=face,
             backend="causal",
             tokenizer=_with_padding(ensemble.tokenizer),
-            max_length=min((window for window in windows if window is not None), default=DEFAULT_MAX_LENGTH),
+            max_length=min((window for window in windows if window is not None), default=DEFAULT_WINDOW),
             batch_size=_ALL_WINDOWS,
         )
         self.board = board
@@ -146,7 +146,7 @@ class ArmLM(HFLM):
                 f"window ({self.max_length} tokens)"
             )
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
-        until = tuple(handle_stop_sequences(decoding.pop("until"), eos=eos))
+        until = tuple(stop_strings(decoding.pop("until"), eos=eos))
         prompt, cut = self._prompt(context, self.tok_encode(context) or [self.prefix_token_id], room)
         # Greedy answers do not depend on the seed, and are found again under another one.
         return GenerateRequest(prompt, until=until, seed=seed if decoding["temperature"] > 0 else 0, **decoding), cut
@@ -187,7 +187,7 @@ def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict
     lengths = [name for name in _LENGTHS if gen_kwargs.get(name) is not None]
     if len(lengths) > 1:
         raise UserError(f"generation settings {' and '.join(lengths)} mean the same: give one of them")
-    settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(gen_kwargs), default_length))
+    settings: dict[str, Any] = dict(generation_settings(dict(gen_kwargs), default_length))
     if settings["max_gen_toks"] < 0:
         raise UserError(f"max_gen_toks={settings['max_gen_toks']} is not allowed: it is a number of tokens, 0 or more")
     options = {"max_new_tokens": settings["max_gen_toks"], "until": [stop for stop in settings["until"] if stop]}

@@ -10,7 +10,7 @@ import lm_eval
 import numpy as np
 from lm_eval.api.task import Task
 
-from proxytune.console import quiet_lm_eval
+from proxytune.compat.lm_eval import keep_only_requests, quiet
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import Board
 from proxytune.experiment.lm_eval.arm_model import ArmLM
@@ -28,11 +28,11 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
     Raises UserError for a headline metric that has no value per item.
     """
     task.set_fewshot_seed(items.seed)
-    with quiet_lm_eval():
+    with quiet():
         lm = ArmLM(board, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
         results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)
-    _keep_only_requests(task)
+    keep_only_requests(task)
     samples = [sample for sample in results["samples"][task.task_name] if sample["filter"] == info.filter]
     samples.sort(key=lambda sample: sample["doc_id"])
     metrics = _aggregates(results["results"][task.task_name], info.filter)
@@ -42,16 +42,6 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
         values[[sample["doc_id"] in failed for sample in samples]] = np.nan
         metrics = dict.fromkeys(metrics) | {info.metric: mean(values).value}
     return Outcome(samples, values, metrics, lm.asked, data_record(task, len(samples)), failed)
-
-
-def _keep_only_requests(task: Task) -> None:
-    """Makes the task forget the answers, so that the next arm is asked the very same: all else in it stays as it was.
-
-    Building the requests anew for every arm would take most of the time that is not spent in models.
-    """
-    for request in task.instances:
-        request.resps, request.filtered_resps = [], {}
-    task.build_all_requests = lambda **_: None  # type: ignore[method-assign]
 
 
 def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:

@@ -1,0 +1,75 @@
+"""lm-evaluation-harness documents its command line and its task YAMLs; nearly all of its Python is without promises."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+from lm_eval.api.task import Task
+from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+
+from proxytune.compat import Name
+from proxytune.console import quiet_logger
+
+NAMES = (
+    Name("lm_eval.api.task", "tqdm", "the bar over prompts has no switch"),
+    Name("lm_eval.models.utils", "DEFAULT_MAX_LENGTH", "HFLM's window where no model says its own"),
+    Name("lm_eval.models.utils", "handle_stop_sequences", "the same stop strings as HFLM"),
+    Name("lm_eval.models.utils", "normalize_gen_kwargs", "the same generation settings as HFLM"),
+    Name("lm_eval.models.huggingface:HFLM", "_loglikelihood_tokens", "HFLM tokenises, we score", overridden=True),
+    Name("lm_eval.api.task:Task", "build_all_requests", "requests are built once for all arms", overridden=True),
+    Name("lm_eval.api.task:Task", "instances", "the requests of a task, which hold the last arm's answers"),
+    Name("lm_eval.api.samplers:ContextSampler", "df", "the pool of few-shot examples"),
+    Name("lm_eval.api.samplers:ContextSampler", "replace_df", "examples of the item's own subject"),
+    Name("lm_eval.tasks._index:Entry", "cfg", "a task's YAML before its functions are imported"),
+    Name("lm_eval.tasks._index:Entry", "yaml_path", "the file to name in an error message"),
+)
+
+DEFAULT_WINDOW: int = DEFAULT_MAX_LENGTH
+stop_strings = handle_stop_sequences
+generation_settings = normalize_gen_kwargs
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without lm-eval's bars and log lines below errors; whatever else writes to standard error is seen.
+
+    Tokenizers do not warn of prompts longer than the window: they are cut to fit, and the results record that.
+    """
+    bar = lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
+    try:
+        with quiet_logger("lm_eval"), quiet_logger("transformers.tokenization_utils_base"):
+            yield
+    finally:
+        lm_eval.api.task.tqdm = bar
+
+
+def keep_only_requests(task: Task) -> None:
+    """Makes the task forget its answers and keep its requests, so that the next arm is asked the very same.
+
+    Building the requests anew for every arm would take most of the time that is not spent in models.
+    """
+    for request in task.instances:
+        request.resps, request.filtered_resps = [], {}
+    task.build_all_requests = lambda **_: None  # type: ignore[method-assign]
+
+
+def task_yaml(manager: TaskManager, name: str) -> tuple[Mapping[str, Any], Path | None]:
+    """A task's YAML as lm-eval's index holds it, functions not imported, and its file."""
+    entry = manager.task_index[name]
+    return entry.cfg or {}, entry.yaml_path
+
+
+def fewshot_examples(task: Any) -> Sequence[Mapping[str, Any]]:
+    """The documents that few-shot examples of `task` (a ConfigurableTask) are taken from."""
+    return task.sampler.df
+
+
+def set_fewshot_examples(task: Any, examples: Sequence[Mapping[str, Any]]) -> None:
+    task.sampler.replace_df(examples)
