@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from proxytune.engines.hf import HFEngine
-from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items
@@ -81,8 +81,8 @@ def _task(name: str, options: argparse.Namespace) -> ConfigurableTask:
 
 def _fused(ensemble: Ensemble, task: ConfigurableTask, options: argparse.Namespace) -> dict[int, tuple]:
     with AnswerStore(None) as store:
-        board = Board(HFEngine(ensemble, options.batch_size), [ARM], store, task.task_name)
-        outcome = evaluate(board, ARM, task, task_info(task), Items(options.data, options.limit, None, 0))
+        shared = SharedAnswers(HFEngine(ensemble, options.batch_size), [ARM], store, task.task_name)
+        outcome = evaluate(shared, ARM, task, task_info(task), Items(options.data, options.limit, None, 0))
     return _answers(outcome.samples, task)
 
 

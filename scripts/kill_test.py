@@ -44,8 +44,7 @@ from proxytune.cli import main as proxytune
 from proxytune.engines.hf import decode as generate
 from proxytune.engines.hf import engine
 from proxytune.experiment import runner
-from proxytune.experiment.answers import shared as board
-from proxytune.experiment.answers import store
+from proxytune.experiment.answers import shared, store
 
 torch.set_num_threads(1)
 FORK = multiprocessing.get_context("fork")
@@ -235,7 +234,7 @@ class Report(NamedTuple):
 def run(trials: int, seed: int, folder: Path) -> Report:
     """Kills and restarts `trials` runs in `folder`. To be called in a process of its own: it marks our functions."""
     world, watch, rng = World(folder), watched(), random.Random(seed)
-    board.BLOCK = BLOCK
+    shared.BLOCK = BLOCK
     proxytune(world.command)  # imports whatever is imported late
     world.clear()
     watch.reset()

@@ -33,9 +33,9 @@ def test_rows_of_unlike_lengths_get_the_bits_of_the_attention_that_copies(folder
     for attention in (None, "sdpa"):
         base = member(folder, dtype, attention)
         assert base.model.config._attn_implementation == (attention or GROUPED)
-        reading = base.start(3)
-        read[attention] = [base.read(reading, tokens, mask)]
-        read[attention] += [base.read(reading, tokens[:, i : i + 1]) for i in range(3)]
+        state = base.start(3)
+        read[attention] = [base.read(state, tokens, mask)]
+        read[attention] += [base.read(state, tokens[:, i : i + 1]) for i in range(3)]
     for shared, copied in zip(read[None], read["sdpa"], strict=True):
         assert shared.equal(copied)
 

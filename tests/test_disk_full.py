@@ -74,7 +74,7 @@ def _world(folder: Path) -> tuple[Any, dict[str, bytes]]:
     """The tiny family with its command, and the results of a run with room."""
     import kill_test
 
-    kill_test.board.BLOCK = kill_test.BLOCK
+    kill_test.shared.BLOCK = kill_test.BLOCK
     world = kill_test.World(folder)
     world.finish()
     return world, world.results()

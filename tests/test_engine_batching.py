@@ -21,10 +21,10 @@ from proxytune.models.member import Member
 class Small(Member):
     """Has no memory for more than `room` rows."""
 
-    def read(self, reading, tokens, mask=None, keep=1):
+    def read(self, state, tokens, mask=None, keep=1):
         if tokens.shape[0] > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return super().read(reading, tokens, mask, keep)
+        return super().read(state, tokens, mask, keep)
 
 
 def small(family, room: int) -> Ensemble:
@@ -51,7 +51,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(family, requests, room
     with caplog.at_level(logging.WARNING):
         found = run(engine, requests, arms)
     assert engine.batch_size < 8
-    assert f"going on with {engine.batch_size}" in caplog.text
+    assert f"continuing with {engine.batch_size}" in caplog.text
     whole = run(HFEngine(family), requests, arms)
     for key, answer in whole.items():
         if isinstance(requests[0], GenerateRequest):
@@ -82,7 +82,7 @@ def test_the_processors_own_out_of_memory_is_known():
 
 def test_other_errors_are_not_swallowed(family):
     class Broken(Member):
-        def read(self, reading, tokens, mask=None, keep=1):
+        def read(self, state, tokens, mask=None, keep=1):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     ensemble = Ensemble({**family.members, "base": Broken(**vars(family["base"]))}, family.tokenizer)

@@ -122,11 +122,11 @@ def test_weight_zero_is_the_base(family, requests):
 
 
 class Counting(Member):
-    """Counts the rows of every reading."""
+    """Counts the rows of every state."""
 
-    def read(self, reading, tokens, mask=None, keep=1):
+    def read(self, state, tokens, mask=None, keep=1):
         self.rows.append(tokens.shape[0])
-        return super().read(reading, tokens, mask, keep)
+        return super().read(state, tokens, mask, keep)
 
 
 def counting(family) -> tuple[Ensemble, dict[str, list[int]]]:

@@ -18,7 +18,7 @@ from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.experiment import run
-from proxytune.experiment.answers import shared as board
+from proxytune.experiment.answers import shared
 from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
@@ -351,7 +351,7 @@ def test_gaps_are_undefined_when_the_base_fails_and_a_task_of_failures_is_left_o
 
 
 def test_an_error_of_the_users_keeps_the_finished_blocks(go, tmp_path, monkeypatch):
-    monkeypatch.setattr(board, "BLOCK", 8)
+    monkeypatch.setattr(shared, "BLOCK", 8)
 
     class Failing(HFEngine):
         calls = 0

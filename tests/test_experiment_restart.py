@@ -13,7 +13,7 @@ import pytest
 from proxytune import reporting
 from proxytune.engines.hf import HFEngine
 from proxytune.experiment import run
-from proxytune.experiment.answers import shared as board
+from proxytune.experiment.answers import shared
 from proxytune.fusion import MatchKL, Static
 from proxytune.models import FamilySpec
 
@@ -32,7 +32,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_experiment_restart import BLOCK, HFEngine, board, go
+from test_experiment_restart import BLOCK, HFEngine, shared, go
 
 world = Path(sys.argv[2])
 
@@ -46,7 +46,7 @@ class Waiting(HFEngine):
                 time.sleep(0.02)
             yield answer
 
-board.BLOCK = BLOCK
+shared.BLOCK = BLOCK
 go(world, "child", Waiting)
 """
 
@@ -72,7 +72,7 @@ def go(world: Path, name: str, engine=HFEngine, store: str = "store.sqlite") -> 
 
 @pytest.fixture
 def world(tmp_path, family_folders, monkeypatch) -> Path:
-    monkeypatch.setattr(board, "BLOCK", BLOCK)
+    monkeypatch.setattr(shared, "BLOCK", BLOCK)
     (tmp_path / "family").symlink_to(family_folders["base"].parent)
     (tmp_path / "data" / "trivia").mkdir(parents=True)
     rows = [{"question": f"where does the river {i} begin ?", "answer": "the sea"} for i in range(ITEMS)]

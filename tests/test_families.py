@@ -16,6 +16,7 @@ from standins import ROOT, fill_standins, use
 from proxytune.errors import UserError
 from proxytune.models import Ensemble, FamilySpec, Source, check, load
 from proxytune.models.chat import Chat, ChatPrompt
+from proxytune.models.distinct import DistinctMembers
 
 CONF = ROOT / "conf"
 NOT_REAL = {"miniature", "local", "smollm2_selfcheck", "smollm2_transfer"}
@@ -149,14 +150,15 @@ def test_chat_prompts_of_the_other_families():
     assert text.startswith("<|im_start|>") and tokens[0] == 1, "begins the template; is not dropped as if it were added"
 
 
-def test_equal_chat_prompts_are_one_voice():
+def test_equal_chat_prompts_run_once():
     """Two roles of one chat model run once; with another system prompt they do not."""
     chat = Source("meta-llama/Llama-2-7b-chat-hf", chat=Chat())
     other = Source("meta-llama/Llama-2-7b-chat-hf", chat=Chat(system_prompt="Be brief."))
     small = Source("meta-llama/Llama-2-7b-hf")
     ensemble = load(FamilySpec(small, small, experts={"a": chat, "b": chat, "c": other}))
-    assert ensemble.canonical("expert:b") == "expert:a"
-    assert ensemble.canonical("expert:c") == "expert:c"
+    members = DistinctMembers(ensemble, ensemble.members, lambda role: (ensemble[role].render or str)("How?"))
+    assert members.of["expert:b"] == "expert:a"
+    assert members.of["expert:c"] == "expert:c"
     assert ensemble["expert:c"].model is ensemble["expert:a"].model
     assert ensemble["expert:c"].identity != ensemble["expert:a"].identity
 

@@ -15,7 +15,7 @@ from tiny import WINDOW, tiny_llama
 from proxytune.engines.hf import HFEngine
 from proxytune.errors import UserError
 from proxytune.experiment.answers import shared as board_module
-from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.lm_eval.arm_model import ArmLM, decoding_options
 from proxytune.fusion import MatchKL, Static
@@ -97,8 +97,8 @@ def replies(found: list[dict]) -> list:
     return [sample["resps"] for sample in found]
 
 
-def board_of(family: Ensemble, *arms: Arm, store: AnswerStore | None = None) -> Board:
-    return Board(CountingEngine(family), arms, AnswerStore() if store is None else store)
+def shared_of(family: Ensemble, *arms: Arm, store: AnswerStore | None = None) -> SharedAnswers:
+    return SharedAnswers(CountingEngine(family), arms, AnswerStore() if store is None else store)
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def hflm(family):
 
 @pytest.mark.parametrize("name", ["choice", "open"])
 def test_a_model_alone_answers_every_item_as_hflm_does(family, hflm, manager, arms, name):
-    ours = samples(ArmLM(board_of(family, *arms), arms[1]), manager, name)
+    ours = samples(ArmLM(shared_of(family, *arms), arms[1]), manager, name)
     theirs = samples(hflm, manager, name)
     for our, their in zip(ours, theirs, strict=True):
         assert our["arguments"] == their["arguments"]
@@ -132,31 +132,31 @@ def test_a_model_alone_answers_every_item_as_hflm_does(family, hflm, manager, ar
 
 
 def test_rolling_log_likelihood_over_several_windows_is_hflms(family, hflm, manager, arms):
-    lm = ArmLM(board_of(family, *arms), arms[1])
+    lm = ArmLM(shared_of(family, *arms), arms[1])
     ours, theirs = (samples(either, manager, "text", repeated=60) for either in (lm, hflm))
     assert [sample["resps"][0][0] for sample in ours] == pytest.approx(
         [sample["resps"][0][0] for sample in theirs], abs=5e-3
     )
-    assert all(len(asked) > 1 and all(one.cut == 0 for one in asked) for asked in lm.asked.values())
-    assert len(lm.board.engine.passes) == 1
-    assert lm.board.computed == 4 * sum(len(asked) for asked in lm.asked.values())
+    assert all(len(answers) > 1 and all(one.cut == 0 for one in answers) for answers in lm.item_answers.values())
+    assert len(lm.shared.engine.passes) == 1
+    assert lm.shared.computed == 4 * sum(len(answers) for answers in lm.item_answers.values())
 
 
 @pytest.mark.parametrize("name", ["choice", "open", "text"])
 def test_the_first_arm_has_all_arms_answer_in_one_pass(family, manager, arms, name):
-    board = board_of(family, *arms)
+    shared = shared_of(family, *arms)
     for arm in arms:
-        samples(ArmLM(board, arm), manager, name)
-    assert [names for _, names in board.engine.passes] == [tuple(arm.name for arm in arms)]
-    assert board.computed == len(arms) * board.engine.passes[0][0]
+        samples(ArmLM(shared, arm), manager, name)
+    assert [names for _, names in shared.engine.passes] == [tuple(arm.name for arm in arms)]
+    assert shared.computed == len(arms) * shared.engine.passes[0][0]
 
 
 @pytest.mark.parametrize("name", ["choice", "open"])
 def test_each_arm_answers_as_if_it_were_the_only_one(family, manager, arms, name):
-    board = board_of(family, *arms)
-    together = {arm.name: replies(samples(ArmLM(board, arm), manager, name)) for arm in arms}
+    shared = shared_of(family, *arms)
+    together = {arm.name: replies(samples(ArmLM(shared, arm), manager, name)) for arm in arms}
     for arm in arms:
-        alone = replies(samples(ArmLM(board_of(family, arm), arm), manager, name))
+        alone = replies(samples(ArmLM(shared_of(family, arm), arm), manager, name))
         if name == "open":
             assert alone == together[arm.name]
         for ours, theirs in zip(alone, together[arm.name], strict=True):
@@ -168,19 +168,19 @@ def test_each_arm_answers_as_if_it_were_the_only_one(family, manager, arms, name
 
 def test_arms_that_answer_alike_are_computed_once(family, manager):
     first, second = Arm("expert", base=ALONE), Arm("expert:math", base=ALONE)
-    board = board_of(family, first, second)
-    one, two = (replies(samples(ArmLM(board, arm), manager, "choice")) for arm in (first, second))
+    shared = shared_of(family, first, second)
+    one, two = (replies(samples(ArmLM(shared, arm), manager, "choice")) for arm in (first, second))
     assert one == two
-    assert board.engine.passes == [(9, ("expert",))]
+    assert shared.engine.passes == [(9, ("expert",))]
 
 
 def test_what_the_store_has_is_not_computed_again(family, manager, arms):
     with AnswerStore() as store:
-        before = samples(ArmLM(board_of(family, *arms[:2], store=store), arms[0]), manager, "open")
-        board = board_of(family, *arms, store=store)
-        assert replies(samples(ArmLM(board, arms[0]), manager, "open")) == replies(before)
-        assert board.engine.passes == [(3, ("nothing", "proxy"))]
-        assert (board.computed, board.read) == (6, 6)
+        before = samples(ArmLM(shared_of(family, *arms[:2], store=store), arms[0]), manager, "open")
+        shared = shared_of(family, *arms, store=store)
+        assert replies(samples(ArmLM(shared, arms[0]), manager, "open")) == replies(before)
+        assert shared.engine.passes == [(3, ("nothing", "proxy"))]
+        assert (shared.computed, shared.read) == (6, 6)
 
 
 def test_a_run_cut_off_goes_on_with_whole_blocks_to_the_very_same_answers(family, manager, monkeypatch):
@@ -194,18 +194,18 @@ def test_a_run_cut_off_goes_on_with_whole_blocks_to_the_very_same_answers(family
                     raise KeyboardInterrupt
                 yield answer
 
-    def answers(board: Board) -> list:
-        lms = [ArmLM(board, arm) for arm in arms]
-        return [(replies(samples(lm, manager, "open")), lm.asked) for lm in lms]
+    def answers(shared: SharedAnswers) -> list:
+        lms = [ArmLM(shared, arm) for arm in arms]
+        return [(replies(samples(lm, manager, "open")), lm.item_answers) for lm in lms]
 
-    whole = answers(Board(CountingEngine(family), arms, AnswerStore()))
+    whole = answers(SharedAnswers(CountingEngine(family), arms, AnswerStore()))
     with AnswerStore() as store:
         with pytest.raises(KeyboardInterrupt):
-            answers(Board(Dying(family), arms, store))
+            answers(SharedAnswers(Dying(family), arms, store))
         assert len(store) == 4
-        board = Board(CountingEngine(family), arms, store)
-        assert answers(board) == whole
-        assert (board.read, board.computed) == (4, 2)
+        shared = SharedAnswers(CountingEngine(family), arms, store)
+        assert answers(shared) == whole
+        assert (shared.read, shared.computed) == (4, 2)
 
 
 def test_prompts_beyond_the_smallest_window_lose_their_beginning_as_in_hflm_and_that_is_counted(family, hflm):
@@ -213,14 +213,14 @@ def test_prompts_beyond_the_smallest_window_lose_their_beginning_as_in_hflm_and_
     pairs = [(context, " the sea") for context in (long, "A")]
     requests = [Instance("loglikelihood", {}, pair, i, ("", i, 1)) for i, pair in enumerate(pairs)]
     arm = Arm("alone", base=ALONE)
-    lm = ArmLM(board_of(family, arm), arm)
+    lm = ArmLM(shared_of(family, arm), arm)
     ours, theirs = lm.loglikelihood(requests), hflm.loglikelihood(requests, disable_tqdm=True)
     assert [x for x, _ in ours] == pytest.approx([x for x, _ in theirs], abs=2e-4)
     settings = {"until": [], "max_gen_toks": 20}
     requests = [Instance("generate_until", {}, (long, settings), 0, ("", 2, 1))]
     assert lm.generate_until(requests) == hflm.generate_until(requests, disable_tqdm=True)
     tokens, continuation = (len(family.tokenizer.encode(text)) for text in (long, " the sea"))
-    cut = {item: [one.cut for one in asked] for item, asked in lm.asked.items()}
+    cut = {item: [one.cut for one in answers] for item, answers in lm.item_answers.items()}
     assert cut == {0: [tokens + continuation - 257], 1: [0], 2: [tokens - 236]}
 
 
@@ -230,15 +230,15 @@ def test_the_window_is_that_of_the_smallest_member_for_every_arm(family):
     model = type(small.model)(config).eval()
     members = {**family.members, "expert:trivia": replace(small, model=model)}
     arms = [Arm("base"), Arm("proxy", rule=Static(), experts=("expert:trivia",))]
-    assert ArmLM(board_of(Ensemble(members, family.tokenizer), *arms), arms[0]).max_length == 100
-    assert ArmLM(board_of(Ensemble(members, family.tokenizer), arms[0]), arms[0]).max_length == 256
+    assert ArmLM(shared_of(Ensemble(members, family.tokenizer), *arms), arms[0]).max_length == 100
+    assert ArmLM(shared_of(Ensemble(members, family.tokenizer), arms[0]), arms[0]).max_length == 256
 
 
 @pytest.mark.parametrize("kind", ["loglikelihood", "generate_until"])
 def test_a_member_with_a_prompt_of_its_own_reads_that(family, hflm, kind):
     members = {**family.members, ALONE: replace(family[ALONE], render=lambda text: f"<|user|> {text} <|assistant|>")}
     arm = Arm("alone", base=ALONE)
-    lm = ArmLM(board_of(Ensemble(members, family.tokenizer), arm, Arm("base")), arm)
+    lm = ArmLM(shared_of(Ensemble(members, family.tokenizer), arm, Arm("base")), arm)
     extra = " the sea" if kind == "loglikelihood" else {"until": ["e"], "max_gen_toks": 10}
     [ours] = getattr(lm, kind)([Instance(kind, {}, ("The river", extra), 0, ("", 0, 1))])
     [theirs] = getattr(hflm, kind)([Instance(kind, {}, ("<|user|> The river <|assistant|>", extra), 0, ("", 0, 1))])
@@ -247,7 +247,7 @@ def test_a_member_with_a_prompt_of_its_own_reads_that(family, hflm, kind):
 
 def test_sampled_answers_differ_between_repetitions_and_seeds_and_are_repeatable(family, manager, arms):
     def texts(seed: int, *members: Arm) -> list:
-        return replies(samples(ArmLM(board_of(family, *members), arms[1], seed), manager, "sampled"))
+        return replies(samples(ArmLM(shared_of(family, *members), arms[1], seed), manager, "sampled"))
 
     first = texts(0, arms[1])
     assert all(len(set(repeated)) == 3 for [repeated] in first)
@@ -257,8 +257,8 @@ def test_sampled_answers_differ_between_repetitions_and_seeds_and_are_repeatable
 
 def test_greedy_answers_are_found_again_under_another_seed(family, manager, arms):
     with AnswerStore() as store:
-        samples(ArmLM(board_of(family, arms[0], store=store), arms[0], seed=0), manager, "open")
-        again = board_of(family, arms[0], store=store)
+        samples(ArmLM(shared_of(family, arms[0], store=store), arms[0], seed=0), manager, "open")
+        again = shared_of(family, arms[0], store=store)
         samples(ArmLM(again, arms[0], seed=1), manager, "open")
     assert again.computed == 0
 
@@ -268,7 +268,7 @@ def test_simple_evaluate_takes_an_arm(family, manager, arms, monkeypatch):
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     task = {"task": "choice", "custom_dataset": lambda **_: {"test": Dataset.from_list(DOCS)}}
     loaded = manager.load({"group": "one", "task": [task]})["tasks"]["choice"]
-    lm = ArmLM(board_of(family, *arms), arms[3])
+    lm = ArmLM(shared_of(family, *arms), arms[3])
     results = lm_eval.simple_evaluate(model=lm, tasks=[loaded], task_manager=manager, bootstrap_iters=0)
     assert replies(sorted(results["samples"]["choice"], key=lambda s: s["doc_id"])) == replies(
         samples(lm, manager, "choice")
@@ -313,7 +313,7 @@ def test_generation_settings_that_would_not_be_honoured_are_refused(given, said)
 
 def test_answers_longer_than_the_window_are_refused(family):
     arm = Arm("base")
-    lm = ArmLM(board_of(family, arm), arm)
+    lm = ArmLM(shared_of(family, arm), arm)
     with pytest.raises(UserError, match="leaves no room for a prompt"):
         lm.generate_until([Instance("generate_until", {}, ("A", {"max_gen_toks": 256}), 0, ("", 0, 1))])
     with pytest.raises(UserError, match="longer than the smallest member's window"):
@@ -322,7 +322,7 @@ def test_answers_longer_than_the_window_are_refused(family):
 
 def test_empty_contexts_start_from_the_prefix_token_as_in_hflm(family, hflm):
     arm = Arm("alone", base=ALONE)
-    lm = ArmLM(board_of(family, arm), arm)
+    lm = ArmLM(shared_of(family, arm), arm)
     scored = [Instance("loglikelihood", {}, ("", " the sea"), 0, ("", 0, 1))]
     assert lm.loglikelihood(scored)[0] == pytest.approx(hflm.loglikelihood(scored, disable_tqdm=True)[0], abs=2e-4)
     assert lm.generate_until([Instance("generate_until", {}, ("", {"max_gen_toks": 4}), 0, ("", 0, 1))])[0]
@@ -330,7 +330,7 @@ def test_empty_contexts_start_from_the_prefix_token_as_in_hflm(family, hflm):
 
 def test_no_file_is_left_behind(family, manager, arms, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    samples(ArmLM(board_of(family, *arms), arms[0]), manager, "choice")
+    samples(ArmLM(shared_of(family, *arms), arms[0]), manager, "choice")
     assert not list(Path().iterdir())
 
 
@@ -339,7 +339,7 @@ def test_a_word_that_a_tokenizer_of_whole_words_lacks_is_named(manager, name):
     tokenizer = make_tokenizer(["Question: how many apples are there? where does the river begin?", "Answer:"], WINDOW)
     member = Member("base", tiny_llama(len(tokenizer), seed=1), len(tokenizer), identity="tiny:words")
     arm = Arm("base")
-    lm = ArmLM(board_of(Ensemble({"base": member}, tokenizer), arm), arm)
+    lm = ArmLM(shared_of(Ensemble({"base": member}, tokenizer), arm), arm)
     unknown = re.escape("'12'" if name == "choice" else "'(A)'")
     with pytest.raises(UserError, match=f"no token for {unknown}: it knows only {len(tokenizer)} words"):
         samples(lm, manager, name)

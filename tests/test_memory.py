@@ -33,10 +33,10 @@ def test_weights_in_several_files_are_added(family_folders, tmp_path):
 @pytest.mark.parametrize("role", ["base", "expert:trivia"])
 def test_a_token_takes_what_the_cache_grows_by(family_folders, role):
     member = load(FamilySpec(str(family_folders[role])))["base"]
-    reading = member.start(3)
+    state = member.start(3)
     tokens = (5 * [[7, 8, 9]])[:3]
-    member.read(reading, member.model.dummy_inputs["input_ids"].new_tensor(tokens))
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in reading.cache.layers)
+    member.read(state, member.model.dummy_inputs["input_ids"].new_tensor(tokens))
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in state.cache.layers)
     assert memory.cache_bytes(Source(str(family_folders[role]))) == held / 9
 
 

@@ -1,10 +1,13 @@
 """Members and the ensemble step against plain forward passes without cache and without padding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import tiny_llama
 
+from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble, Inputs
 from proxytune.models.member import ADAPTERS_OFF, Member
 
@@ -24,16 +27,34 @@ def test_reading_in_pieces_with_left_padding_equals_reading_at_once(role, which,
     ensemble: Ensemble = request.getfixturevalue(which)
     member = ensemble[role]
     rows = [[5, 9, 200, 31, 77, 8], [101, 44, 12]]
-    reading = ensemble.start(role, 2)
+    state = ensemble.start(role, 2)
     tokens = torch.tensor([rows[0], [0, 0, 0, *rows[1]]])
     mask = torch.tensor([[1] * 6, [0, 0, 0, 1, 1, 1]])
-    first = ensemble.step({role: Inputs(reading, tokens, mask, keep=1)})[role]
+    first = ensemble.step({role: Inputs(state, tokens, mask, keep=1)})[role]
     more = torch.tensor([[60, 61], [62, 63]])
-    then = ensemble.step({role: Inputs(reading, more, keep=2)})[role]
+    then = ensemble.step({role: Inputs(state, more, keep=2)})[role]
     for i, row in enumerate(rows):
         whole = plain(member, row + more[i].tolist())
         torch.testing.assert_close(first[i, -1], whole[len(row) - 1], atol=2e-4, rtol=1e-4)
         torch.testing.assert_close(then[i], whole[len(row) :], atol=2e-4, rtol=1e-4)
+
+
+def test_roles_share_a_run_only_with_the_same_weights_and_prompts(adapter_family):
+    """Adapter on, adapter off, another prompt and other missing tokens are each a run of their own."""
+    first = next(role for role in adapter_family.members if role.startswith("expert:"))
+    expert = adapter_family[first]
+    members = {
+        **adapter_family.members,
+        "expert:same": replace(expert, role="expert:same"),
+        "expert:chat": replace(expert, role="expert:chat"),
+        "expert:less": replace(expert, role="expert:less", missing=(3,)),
+    }
+    ensemble = Ensemble(members, adapter_family.tokenizer)
+    prompts = {"expert:chat": (1, 2, 3)}
+    distinct = DistinctMembers(ensemble, members, lambda role: prompts.get(role, (1, 2)))
+    assert distinct.of == {role: role for role in members} | {"expert:same": first}
+    assert distinct.needed(["expert:same", first, "base"]) == [first, "base"]
+    assert distinct.by_role(["expert:same", "base"], {first: 1, "base": 2}) == {"expert:same": 1, "base": 2}
 
 
 def test_adapters_answer_apart_and_the_antiexpert_is_the_module_without_them(adapter_family):

@@ -1,4 +1,4 @@
-"""What an engine is asked and what it answers. Tokens are ids of the shared vocabulary."""
+"""Requests to an engine and its answers. Tokens are ids of the shared vocabulary."""
 
 from __future__ import annotations
 
@@ -78,3 +78,7 @@ class Generated:
     """[T][m] as in `Scored`."""
     finish: str
     """"stop" (stop string), "eos" or "length"."""
+
+
+Request = ScoreRequest | GenerateRequest
+Answer = Scored | Generated

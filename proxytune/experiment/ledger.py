@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.models import Ensemble, FamilySpec
 from proxytune.provenance import code_facts, library_versions, machine_facts
 
@@ -31,10 +31,10 @@ class Ledger:
         yield
         self._seconds[what][task] = _since(start)
 
-    def note(self, task: str, family: FamilySpec, board: Board) -> None:
-        self._answers[task] = {"computed": board.computed, "from_store": board.read}
-        self._batch_sizes[task] = getattr(board.engine, "batch_size", None)
-        self._members |= {role: _member(family, board.ensemble, role) for role in board.roles}
+    def note(self, task: str, family: FamilySpec, shared: SharedAnswers) -> None:
+        self._answers[task] = {"computed": shared.computed, "from_store": shared.read}
+        self._batch_sizes[task] = getattr(shared.engine, "batch_size", None)
+        self._members |= {role: _member(family, shared.ensemble, role) for role in shared.roles}
 
     def provenance(self) -> dict[str, Any]:
         """`timings` is all that differs between equal runs."""
@@ -54,7 +54,7 @@ class Ledger:
 
 
 def _member(family: FamilySpec, ensemble: Ensemble, role: str) -> dict[str, Any]:
-    """What the member answers by (`identity`), its number type, and the source it was loaded from."""
+    """What determines its answers (`identity`), its number type, and the source it was loaded from."""
     return {
         "identity": ensemble[role].identity,
         "dtype": str(ensemble[role].model.dtype).removeprefix("torch."),

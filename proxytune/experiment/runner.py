@@ -9,7 +9,7 @@ from typing import Any
 
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
 from proxytune.console import loading_bars
-from proxytune.experiment.answers.shared import ArmFailed, Board, Engine
+from proxytune.experiment.answers.shared import ArmFailed, Engine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.arms import ArmConfig
 from proxytune.experiment.ledger import Ledger
@@ -107,22 +107,24 @@ class _Job:
 
     def evaluate(self, plan: Plan) -> dict[str, Any] | None:
         """Has every arm answer the task; writes its items and returns its record, None if every arm failed."""
-        board = Board(self._engine_for(plan), list(plan.found.arms.values()), self.store, plan.task, self.progress)
+        shared = SharedAnswers(
+            self._engine_for(plan), list(plan.found.arms.values()), self.store, plan.task, self.progress
+        )
         with self.ledger.time("task_seconds", plan.task):
-            outcomes = self._outcomes(plan, board)
+            outcomes = self._outcomes(plan, shared)
             if not outcomes:
                 return None
             record = task_record(plan.info, plan.found, outcomes, self.items.seed)
         write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, plan.found, outcomes))
-        self.ledger.note(plan.task, self.family, board)
+        self.ledger.note(plan.task, self.family, shared)
         return record
 
-    def _outcomes(self, plan: Plan, board: Board) -> dict[str, Outcome]:
+    def _outcomes(self, plan: Plan, shared: SharedAnswers) -> dict[str, Outcome]:
         """What each arm does; one that fails is noted and dropped from the plan."""
         outcomes = {}
         for name, arm in list(plan.found.arms.items()):
             try:
-                outcome = outcomes[name] = evaluate(board, arm, plan.lm_task, plan.info, self.items)
+                outcome = outcomes[name] = evaluate(shared, arm, plan.lm_task, plan.info, self.items)
                 if outcome.failed:
                     some = (
                         f"{len(outcome.failed)} of {len(outcome.samples)} items, {next(iter(outcome.failed.values()))}"

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from proxytune.engines.requests import Answer
 from proxytune.experiment.answers.keys import rule_facts
 from proxytune.experiment.answers.shared import Failed
-from proxytune.experiment.answers.store import Answer
 from proxytune.experiment.arms import TaskArms
-from proxytune.experiment.lm_eval.arm_model import Asked
+from proxytune.experiment.lm_eval.arm_model import ItemAnswer
 from proxytune.experiment.statistics import (
     Estimate,
     Ratio,
@@ -36,7 +36,7 @@ class Outcome:
     samples: list[dict[str, Any]]
     values: Values
     metrics: dict[str, float | None]
-    asked: Mapping[int, list[Asked]]
+    answers: Mapping[int, list[ItemAnswer]]
     data: Mapping[str, Any]
     """Where the items come from (`tasks.data_record`)."""
     failed: Mapping[int, str]
@@ -53,7 +53,7 @@ def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]
         "expert": info.expert,
         "n": len(some.values),
         "data": some.data,
-        "n_truncated": sum(any(one.cut > 0 for one in asked) for asked in some.asked.values()),
+        "n_truncated": sum(any(one.cut > 0 for one in answers) for answers in some.answers.values()),
         "missing": found.missing,
         "references": found.references,
         "arms": {name: _arm_record(found, name, outcomes, gaps[name]) for name in outcomes},
@@ -64,13 +64,13 @@ def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) 
     """One row per item: prompt, target, and each arm's output, value and chosen weights (per expert, per token)."""
     for i, sample in enumerate(next(iter(outcomes.values())).samples):
         item = sample["doc_id"]
-        asked = next(iter(outcomes.values())).asked[item]
+        answers = next(iter(outcomes.values())).answers[item]
         yield {
             "doc_id": item,
             "prompt": sample["arguments"][0][0],
             "choices": [arguments[1] for arguments in sample["arguments"]] if _is_choice(sample) else None,
             "target": sample["target"],
-            "truncated_tokens": sum(one.cut for one in asked),
+            "truncated_tokens": sum(one.cut for one in answers),
             "arms": {name: _item_arm(info, found.arms[name], outcome, i) for name, outcome in outcomes.items()},
         }
 
@@ -84,7 +84,7 @@ def _item_arm(info: TaskInfo, arm: Arm, outcome: Outcome, i: int) -> dict[str, A
         "output": _output(outcome.samples[i]),
         "answer": _one(outcome.samples[i]["filtered_resps"]),
         info.metric: float(outcome.values[i]),
-        "weights": _item_weights(arm, outcome.asked[item]),
+        "weights": _item_weights(arm, outcome.answers[item]),
     }
 
 
@@ -149,7 +149,7 @@ def _rule_record(arm: Arm) -> dict[str, Any]:
 def _weights(arm: Arm, outcome: Outcome) -> dict[str, dict[str, float | None]]:
     """Mean and standard deviation of the alpha each expert got, over all tokens of all answers."""
     chosen: list[list[float]] = [[] for _ in arm.experts]
-    for answer in _answers(one for asked in outcome.asked.values() for one in asked):
+    for answer in _answers(one for answers in outcome.answers.values() for one in answers):
         for expert, weights in zip(chosen, answer.weights, strict=True):
             expert.extend(weights)
     return {
@@ -161,19 +161,19 @@ def _weights(arm: Arm, outcome: Outcome) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _item_weights(arm: Arm, asked: list[Asked]) -> dict[str, list[list[float]]] | None:
+def _item_weights(arm: Arm, answers: list[ItemAnswer]) -> dict[str, list[list[float]]] | None:
     """By expert, one list of weights per request of the item."""
     if arm.rule is None:
         return None
     return {
-        role.removeprefix("expert:"): [[round(w, _DIGITS) for w in answer.weights[t]] for answer in _answers(asked)]
+        role.removeprefix("expert:"): [[round(w, _DIGITS) for w in answer.weights[t]] for answer in _answers(answers)]
         for t, role in enumerate(arm.experts)
     }
 
 
-def _answers(asked: Iterable[Asked]) -> Iterator[Answer]:
+def _answers(answers: Iterable[ItemAnswer]) -> Iterator[Answer]:
     """Without those that failed."""
-    return (one.answer for one in asked if not isinstance(one.answer, Failed))
+    return (one.answer for one in answers if not isinstance(one.answer, Failed))
 
 
 def _is_choice(sample: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from proxytune.models.loading.checks import check
     from proxytune.models.loading.files import identity
     from proxytune.models.loading.load import load
-    from proxytune.models.member import ADAPTERS_OFF, Member, Reading
+    from proxytune.models.member import ADAPTERS_OFF, KVState, Member
 
 _HOMES = {
     "ADAPTERS_OFF": "member",
@@ -20,8 +20,8 @@ _HOMES = {
     "FusedCausalLM": "hf.causal_lm",
     "FusedConfig": "hf.config",
     "Inputs": "ensemble",
+    "KVState": "member",
     "Member": "member",
-    "Reading": "member",
     "Source": "family",
     "check": "loading.checks",
     "identity": "loading.files",
@@ -35,8 +35,8 @@ __all__ = [
     "FusedCausalLM",
     "FusedConfig",
     "Inputs",
+    "KVState",
     "Member",
-    "Reading",
     "Source",
     "check",
     "identity",

@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.models.member import Member, Reading
+from proxytune.models.member import KVState, Member
 from proxytune.models.vocabulary import vocabulary_size
 
 
 @dataclass
 class Inputs:
-    """What one member is to read next: `tokens` [B, t] on top of `reading`; logits come back for the last `keep`."""
+    """What one member is to read next: `tokens` [B, t] on top of `state`; logits come back for the last `keep`."""
 
-    reading: Reading
+    state: KVState
     tokens: Tensor
     mask: Tensor | None = None
     """[B, t]: 1 = real token, 0 = padding; None: all real."""
@@ -41,21 +41,12 @@ class Ensemble:
             raise unknown_name("role", role, self.members)
         return self.members[role]
 
-    def canonical(self, role: str) -> str:
-        """The first role that answers exactly as `role` does (same module, adapter state and prompt).
-
-        Engines keep one reading per canonical role, so that base = antiexpert, say, runs once.
-        """
-        member = self[role]
-        voice = (member.model, member.adapter, member.render)
-        return next(r for r, m in self.members.items() if (m.model, m.adapter, m.render) == voice)
-
-    def start(self, role: str, rows: int) -> Reading:
+    def start(self, role: str, rows: int) -> KVState:
         return self[role].start(rows)
 
     def step(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         """Every role reads its tokens; logits by role, each [B_role, K, V], on one device. Rows may differ by role."""
-        read = {role: self[role].read(i.reading, i.tokens, i.mask, i.keep) for role, i in inputs.items()}
+        read = {role: self[role].read(i.state, i.tokens, i.mask, i.keep) for role, i in inputs.items()}
         return {role: logits.to(self.device) for role, logits in read.items()}
 
     @property

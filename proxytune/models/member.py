@@ -19,7 +19,7 @@ ADAPTERS_OFF = "<off>"
 """The adapter state of a member that uses a shared PEFT module without any of its adapters."""
 
 
-class Reading:
+class KVState:
     """What one member has read of a batch of rows: its cache, and which positions are real (1) or padding (0)."""
 
     def __init__(self, cache: Cache, rows: int, device: torch.device | str = "cpu") -> None:
@@ -88,22 +88,22 @@ class Member:
         """Positions the model was made for; None where its config does not say."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
-    def start(self, rows: int) -> Reading:
-        """An empty reading for a batch of rows."""
-        return Reading(DynamicCache(config=self.model.config), rows, self.device)
+    def start(self, rows: int) -> KVState:
+        """An empty state for a batch of rows."""
+        return KVState(DynamicCache(config=self.model.config), rows, self.device)
 
     @torch.inference_mode()
-    def read(self, reading: Reading, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
+    def read(self, state: KVState, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
         """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); the logits of the last `keep` positions, [B, K, V]."""
         tokens = self._known(tokens.to(self.device))
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device)
-        positions = reading.extend(mask)
+        positions = state.extend(mask)
         with self.active():
             output = self.model(
                 input_ids=tokens,
-                attention_mask=reading.mask,
+                attention_mask=state.mask,
                 position_ids=positions,
-                past_key_values=reading.cache,
+                past_key_values=state.cache,
                 use_cache=True,
                 logits_to_keep=keep,
             )

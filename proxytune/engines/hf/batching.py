@@ -11,72 +11,72 @@ from typing import Generic, TypeVar
 
 import torch
 
-from proxytune.engines.requests import GenerateRequest, ScoreRequest
+from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 
 logger = logging.getLogger(__name__)
 
-Request = TypeVar("Request", ScoreRequest, GenerateRequest)
-Answer = TypeVar("Answer")
+RequestT = TypeVar("RequestT", ScoreRequest, GenerateRequest)
+AnswerT = TypeVar("AnswerT", Scored, Generated)
 Progress = Callable[[int], object]
 """Called with the number of requests just finished, as `tqdm.update` is."""
 
 
 @dataclass(frozen=True)
-class Job(Generic[Request]):
+class Pending(Generic[RequestT]):
     """A request, its place in the caller's list, and the arms that have yet to answer it."""
 
     index: int
-    request: Request
+    request: RequestT
     arms: tuple[Arm, ...]
 
 
-class Queue(Generic[Request]):
-    """Jobs that wait, in order, and at most `size` that have been taken up and are not finished."""
+class Queue(Generic[RequestT]):
+    """Requests that wait, in order, and at most `size` that have been taken and are not finished."""
 
-    def __init__(self, jobs: Iterable[Job[Request]], size: int) -> None:
-        self.waiting: deque[Job[Request]] = deque(jobs)
-        self.taken: dict[int, Job[Request]] = {}
+    def __init__(self, requests: Iterable[Pending[RequestT]], size: int) -> None:
+        self.waiting: deque[Pending[RequestT]] = deque(requests)
+        self.taken: dict[int, Pending[RequestT]] = {}
         self.size = size
 
-    def take(self, at_least: int = 1) -> list[Job[Request]]:
-        """As many waiting jobs as there is room for; none while there is room for fewer than `at_least`."""
+    def take(self, at_least: int = 1) -> list[Pending[RequestT]]:
+        """As many waiting requests as there is room for; none while there is room for fewer than `at_least`."""
         room = self.size - len(self.taken)
-        jobs = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))] if room >= at_least else []
-        self.taken.update((job.index, job) for job in jobs)
-        return jobs
+        taken = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))] if room >= at_least else []
+        self.taken.update((pending.index, pending) for pending in taken)
+        return taken
 
     def answered(self, index: int, arm: str) -> bool:
-        """Notes an answer; whether the job is finished by it."""
-        job = self.taken[index]
-        left = tuple(other for other in job.arms if other.name != arm)
+        """Notes an answer; returns whether all arms have answered the request."""
+        pending = self.taken[index]
+        left = tuple(other for other in pending.arms if other.name != arm)
         if left:
-            self.taken[index] = replace(job, arms=left)
+            self.taken[index] = replace(pending, arms=left)
         else:
             del self.taken[index]
         return not left
 
     def put_back(self) -> None:
-        """What was taken and is not finished waits again, as the first, without the arms that have answered."""
+        """What was taken and is not finished waits again, at the front, without the arms that have answered."""
         self.waiting.extendleft(reversed(list(self.taken.values())))
         self.taken.clear()
 
 
 class Batches:
-    """Has jobs answered `size` at a time; halves the size when memory runs out, and remembers it."""
+    """Answers requests `size` at a time; halves the size when memory runs out, and remembers it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(
         self,
-        jobs: Iterable[Job[Request]],
-        answer: Callable[[Queue[Request]], Iterator[tuple[int, str, Answer]]],
+        requests: Iterable[Pending[RequestT]],
+        answer: Callable[[Queue[RequestT]], Iterator[tuple[int, str, AnswerT]]],
         progress: Progress | None,
-    ) -> Iterator[tuple[int, str, Answer]]:
-        """What `answer` yields until no job waits. After running out of memory only what is missing is done again."""
-        queue = Queue(jobs, self.size)
+    ) -> Iterator[tuple[int, str, AnswerT]]:
+        """What `answer` yields until no request waits. After running out of memory only missing answers are redone."""
+        queue = Queue(requests, self.size)
         while queue.waiting:
             try:
                 for index, arm, result in answer(queue):
@@ -100,7 +100,7 @@ class Batches:
                 "out of memory with one request at a time: use smaller models or dtypes, shorter prompts or fewer arms"
             ) from error
         self.size = tried // 2
-        logger.warning("out of memory with %d requests at a time; going on with %d", tried, self.size)
+        logger.warning("out of memory with %d requests at a time; continuing with %d", tried, self.size)
 
 
 def is_out_of_memory(error: Exception) -> bool:

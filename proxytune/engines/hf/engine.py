@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from proxytune.engines.hf.batching import Answer, Batches, Job, Progress, Queue, Request
+from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.decode import generate_all
-from proxytune.engines.hf.distinct import Voices
 from proxytune.engines.hf.score import score_some
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
+from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
 
 DEFAULT_BATCH_SIZE = 32
@@ -43,7 +43,7 @@ class HFEngine:
     ) -> Iterator[tuple[int, str, Scored]]:
         """(request index, arm name, log-probabilities) for every request and arm, in the order of being finished.
 
-        Requests that share a prompt share its reading. Raises UserError, before any model runs, for an empty prompt,
+        Requests that share a prompt share its KV state. Raises UserError, before any model runs, for an empty prompt,
         an unknown role, a repeated arm name, or a text longer than a member's window.
         """
         longest: dict[tuple[int, ...], int] = {}
@@ -72,20 +72,22 @@ class HFEngine:
 
     def _answer(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[RequestT],
         arms: Sequence[Arm],
-        answer: Callable[[Voices, Queue[Request]], Iterator[tuple[int, str, Answer]]],
-        order: Callable[[Request], tuple],
-        new_tokens: Callable[[Request], int],
+        answer: Callable[[DistinctMembers, Sequence[Arm], Queue[RequestT]], Iterator[tuple[int, str, AnswerT]]],
+        order: Callable[[RequestT], tuple],
+        new_tokens: Callable[[RequestT], int],
         progress: Progress | None,
-    ) -> Iterator[tuple[int, str, Answer]]:
+    ) -> Iterator[tuple[int, str, AnswerT]]:
         self._check_arms(arms)
         for index, request in enumerate(requests):
             self._check_lengths(index, request, arms, new_tokens(request))
-        voices = Voices(self.ensemble, arms, [request.prompt for request in requests])
-        jobs = [Job(index, request, tuple(arms)) for index, request in enumerate(requests)]
-        jobs.sort(key=lambda job: order(job.request))
-        return self.batches.run(jobs, lambda queue: answer(voices, queue), progress)
+        prompts = {id(request.prompt): request.prompt for request in requests}.values()
+        roles = (role for arm in arms for role in arm.roles)
+        members = DistinctMembers(self.ensemble, roles, lambda role: tuple(prompt.of(role) for prompt in prompts))
+        pending = [Pending(index, request, tuple(arms)) for index, request in enumerate(requests)]
+        pending.sort(key=lambda one: order(one.request))
+        return self.batches.run(pending, lambda queue: answer(members, arms, queue), progress)
 
     def _check_arms(self, arms: Sequence[Arm]) -> None:
         if not arms:
@@ -97,7 +99,7 @@ class HFEngine:
         for role in {role for arm in arms for role in arm.roles}:
             self.ensemble[role]
 
-    def _check_lengths(self, index: int, request: Request, arms: Sequence[Arm], new_tokens: int) -> None:
+    def _check_lengths(self, index: int, request: RequestT, arms: Sequence[Arm], new_tokens: int) -> None:
         for role in dict.fromkeys(role for arm in arms for role in arm.roles):
             prompt = len(request.prompt.of(role))
             if prompt == 0:

@@ -1,4 +1,4 @@
-"""What the voices have read, row by row. Shapes: B rows, L read, t new tokens, V vocabulary, D any."""
+"""The KV states of the members that run. Shapes: B rows, L tokens so far, t new tokens, V vocabulary, D any."""
 
 from __future__ import annotations
 
@@ -10,63 +10,80 @@ from transformers.cache_utils import DynamicLayer
 
 from proxytune.engines.requests import Prompt
 from proxytune.models.ensemble import Ensemble, Inputs
-from proxytune.models.member import Reading
+from proxytune.models.member import KVState
 
 PAD = 0
 """Stands where there is no token; always masked, so any valid id would do."""
 
 
-class Readings:
-    """What each voice has read of its rows."""
+class KVStates:
+    """One KV state for each role that runs; roles may have different numbers of rows."""
 
     def __init__(self, ensemble: Ensemble) -> None:
         self.ensemble = ensemble
-        self.readings: dict[str, Reading] = {}
+        self.states: dict[str, KVState] = {}
 
-    def rows(self, voice: str) -> int:
-        """B: how many rows the voice has read."""
-        return len(self.readings[voice].mask) if voice in self.readings else 0
+    def rows(self, role: str) -> int:
+        """B: the rows of the role's state."""
+        return len(self.states[role].mask) if role in self.states else 0
 
     @property
     def joinable(self) -> bool:
         """Whether new rows may join the present ones."""
-        return all(map(joinable, self.readings.values()))
+        return all(map(joinable, self.states.values()))
 
-    def start(self, prompts: Sequence[Prompt], voices: Iterable[str]) -> dict[str, Tensor]:
-        """`voices` read `prompts`, which become rows after the present ones; logits after them, [B, 1, V] by voice."""
-        new = {voice: self.ensemble.start(voice, len(prompts)) for voice in voices}
-        logits = self._step(new, {voice: [prompt.of(voice) for prompt in prompts] for voice in new}, left=True, keep=1)
-        for voice, reading in new.items():
-            if voice in self.readings:
-                join(self.readings[voice], reading)
+    def prefill(self, prompts: Iterable[Prompt], roles: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
+        """Each role reads the different ones of `prompts`, which become rows after the present ones.
+
+        Returns the logits after them, [B, 1, V] by role, and the place among the new rows of each given prompt.
+        """
+        different, places = _different(prompts, roles)
+        new = {role: self.ensemble.start(role, len(different)) for role in roles}
+        logits = self._step(new, {role: [prompt.of(role) for prompt in different] for role in new}, left=True, keep=1)
+        for role, state in new.items():
+            if role in self.states:
+                join(self.states[role], state)
             else:
-                self.readings[voice] = reading
-        return logits
+                self.states[role] = state
+        return logits, places
 
-    def feed(self, rows: Mapping[str, list[int]], tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
-        """Each voice keeps `rows` of what it has read and reads on; voices not named are let go.
+    def extend(self, rows: Mapping[str, list[int]], tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
+        """Each role keeps `rows` of its state and reads on; the states of roles that are not named are dropped.
 
-        `tokens[voice]` has one sequence for each row, of any length up to t; logits [B, t, V] by voice, where
+        `tokens[role]` has one sequence for each row, of any length up to t; logits [B, t, V] by role, where
         positions after the end of a sequence mean nothing.
         """
-        self.readings = {voice: self.readings[voice] for voice in rows}
-        for voice, kept in rows.items():
-            if kept != list(range(self.rows(voice))):
-                self.readings[voice].select(torch.tensor(kept))
-        return self._step(self.readings, tokens, left=False)
+        self.states = {role: self.states[role] for role in rows}
+        for role, kept in rows.items():
+            if kept != list(range(self.rows(role))):
+                self.states[role].select(torch.tensor(kept))
+        return self._step(self.states, tokens, left=False)
 
     def _step(
         self,
-        readings: Mapping[str, Reading],
+        states: Mapping[str, KVState],
         tokens: Mapping[str, Sequence[Sequence[int]]],
         left: bool,
         keep: int | None = None,
     ) -> dict[str, Tensor]:
         inputs = {}
-        for voice, reading in readings.items():
-            ids, mask = pad(tokens[voice], left)
-            inputs[voice] = Inputs(reading, ids, mask, ids.shape[1] if keep is None else keep)
+        for role, state in states.items():
+            ids, mask = pad(tokens[role], left)
+            inputs[role] = Inputs(state, ids, mask, ids.shape[1] if keep is None else keep)
         return self.ensemble.step(inputs)
+
+
+def _different(prompts: Iterable[Prompt], roles: Sequence[str]) -> tuple[list[Prompt], list[int]]:
+    """The prompts that differ for some role, and the place among them of each given prompt."""
+    places: dict[tuple[tuple[int, ...], ...], int] = {}
+    different: list[Prompt] = []
+    at = []
+    for prompt in prompts:
+        place = places.setdefault(tuple(prompt.of(role) for role in roles), len(different))
+        if place == len(different):
+            different.append(prompt)
+        at.append(place)
+    return different, at
 
 
 def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
@@ -81,16 +98,16 @@ def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]
     return ids, mask
 
 
-def joinable(reading: Reading) -> bool:
+def joinable(state: KVState) -> bool:
     """Whether the cache is keys and values by position and nothing else (no sliding window, no recurrent state)."""
-    return all(type(layer) is DynamicLayer for layer in reading.cache.layers)
+    return all(type(layer) is DynamicLayer for layer in state.cache.layers)
 
 
-def join(reading: Reading, other: Reading) -> None:
-    """The rows of `other` become rows of `reading`, after its own. Columns that are padding in all rows go."""
-    width = max(int(mask.sum(dim=1).max()) for mask in (reading.mask, other.mask))
-    reading.mask = torch.cat([_fit(reading.mask[..., None], width), _fit(other.mask[..., None], width)])[..., 0]
-    for mine, new in zip(reading.cache.layers, other.cache.layers, strict=True):
+def join(state: KVState, other: KVState) -> None:
+    """The rows of `other` become rows of `state`, after its own. Columns that are padding in all rows go."""
+    width = max(int(mask.sum(dim=1).max()) for mask in (state.mask, other.mask))
+    state.mask = torch.cat([_fit(state.mask[..., None], width), _fit(other.mask[..., None], width)])[..., 0]
+    for mine, new in zip(state.cache.layers, other.cache.layers, strict=True):
         for part in ("keys", "values"):
             setattr(mine, part, torch.cat([_fit(getattr(mine, part), width), _fit(getattr(new, part), width)]))
 

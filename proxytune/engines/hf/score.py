@@ -1,4 +1,4 @@
-"""Teacher-forced scoring: one pass of each voice, every arm from the same logits.
+"""Teacher-forced scoring: each distinct member runs once, and every arm is evaluated from the same logits.
 
 Shapes: N positions, M targets, V vocabulary, T experts.
 
@@ -9,6 +9,7 @@ Shapes: N positions, M targets, V vocabulary, T experts.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,113 +17,117 @@ import torch
 from torch import Tensor
 
 from proxytune.engines.hf.batching import Queue
-from proxytune.engines.hf.distinct import Voices
-from proxytune.engines.hf.kv import Readings
+from proxytune.engines.hf.kv import KVStates
 from proxytune.engines.requests import Scored, ScoreRequest
 from proxytune.fusion.arm import Arm
+from proxytune.models.distinct import DistinctMembers
 
 SLICE = 2**26
-"""Logits read at once by each voice: 256 MiB in float32. Long continuations are read in slices of time."""
+"""Logits of each member at once: 256 MiB in float32. Long continuations are read in slices of time."""
 CHUNK = 2**18
-"""Logits of each voice that the arms work on at once, per core of a CPU: 1 MiB in float32, so that they stay cached."""
+"""Logits of each member that the arms use at once, per core of a CPU: 1 MiB in float32, so that they stay cached."""
 
 
 class Target(NamedTuple):
-    """A token to be scored: by the logits at `row` and `time`, for the job at `slot`."""
+    """A token to be scored by the logits at `row` and `time`, for the request of that number."""
 
     row: int
     time: int
-    slot: int
+    request: int
     token: int
 
 
-Saying = tuple[float, bool, list[float]]
-"""What an arm says of one target: log-probability, whether it is its likeliest token, weights [T]."""
+class TokenScore(NamedTuple):
+    """One arm's score of one target."""
+
+    logprob: float
+    greedy: bool
+    """Whether it is the arm's likeliest token."""
+    weights: list[float]
+    """[T]"""
 
 
-class Tally:
-    """What each arm has said of one continuation so far."""
-
-    def __init__(self, arms: Sequence[Arm]) -> None:
-        self.said: dict[str, list[Saying]] = {arm.name: [] for arm in arms}
-
-    def scored(self, arm: Arm) -> Scored:
-        said = self.said[arm.name]
-        return Scored(
-            logprobs=tuple(logprob for logprob, _, _ in said),
-            greedy=tuple(greedy for _, greedy, _ in said),
-            weights=tuple(tuple(weights[t] for _, _, weights in said) for t in range(len(arm.experts))),
-        )
+Scores = defaultdict[tuple[int, str], list[TokenScore]]
+"""The scores of each request's continuation so far, by (number of the request, arm's name)."""
 
 
-def score_some(voices: Voices, queue: Queue[ScoreRequest]) -> Iterator[tuple[int, str, Scored]]:
-    """Every arm scores the continuations of the next jobs, which all have the same arms."""
-    jobs = queue.take()
-    arms = jobs[0].arms
-    tallies = [Tally(arms) for _ in jobs]
-    _read(voices, [job.request for job in jobs], arms, tallies)
-    for job, tally in zip(jobs, tallies, strict=True):
+def score_some(
+    members: DistinctMembers, arms: Sequence[Arm], queue: Queue[ScoreRequest]
+) -> Iterator[tuple[int, str, Scored]]:
+    """`arms` score the continuations of the next requests of the queue."""
+    taken = queue.take()
+    scores: Scores = defaultdict(list)
+    _read(members, [pending.request for pending in taken], arms, scores)
+    for index, pending in enumerate(taken):
         for arm in arms:
-            yield job.index, arm.name, tally.scored(arm)
+            yield pending.index, arm.name, _scored(scores[index, arm.name], len(arm.experts))
+
+
+def _scored(scores: Sequence[TokenScore], experts: int) -> Scored:
+    return Scored(
+        logprobs=tuple(score.logprob for score in scores),
+        greedy=tuple(score.greedy for score in scores),
+        weights=tuple(tuple(score.weights[t] for score in scores) for t in range(experts)),
+    )
 
 
 @torch.inference_mode()
-def _read(voices: Voices, requests: Sequence[ScoreRequest], arms: Sequence[Arm], tallies: Sequence[Tally]) -> None:
-    prompts, at = voices.unique(request.prompt for request in requests)
+def _read(members: DistinctMembers, requests: Sequence[ScoreRequest], arms: Sequence[Arm], scores: Scores) -> None:
+    """The members read prompts and continuations; the scores are added to `scores`."""
     conts = [request.continuation for request in requests]
-    readings = Readings(voices.ensemble)
-    first = readings.start(prompts, voices.names)
-    targets = [Target(at[slot], 0, slot, cont[0]) for slot, cont in enumerate(conts) if cont]
-    _judge(voices, first, targets, arms, tallies)
+    states = KVStates(members.ensemble)
+    logits, at = states.prefill((request.prompt for request in requests), members.roles)
+    targets = [Target(at[index], 0, index, cont[0]) for index, cont in enumerate(conts) if cont]
+    _score_targets(members, logits, targets, arms, scores)
 
-    rows, start = [slot for slot, cont in enumerate(conts) if len(cont) > 1], 0
-    kept = [at[slot] for slot in rows]
+    rows, start = [index for index, cont in enumerate(conts) if len(cont) > 1], 0
+    kept = [at[index] for index in rows]
     while rows:
-        stop = start + max(1, SLICE // voices.ensemble.vocab_size // len(rows))
-        tokens = [conts[slot][:-1][start:stop] for slot in rows]
-        logits = readings.feed(dict.fromkeys(voices.names, kept), dict.fromkeys(voices.names, tokens))
+        stop = start + max(1, SLICE // members.ensemble.vocab_size // len(rows))
+        tokens = [conts[index][:-1][start:stop] for index in rows]
+        logits = states.extend(dict.fromkeys(members.roles, kept), dict.fromkeys(members.roles, tokens))
         targets = [
-            Target(row, time, slot, conts[slot][start + time + 1])
-            for row, slot in enumerate(rows)
+            Target(row, time, index, conts[index][start + time + 1])
+            for row, index in enumerate(rows)
             for time in range(len(tokens[row]))
         ]
-        _judge(voices, logits, targets, arms, tallies)
-        kept = [row for row, slot in enumerate(rows) if len(conts[slot]) - 1 > stop]
+        _score_targets(members, logits, targets, arms, scores)
+        kept = [row for row, index in enumerate(rows) if len(conts[index]) - 1 > stop]
         rows, start = [rows[row] for row in kept], stop
 
 
-def _judge(
-    voices: Voices,
+def _score_targets(
+    members: DistinctMembers,
     logits: Mapping[str, Tensor],
     targets: Sequence[Target],
     arms: Sequence[Arm],
-    tallies: Sequence[Tally],
+    scores: Scores,
 ) -> None:
-    """All arms on all `targets`, from `logits` [B, t, V] by voice; a position with several targets is fused once."""
+    """All arms on all `targets`, from `logits` [B, t, V] by role; a position with several targets is fused once."""
     positions: dict[tuple[int, int], list[Target]] = {}
     for target in targets:
         positions.setdefault((target.row, target.time), []).append(target)
-    together = CHUNK * torch.get_num_threads() if voices.ensemble.device.type == "cpu" else SLICE
-    size = max(1, together // voices.ensemble.vocab_size)
+    device, vocab_size = members.ensemble.device, members.ensemble.vocab_size
+    size = max(1, (CHUNK * torch.get_num_threads() if device.type == "cpu" else SLICE) // vocab_size)
     spots = list(positions)
     for start in range(0, len(spots), size):
         here = spots[start : start + size]
         rows, times = torch.tensor(here).unbind(1)
-        logits_NV = {voice: tensor[rows, times].float() for voice, tensor in logits.items()}
+        logits_NV = {role: tensor[rows, times].float() for role, tensor in logits.items()}
         aimed = [(n, target) for n, spot in enumerate(here) for target in positions[spot]]
-        at = torch.tensor([n for n, _ in aimed], device=voices.ensemble.device)
-        tokens = torch.tensor([target.token for _, target in aimed], device=voices.ensemble.device)
+        at = torch.tensor([n for n, _ in aimed], device=device)
+        tokens = torch.tensor([target.token for _, target in aimed], device=device)
         for arm in arms:
-            said = _say(arm, voices.by_role(arm, logits_NV), at, tokens)
-            for (_, target), saying in zip(aimed, said, strict=True):
-                tallies[target.slot].said[arm.name].append(saying)
+            new = _token_scores(arm, members.by_role(arm.roles, logits_NV), at, tokens)
+            for (_, target), score in zip(aimed, new, strict=True):
+                scores[target.request, arm.name].append(score)
 
 
-def _say(arm: Arm, logits_NV: Mapping[str, Tensor], at: Tensor, tokens: Tensor) -> list[Saying]:
-    """What `arm` says of `tokens` [M] at the positions `at` [M]."""
+def _token_scores(arm: Arm, logits_NV: Mapping[str, Tensor], at: Tensor, tokens: Tensor) -> Iterator[TokenScore]:
+    """The scores that `arm` gives to `tokens` [M] at the positions `at` [M]."""
     fused, weights_TN = arm.answer(logits_NV)
     logprobs = fused.log_softmax(dim=-1)[at, tokens].tolist()
-    # argmax, which says which of equal logits comes first, is slow on a CPU: ask it only about largest logits.
+    # argmax, which takes the first of equal logits, is slow on a CPU: call it only where the target's is the largest.
     greedy = fused[at, tokens] == fused.amax(dim=-1)[at]
     greedy[greedy.clone()] = fused[at[greedy]].argmax(dim=-1) == tokens[greedy]
-    return list(zip(logprobs, greedy.tolist(), weights_TN.T[at].tolist(), strict=True))
+    return map(TokenScore, logprobs, greedy.tolist(), weights_TN.T[at].tolist())

@@ -17,7 +17,7 @@ def eos_tokens(ensemble: Ensemble, arm: Arm) -> set[int]:
     return {token for token in tokens if token is not None}
 
 
-class Ending:
+class StopConditions:
     """What ends the answers to one request, besides an end-of-sequence token."""
 
     def __init__(self, ensemble: Ensemble, request: GenerateRequest) -> None:

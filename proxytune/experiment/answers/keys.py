@@ -13,14 +13,12 @@ from typing import Any
 import torch
 import transformers
 
-from proxytune.engines.requests import GenerateRequest, ScoreRequest
+from proxytune.engines.requests import Request
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Rule
 from proxytune.models.ensemble import Ensemble
 from proxytune.provenance import digest, source_hash
-
-Request = ScoreRequest | GenerateRequest
 
 
 class Keys:

@@ -1,4 +1,4 @@
-"""One task's answers: whoever asks first has every arm answer, so that each model runs once for all of them."""
+"""The answers of all arms to one task: the first arm that needs them has all computed, so that each model runs once."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
-from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
+from proxytune.engines.requests import Answer, Generated, GenerateRequest, Request, Scored, ScoreRequest
 from proxytune.errors import UserError
-from proxytune.experiment.answers.keys import Keys, Request
-from proxytune.experiment.answers.store import Answer, AnswerStore
+from proxytune.experiment.answers.keys import Keys
+from proxytune.experiment.answers.store import AnswerStore
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
 _log = logging.getLogger(__name__)
 BLOCK = 128
-"""Requests that are answered and stored together: some batches of the engine, and what a killed run loses at most."""
+"""Requests that are answered and stored together: a few batches of the engine, and the most that a killed run loses."""
 
 
 class Engine(Protocol):
-    """What answers requests: `HFEngine`, say. Yields (request index, arm name, answer) as answers are finished."""
+    """What answers requests, such as `HFEngine`. Yields (request index, arm name, answer) as answers are finished."""
 
     ensemble: Ensemble
 
@@ -32,7 +32,7 @@ class Engine(Protocol):
 
 
 class ArmFailed(Exception):
-    """An arm raised an error that is not the user's to mend; `str` of this is the error in one line."""
+    """An arm raised an error that is not the user's to fix; `str` of this is the error in one line."""
 
 
 class Failed(NamedTuple):
@@ -41,14 +41,21 @@ class Failed(NamedTuple):
     error: str
 
 
-class Board:
+class KeyedRequest(NamedTuple):
+    """A request, and the key of its answer by each arm; arms that answer like an earlier one are left out."""
+
+    request: Request
+    keys: dict[str, str]
+
+
+class SharedAnswers:
     """Answers of all arms to all requests of a task: from the store, or computed block by block and stored.
 
     Arms that answer alike (the task's expert and "expert:<name>", say) and equal requests are computed once.
 
-    Which requests a block holds depends on the task alone, and its answers are stored together: batched matrix products
-    round differently in other company, so that only a run that goes on with whole blocks ends with the very numbers of
-    one that was never interrupted.
+    The task alone decides which requests a block holds, and a block's answers are stored together: the last digits of
+    batched matrix products depend on which rows share the batch, so a resumed run gives the very numbers of an
+    uninterrupted one only if it continues with whole blocks.
     """
 
     def __init__(
@@ -66,7 +73,7 @@ class Board:
         """Answers that the store had."""
         self._answers: dict[str, Answer] = {}
         self._failed: dict[str, str] = {}
-        """What went wrong, by the hash of how the arm answers."""
+        """The error of each arm that failed, by the hash of how it answers."""
         self._failed_items: dict[str, Failed] = {}
         """The same by the key of the answer, where the arm has answered others."""
         self._able: set[str] = set()
@@ -81,11 +88,11 @@ class Board:
         """The members that some arm needs."""
         return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
 
-    def ask(self, arm: Arm, requests: Sequence[Request]) -> list[Any]:
+    def answer(self, arm: Arm, requests: Sequence[Request]) -> list[Any]:
         """The answers of `arm` to `requests` (all to be scored, or all to be generated), in order.
 
-        A request at which the arm fails, alone as well as in the company of other arms and requests, has a `Failed`
-        for an answer. Raises ArmFailed if the arm fails from the first block on. Other arms are answered nevertheless.
+        A request at which the arm fails even alone, without other arms and requests, has a `Failed` for an answer.
+        Raises ArmFailed if the arm fails from the first block on. Other arms are answered nevertheless.
         """
         keys = [self.keys.of(arm, request) for request in requests]
         if not self._has_failed(arm.name) and not all(self._is_done(key) for key in keys):
@@ -98,21 +105,21 @@ class Board:
         return key in self._answers or key in self._failed_items
 
     def _complete(self, requests: Sequence[Request]) -> None:
-        """Has every arm answer every request."""
-        rows = self._rows(requests)
-        found = self.store.get([key for row in rows for key in row.keys.values() if key not in self._answers])
+        """Computes what is missing of every arm's answers to `requests`."""
+        keyed = self._keyed(requests)
+        found = self.store.get([key for one in keyed for key in one.keys.values() if key not in self._answers])
         self._answers |= found
         self.read += len(found)
-        self._able |= {name for row in rows for name, key in row.keys.items() if key in self._answers}
-        missing = sum(not self._is_done(key) for row in rows for key in row.keys.values())
+        self._able |= {name for one in keyed for name, key in one.keys.items() if key in self._answers}
+        missing = sum(not self._is_done(key) for one in keyed for key in one.keys.values())
         if missing:
             with progress_bar(self.label, missing, self.progress) as advance:
-                for start in range(0, len(rows), BLOCK):
-                    self._compute(rows[start : start + BLOCK], advance)
+                for start in range(0, len(keyed), BLOCK):
+                    self._compute(keyed[start : start + BLOCK], advance)
 
-    def _rows(self, requests: Sequence[Request]) -> list[Row]:
+    def _keyed(self, requests: Sequence[Request]) -> list[KeyedRequest]:
         """The different requests, the longest prompts first and those of one prompt together."""
-        rows = []
+        keyed = []
         seen: set[str] = set()
         for request in requests:
             keys: dict[str, str] = {}
@@ -122,65 +129,67 @@ class Board:
                     seen.add(key)
                     keys[arm.name] = key
             if keys:
-                rows.append(Row(request, keys))
-        return sorted(rows, key=lambda row: (-len(row.request.prompt.tokens), row.request.prompt.tokens))
+                keyed.append(KeyedRequest(request, keys))
+        return sorted(keyed, key=lambda one: (-len(one.request.prompt.tokens), one.request.prompt.tokens))
 
-    def _compute(self, block: Sequence[Row], advance: Callable[[], None]) -> None:
+    def _compute(self, block: Sequence[KeyedRequest], advance: Callable[[], None]) -> None:
         """What is missing in a block: one pass of the engine, unless arms have been added since a part was stored."""
-        passes: dict[tuple[str, ...], list[Row]] = {}
-        for row in block:
-            lacking = tuple(arm for arm, key in row.keys.items() if not self._is_done(key))
-            passes.setdefault(lacking, []).append(row)
-        for names, rows in passes.items():
-            self._pass(rows, [name for name in names if not self._has_failed(name)], advance)
+        passes: dict[tuple[str, ...], list[KeyedRequest]] = {}
+        for one in block:
+            lacking = tuple(arm for arm, key in one.keys.items() if not self._is_done(key))
+            passes.setdefault(lacking, []).append(one)
+        for names, requests in passes.items():
+            self._pass(requests, [name for name in names if not self._has_failed(name)], advance)
 
-    def _pass(self, rows: Sequence[Row], names: Sequence[str], advance: Callable[[], None]) -> None:
-        """One pass of the engine. If it fails, each arm goes alone, so that the one at fault takes no other along."""
+    def _pass(self, requests: Sequence[KeyedRequest], names: Sequence[str], advance: Callable[[], None]) -> None:
+        """One pass of the engine. If it fails, each arm is tried alone, so that one failing arm stops no other."""
         if not names:
             return
         try:
-            answers = self._answered(rows, names, advance)
+            answers = self._answered(requests, names, advance)
         except UserError:
             raise
         except Exception as error:
             if len(names) > 1:
                 _log.warning("%s: %s with %d arms together; trying each alone", self.label, _line(error), len(names))
                 for name in names:
-                    self._pass(rows, [name], advance)
+                    self._pass(requests, [name], advance)
                 return
-            answers = self._one_by_one(rows, names[0], error, advance)
+            answers = self._one_by_one(requests, names[0], error, advance)
         self.store.put(answers)
         self._answers |= answers
         self._able |= set(names) if answers else set()
         self.computed += len(answers)
 
     def _one_by_one(
-        self, rows: Sequence[Row], name: str, error: Exception, advance: Callable[[], None]
+        self, requests: Sequence[KeyedRequest], name: str, error: Exception, advance: Callable[[], None]
     ) -> dict[str, Answer]:
-        """What an arm that failed with `error` answers to each request alone; the arm has failed if it answers none."""
+        """The answers of an arm that failed with `error` to each request alone; it has failed if there are none."""
         answers: dict[str, Answer] = {}
         failed: dict[str, Failed] = {}
-        for row in rows:
+        for one in requests:
             try:
-                answers |= self._answered([row], [name], advance)
+                answers |= self._answered([one], [name], advance)
             except UserError:
                 raise
             except Exception as alone:
-                failed[row.keys[name]] = Failed(_line(alone))
+                failed[one.keys[name]] = Failed(_line(alone))
         if answers or name in self._able:
-            said = "%s: arm %s failed at %d of %d requests, which are left out"
-            _log.error(said, self.label, name, len(failed), len(rows), exc_info=error)
+            message = "%s: arm %s failed at %d of %d requests, which are left out"
+            _log.error(message, self.label, name, len(failed), len(requests), exc_info=error)
             self._failed_items |= failed
         else:
             _log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
             self._failed[self.keys.of_arm[name]] = _line(error)
         return answers
 
-    def _answered(self, rows: Sequence[Row], names: Sequence[str], advance: Callable[[], None]) -> dict[str, Answer]:
+    def _answered(
+        self, requests: Sequence[KeyedRequest], names: Sequence[str], advance: Callable[[], None]
+    ) -> dict[str, Answer]:
         """The engine's answers by key, once it has given all of them."""
         answers = {}
-        for i, name, answer in self._run([row.request for row in rows], names):
-            answers[rows[i].keys[name]] = answer
+        for i, name, answer in self._run([one.request for one in requests], names):
+            answers[requests[i].keys[name]] = answer
             advance()
         return answers
 
@@ -194,10 +203,3 @@ class Board:
 
 def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-class Row(NamedTuple):
-    """A request, and the key of its answer by each arm; arms that answer like an earlier one are left out."""
-
-    request: Request
-    keys: dict[str, str]

@@ -12,11 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from proxytune.engines.requests import Generated, Scored
+from proxytune.engines.requests import Answer, Generated, Scored
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import code_version
-
-Answer = Scored | Generated
 
 _log = logging.getLogger(__name__)
 _KINDS: dict[str, type[Scored] | type[Generated]] = {"scored": Scored, "generated": Generated}

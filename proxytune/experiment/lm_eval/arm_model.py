@@ -1,4 +1,4 @@
-"""One arm as lm-evaluation-harness sees it. Tokenisation is HFLM's own; the answers come from a shared `Board`."""
+"""One arm as lm-evaluation-harness sees it. Tokenisation is HFLM's own; the answers come from `SharedAnswers`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
 from proxytune.compat.lm_eval import DEFAULT_WINDOW, generation_settings, stop_strings
-from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
+from proxytune.engines.requests import Answer, GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.answers.shared import Board, Failed
-from proxytune.experiment.answers.store import Answer
+from proxytune.experiment.answers.shared import Failed, SharedAnswers
 from proxytune.fusion.arm import Arm
 from proxytune.models.vocabulary import known_words, token_ids
 
@@ -32,7 +31,7 @@ _NOT_SCORED = (math.nan, False)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ItemAnswer:
     """An arm's answer to one request of an item, and how many tokens of the prompt did not fit and were cut off."""
 
     answer: Answer | Failed
@@ -43,14 +42,14 @@ class ArmLM(HFLM):
     """An `HFLM` whose answers are those of one arm.
 
     A prompt too long for the smallest member's window loses its beginning for all arms alike, as HFLM's does;
-    `asked[item]` says so. Where the arm failed, lm-eval gets NaN or an empty text: `failed` has these items, which must
-    not be scored.
+    `item_answers[item]` has how much. Where the arm failed, lm-eval gets NaN or an empty text: `failed` has these
+    items, which must not be scored.
     """
 
-    def __init__(self, board: Board, arm: Arm, seed: int = 0) -> None:
+    def __init__(self, shared: SharedAnswers, arm: Arm, seed: int = 0) -> None:
         """`seed` is the run's: a sampled answer's noise comes from it, the item and the repetition alone."""
-        ensemble = board.ensemble
-        windows = [ensemble[role].window for role in board.roles]
+        ensemble = shared.ensemble
+        windows = [ensemble[role].window for role in shared.roles]
         base = ensemble[arm.base]
         # HFLM wants a model for its config and device; without a module it can't run one by itself.
         face: Any = SimpleNamespace(config=base.model.config, device=base.device)
@@ -61,17 +60,17 @@ class ArmLM(HFLM):
             max_length=min((window for window in windows if window is not None), default=DEFAULT_WINDOW),
             batch_size=_ALL_WINDOWS,
         )
-        self.board = board
+        self.shared = shared
         self.arm = arm
         self.seed = seed
-        self.asked: dict[int, list[Asked]] = {}
+        self.item_answers: dict[int, list[ItemAnswer]] = {}
         """By item (lm-eval's doc id), in the order of its requests."""
-        self._scored: list[Asked] = []
+        self._scored: list[ItemAnswer] = []
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         results = super().loglikelihood(requests, disable_tqdm=True)
-        for request, asked in zip(requests, self._scored, strict=True):
-            self._note(request, asked)
+        for request, answer in zip(requests, self._scored, strict=True):
+            self._note(request, answer)
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -87,8 +86,8 @@ class ArmLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """HFLM hands over ((context, continuation) or None, context tokens, continuation tokens)."""
         fitted = [self._score_request(*request) for request in requests]
-        answers = self.board.ask(self.arm, [request for request, _ in fitted])
-        self._scored = [Asked(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
+        answers = self.shared.answer(self.arm, [request for request, _ in fitted])
+        self._scored = [ItemAnswer(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
         return [_NOT_SCORED if isinstance(a, Failed) else (sum(a.logprobs), all(a.greedy)) for a in answers]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -98,9 +97,9 @@ class ArmLM(HFLM):
             context, gen_kwargs = request.args
             fitted.append(self._generate_request(context, gen_kwargs, self._seed_of(request, seen[id(request)])))
             seen[id(request)] += 1
-        answers = self.board.ask(self.arm, [request for request, _ in fitted])
+        answers = self.shared.answer(self.arm, [request for request, _ in fitted])
         for request, answer, (_, cut) in zip(requests, answers, fitted, strict=True):
-            self._note(request, Asked(answer, cut))
+            self._note(request, ItemAnswer(answer, cut))
         return ["" if isinstance(answer, Failed) else answer.text for answer in answers]
 
     def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
@@ -115,13 +114,12 @@ class ArmLM(HFLM):
     @property
     def failed(self) -> dict[int, str]:
         """Items at one or more of whose requests the arm failed -> the error."""
-        return {
-            item: one.answer.error for item in self.asked for one in self.asked[item] if isinstance(one.answer, Failed)
-        }
+        answers = ((item, one.answer) for item, several in self.item_answers.items() for one in several)
+        return {item: answer.error for item, answer in answers if isinstance(answer, Failed)}
 
-    def _note(self, request: Instance, *asked: Asked) -> None:
+    def _note(self, request: Instance, *answers: ItemAnswer) -> None:
         assert request.doc_id is not None
-        self.asked.setdefault(request.doc_id, []).extend(asked)
+        self.item_answers.setdefault(request.doc_id, []).extend(answers)
 
     def _score_request(
         self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]
@@ -160,8 +158,8 @@ class ArmLM(HFLM):
 
     def _own(self, context: str) -> dict[str, list[int]]:
         own = {}
-        for role in self.board.roles:
-            member = self.board.ensemble[role]
+        for role in self.shared.roles:
+            member = self.shared.ensemble[role]
             if member.render is not None:
                 own[role] = token_ids(member.tokenizer or self.tokenizer, member.render(context))
         return own

@@ -15,9 +15,9 @@ from lm_eval.api.registry import register_model
 from proxytune.console import loading_bars
 from proxytune.engines.hf import HFEngine
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.answers.shared import ArmFailed, Board, Engine, Failed
+from proxytune.experiment.answers.shared import ArmFailed, Engine, Failed, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
-from proxytune.experiment.lm_eval.arm_model import ArmLM, Asked
+from proxytune.experiment.lm_eval.arm_model import ArmLM, ItemAnswer
 from proxytune.fusion import RULES, Rule, Static
 from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, FamilySpec, FusedCausalLM, Source, load
@@ -76,12 +76,12 @@ class FusedLM(ArmLM):
             ensemble, arm = saved.ensemble, Arm("proxytune", rule=saved.rule, experts=saved.experts)
         size = None if batch_size in (None, "auto") else int(cast(Any, batch_size))
         engine = cast(Engine, HFEngine(ensemble, size))
-        super().__init__(Board(engine, [arm], AnswerStore(None), "proxytune"), arm)
+        super().__init__(SharedAnswers(engine, [arm], AnswerStore(None), "proxytune"), arm)
 
-    def _note(self, request: Instance, *asked: Asked) -> None:
+    def _note(self, request: Instance, *answers: ItemAnswer) -> None:
         """lm-eval's own command line would score what failed."""
-        super()._note(request, *asked)
-        for one in asked:
+        super()._note(request, *answers)
+        for one in answers:
             if isinstance(one.answer, Failed):
                 raise ArmFailed(one.answer.error)
 

@@ -12,7 +12,7 @@ from lm_eval.api.task import Task
 
 from proxytune.compat.lm_eval import keep_only_requests, quiet
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.answers.shared import Board
+from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.experiment.lm_eval.arm_model import ArmLM
 from proxytune.experiment.planning import Items
 from proxytune.experiment.statistics import Values, as_values, mean
@@ -21,15 +21,15 @@ from proxytune.fusion.arm import Arm
 from proxytune.tasks import TaskInfo, data_record
 
 
-def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -> Outcome:
-    """What `arm` does on the items of `task`; the first arm asked has the board compute the answers of all.
+def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items: Items) -> Outcome:
+    """What `arm` does on the items of `task`; the first arm evaluated has the answers of all arms computed.
 
     Uses lm-eval's `evaluate`; its `simple_evaluate` would describe the machine anew, for seconds, at every call.
     Raises UserError for a headline metric that has no value per item.
     """
     task.set_fewshot_seed(items.seed)
     with quiet():
-        lm = ArmLM(board, arm, items.seed)
+        lm = ArmLM(shared, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
         results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)
     keep_only_requests(task)
@@ -41,7 +41,7 @@ def evaluate(board: Board, arm: Arm, task: Task, info: TaskInfo, items: Items) -
         # lm-eval has counted what stands in for the failed answers.
         values[[sample["doc_id"] in failed for sample in samples]] = np.nan
         metrics = dict.fromkeys(metrics) | {info.metric: mean(values).value}
-    return Outcome(samples, values, metrics, lm.asked, data_record(task, len(samples)), failed)
+    return Outcome(samples, values, metrics, lm.item_answers, data_record(task, len(samples)), failed)
 
 
 def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:

@@ -1,4 +1,4 @@
-"""What a FusedCausalLM has read of a batch of rows: one reading per voice. Shapes: B rows, t new, K kept, T experts."""
+"""The cache of a FusedCausalLM: one KV state for each distinct member. Shapes: B rows, t new, K kept, T experts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble, Inputs
-from proxytune.models.member import Reading
+from proxytune.models.member import KVState
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,15 @@ class OwnPrompt:
 class FusedCache(Cache):
     """The members' caches as one. `layers` is their live concatenation, so that generic cache code reaches all of them.
 
-    Roles with one voice (same module, adapter and prompt) share one reading.
+    Roles with the same module, adapter state and prompt share one KV state.
     """
 
     def __init__(self, ensemble: Ensemble, roles: Sequence[str], rows: int, own: Mapping[str, OwnPrompt]) -> None:
         # Cache.__init__ would assign `layers`.
         self.layer_class_to_replicate = None
         self.offloading = False
-        self.reader = _readers(ensemble, roles, own)
-        """The role that reads for each role."""
-        self.readings: dict[str, Reading] = {r: ensemble.start(r, rows) for r in dict.fromkeys(self.reader.values())}
+        self.members = DistinctMembers(ensemble, roles, lambda role: role if role in own else None)
+        self.states: dict[str, KVState] = {role: ensemble.start(role, rows) for role in self.members.roles}
         self.own = dict(own)
         """Own prompts that are still to be read."""
         self.length = 0
@@ -54,7 +54,7 @@ class FusedCache(Cache):
 
     @property
     def layers(self) -> list:  # type: ignore[override]
-        return [layer for reading in self.readings.values() for layer in reading.cache.layers]
+        return [layer for state in self.states.values() for layer in state.cache.layers]
 
     @property
     def is_compileable(self) -> bool:
@@ -65,7 +65,7 @@ class FusedCache(Cache):
         return self.length
 
     def next_inputs(self, tokens: Tensor, mask: Tensor, keep: int) -> dict[str, Inputs]:
-        """What every reading reads of `tokens` [B, t].
+        """What every member that runs reads of `tokens` [B, t].
 
         In place of the first t - keep + 1 tokens, the shared prompt, a member with its own prompt reads that:
 
@@ -74,10 +74,10 @@ class FusedCache(Cache):
         """
         inputs = {}
         prompt = tokens.shape[1] - keep + 1
-        for role, reading in self.readings.items():
+        for role, state in self.states.items():
             own = self.own.pop(role, None)
             text = (tokens, mask) if own is None else own.followed_by(tokens[:, prompt:], mask[:, prompt:])
-            inputs[role] = Inputs(reading, *text, keep)
+            inputs[role] = Inputs(state, *text, keep)
         self.length += tokens.shape[1]
         return inputs
 
@@ -89,14 +89,14 @@ class FusedCache(Cache):
         """Forget the last -`tokens_to_remove` positions (a negative number, as everywhere in transformers 5)."""
         tokens = -tokens_to_remove
         self.length -= tokens
-        for reading in self.readings.values():
-            reading.crop(tokens)
+        for state in self.states.values():
+            state.crop(tokens)
         if self.weights is not None:
             self.weights = self.weights[..., : self.weights.shape[-1] - tokens]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        for reading in self.readings.values():
-            reading.select(beam_idx)
+        for state in self.states.values():
+            state.select(beam_idx)
         if self.weights is not None:
             self.weights = self.weights[:, beam_idx.to(self.weights.device)]
 
@@ -104,13 +104,5 @@ class FusedCache(Cache):
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = next(iter(self.readings.values())).mask.shape[0]
+        rows = next(iter(self.states.values())).mask.shape[0]
         self.reorder_cache(torch.arange(rows).repeat_interleave(repeats))
-
-
-def _readers(ensemble: Ensemble, roles: Sequence[str], own: Mapping[str, OwnPrompt]) -> dict[str, str]:
-    """For each role the first role with the same voice; a role with its own prompt reads alone."""
-    first: dict[tuple[bool, str], str] = {}
-    return {
-        role: first.setdefault((role in own, role if role in own else ensemble.canonical(role)), role) for role in roles
-    }

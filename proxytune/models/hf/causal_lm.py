@@ -188,9 +188,9 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _step(self, cache: FusedCache, tokens: Tensor, mask: Tensor, keep: int) -> Fused:
-        """Every voice reads once, the rule fuses: logits [B, K, V] and weights [T, B, K]."""
+        """Every distinct member runs once, the rule fuses: logits [B, K, V] and weights [T, B, K]."""
         read = self.ensemble.step(cache.next_inputs(tokens, mask, keep))
-        logits = {role: read[reader] for role, reader in cache.reader.items()}
+        logits = cache.members.by_role(self.roles, read)
         if self.rule is None:
             return Fused(logits["base"].float(), logits["base"].new_empty(0, *logits["base"].shape[:-1]))
         experts = torch.stack([logits[role] for role in self.experts])
