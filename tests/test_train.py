@@ -520,7 +520,10 @@ def test_a_tuned_model_that_does_not_fit_is_refused_before_the_experts_are_train
         (["models.antiexpert.path=???"], "models.antiexpert.path has no value yet"),
         (["models.antiexpert.path=/no/such/folder"], "antiexpert: no such folder: '/no/such/folder'"),
         (["models.antiexpert.path=trained:nothing"], "unknown trained model 'nothing'"),
-        (["which=expert"], "which=expert is not allowed"),
+        (
+            ["which=expert"],
+            "which='expert' is not allowed: it is experts (over the antiexpert), tuned (over the base) or",
+        ),
         (["multitask=2"], "multitask=2 is not allowed"),
         (["training.epochz=2"], "training.epochs"),
         (["training=liu2024_lara"], "liu2024_lora"),

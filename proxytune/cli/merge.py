@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ValidationError
 
-from proxytune.cli import application, build, schema
+from proxytune import validation
+from proxytune.cli import application, build
 from proxytune.errors import UserError
+from proxytune.validation import FilePath, Strict
 
 
-class MergeConfig(schema.Strict):
+class MergeConfig(Strict):
     """`conf/merge.yaml`."""
 
     models: dict[str, Any]
@@ -21,10 +22,10 @@ class MergeConfig(schema.Strict):
     method: str
     """task_arithmetic"""
     scale: float
-    """a finite number: the multiple of the experts' changes"""
+    """a finite number, the multiple of the experts' changes"""
     experts: list[str]
     """a list of names of the family's experts"""
-    output: schema.FilePath
+    output: FilePath
     """a folder for the merged model"""
 
 
@@ -68,13 +69,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
 def _settings(config: DictConfig) -> MergeConfig:
     values = build.resolved(config, MergeConfig.model_fields, _merged)
-    try:
-        return MergeConfig.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = str(fault["loc"][0])
-        field = MergeConfig.model_fields[key]
-        raise UserError(f"{key}={values.get(key)} is not allowed: it is {field.description}") from error
+    return validation.check(MergeConfig, values)
 
 
 def _merged(config: DictConfig) -> dict[str, Any]:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ConfigDict, Field
 
+from proxytune import validation
 from proxytune.errors import UserError, unknown_name
-
-FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-"""Any text that can name a file."""
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, values are not converted, and a field's docstring is what an error message quotes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+from proxytune.validation import FilePath, Strict
 
 
 class TaskConfig(Strict):
@@ -35,7 +27,7 @@ class TaskConfig(Strict):
 
 
 class ArmConfig(Strict):
-    """One entry of `conf/arms`: a model alone, or a rule over base, experts and antiexpert."""
+    """An arm: a mapping with a model, or with a rule and experts. One entry of `conf/arms`."""
 
     model: str | None = None
     """base, antiexpert, expert, tuned, each_expert or a role such as expert:gsm8k"""
@@ -50,7 +42,7 @@ class ArmConfig(Strict):
 class EngineConfig(Strict):
     """`conf/engine`. Other engines have keys of their own, which are checked with their `_target_`."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow")
 
     target: str = Field(alias="_target_")
     """an engine's class"""
@@ -89,10 +81,7 @@ class RunConfig(Strict):
 
 def check(values: Mapping[str, Any]) -> RunConfig:
     """The resolved configuration with every key, type and range checked; raises UserError for the first fault."""
-    try:
-        checked = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _explain(error.errors()[0], values) from error
+    checked = validation.check(RunConfig, values)
     for name, arm in checked.arms.items():
         _check_arm(name, arm)
     _check_together(checked)
@@ -132,55 +121,4 @@ def _check_arm(name: str, arm: ArmConfig) -> None:
     if arm.experts == []:
         raise UserError(f"{key}.experts=[] is empty, but a rule needs at least one expert: own, all or a list of names")
     if arm.rule is not None and "_target_" not in arm.rule:
-        raise UserError(f"{key}.rule has no _target_: it is {_allowed(ArmConfig)['rule']}")
-
-
-def _explain(error: ErrorDetails, values: Mapping[str, Any]) -> UserError:
-    """One line for a fault that pydantic found: the key, what was given, what is allowed."""
-    path = _path(error["loc"], values)
-    key = ".".join(map(str, path))
-    known, field = _keys_at(path)
-    if error["type"] == "extra_forbidden":
-        group = key.removesuffix(field)
-        return unknown_name("key", key, [group + name for name in known])
-    if error["type"] == "missing":
-        return UserError(f"{key} is missing from the configuration; it is {known[field]}")
-    return UserError(f"{key}={_short(error['input'])} is not allowed: it is {known[field]}")
-
-
-def _path(location: tuple[int | str, ...], values: Any) -> list[int | str]:
-    """The part of pydantic's location that lies in `values`: it goes on to name branches of unions."""
-    path: list[int | str] = []
-    for part in location:
-        if not isinstance(values, Mapping | list) or (isinstance(values, list) and isinstance(part, str)):
-            break
-        path.append(part)
-        inside = part in values if isinstance(values, Mapping) else isinstance(part, int)
-        values = values[part] if inside else None  # type: ignore[index]
-    return path
-
-
-def _keys_at(path: list[int | str]) -> tuple[dict[str, str], str]:
-    """The keys that the schema knows where `path` ends (key -> what it may be), and the one that `path` names."""
-    match path:
-        case ["arms", name]:
-            return {str(name): "an arm: a mapping with a model, or with a rule and experts"}, str(name)
-        case ["arms", _, key, *_]:
-            return _allowed(ArmConfig), str(key)
-        case ["task", key, *_]:
-            return _allowed(TaskConfig), str(key)
-        case ["engine", key, *_]:
-            return _allowed(EngineConfig), str(key)
-        case [key, *_]:
-            return _allowed(RunConfig), str(key)
-    raise AssertionError("pydantic names a place for every fault")
-
-
-def _allowed(model: type[Strict]) -> dict[str, str]:
-    """Key -> what it may be."""
-    return {field.alias or name: field.description or "" for name, field in model.model_fields.items()}
-
-
-def _short(value: object, width: int = 60) -> str:
-    text = "null" if value is None else str(value) or "''"
-    return text if len(text) <= width else text[: width - 3] + "..."
+        raise UserError(f"{key}.rule has no _target_: it is {ArmConfig.model_fields['rule'].description}")

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ValidationError
 
+from proxytune import validation
 from proxytune.cli import application, build, schema
 from proxytune.cli.ending import resume_hint
 from proxytune.errors import UserError
+from proxytune.validation import FilePath, Strict
 
 if TYPE_CHECKING:
     from proxytune.models import FamilySpec, Source
@@ -30,7 +31,7 @@ Pairs = list[tuple[str, str]]
 """Prompts and answers."""
 
 
-class TrainConfig(schema.Strict):
+class TrainConfig(Strict):
     """`conf/train.yaml`."""
 
     models: dict[str, Any]
@@ -44,7 +45,7 @@ class TrainConfig(schema.Strict):
     """experts (over the antiexpert), tuned (over the base) or all"""
     multitask: bool
     """true: one model on the examples of all tasks; false: one model for each task"""
-    output: schema.FilePath
+    output: FilePath
     """a folder for the trained models"""
 
 
@@ -210,12 +211,7 @@ def _usage(jobs: Sequence[Job], config: DictConfig) -> Iterator[str]:
 
 def _settings(config: DictConfig) -> TrainConfig:
     values = build.resolved(config, TrainConfig.model_fields, _starts)
-    try:
-        return TrainConfig.model_validate(values)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        raise UserError(f"{key}={fault['input']} is not allowed: {fault['msg']}") from error
+    return validation.check(TrainConfig, values)
 
 
 def _trained(which: str) -> tuple[str, ...]:
