@@ -121,7 +121,7 @@ def test_code_beside_a_model_does_not_run(with_code: Path, marker: Path):
 
 
 def test_code_that_may_run_is_part_of_what_a_model_answers_by(with_code: Path):
-    from proxytune.models.loading.files import identity
+    from proxytune.models.loading.identity import identity
 
     before = identity(Source(str(with_code)))
     (with_code / "evil.py").write_text("# another\n")
@@ -154,7 +154,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         "+models.base={_target_: os.system, command: touch x}",
         "+models.extra=[{_target_: os.system, command: touch x}]",
         "+models.extra=[[{deep: {_target_: os.system, command: touch x}}]]",
-        "+models.base._target_=proxytune.models.loading.load.json.loads",
+        "+models.base._target_=proxytune.models.loading.files.json.loads",
         "engine._target_=subprocess.run",
         "+engine.more={_target_: builtins.exec}",
         "+arms.a={rule: {_target_: proxytune.fusion.Static, weights: {_target_: builtins.eval}}}",

@@ -85,7 +85,7 @@ def test_base_only_members_read_their_unknown_token_for_a_foreign_one(mixed):
 
 
 def test_different_tokens_are_refused_before_weights_are_read(mixed, monkeypatch):
-    monkeypatch.setattr("proxytune.models.loading.load._load_module", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr("proxytune.models.loading.modules.load_module", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(UserError, match="only base knows 3 tokens"):
         load(FamilySpec(mixed.base, mixed.antiexpert, mixed.experts))
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from proxytune.models.hf.causal_lm import FusedCausalLM
     from proxytune.models.hf.config import FusedConfig
     from proxytune.models.loading.checks import check
-    from proxytune.models.loading.files import identity
+    from proxytune.models.loading.identity import identity
     from proxytune.models.loading.load import load
     from proxytune.models.member import ADAPTERS_OFF, KVState, Member
 
@@ -24,7 +24,7 @@ _HOMES = {
     "Member": "member",
     "Source": "family",
     "check": "loading.checks",
-    "identity": "loading.files",
+    "identity": "loading.identity",
     "load": "loading.load",
 }
 

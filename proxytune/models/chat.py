@@ -25,7 +25,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         if isinstance(self.response_prefixes, str) or not isinstance(self.response_prefixes, Sequence):
-            raise UserError(f"chat.response_prefixes must be a list of texts, not {self.response_prefixes!r}.")
+            raise UserError(f"chat.response_prefixes must be a list of texts, not {self.response_prefixes!r}")
         object.__setattr__(self, "response_prefixes", tuple(self.response_prefixes))
 
     @classmethod
@@ -34,7 +34,7 @@ class Chat:
         if isinstance(value, Chat):
             return value
         if not isinstance(value, Mapping):
-            raise UserError(f"{where} must be a mapping of system_prompt and response_prefixes, not {value!r}.")
+            raise UserError(f"{where} must be a mapping of system_prompt and response_prefixes, not {value!r}")
         known = {f.name for f in fields(cls)}
         for key in value:
             if key not in known:
@@ -59,7 +59,7 @@ class ChatPrompt:
     def of(cls, chat: Chat, tokenizer: PreTrainedTokenizerBase, role: str) -> ChatPrompt:
         """Raises UserError where the model has no chat template, or one that refuses the system prompt."""
         if not isinstance(tokenizer.chat_template, str):
-            raise UserError(f"{role}: {tokenizer.name_or_path!r} has no chat template, so chat has no meaning for it.")
+            raise UserError(f"{role}: {tokenizer.name_or_path!r} has no chat template, so chat has no meaning for it")
         prompt = cls(chat, tokenizer.chat_template, tokenizer)
         try:
             prompt("")

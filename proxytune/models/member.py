@@ -13,10 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.models.loading.adapters import switched
-
-ADAPTERS_OFF = "<off>"
-"""The adapter state of a member that uses a shared PEFT module without any of its adapters."""
+from proxytune.models.loading.adapters import ADAPTERS_OFF, switched
 
 
 class KVState:
@@ -69,14 +66,12 @@ class Member:
         if self.adapter is None:
             return
         if not isinstance(self.model, PeftModel):
-            raise UserError(
-                f"{self.role}: adapter {self.adapter!r} needs a PeftModel, not {type(self.model).__name__}."
-            )
+            raise UserError(f"{self.role}: adapter {self.adapter!r} needs a PeftModel, not {type(self.model).__name__}")
         if self.adapter != ADAPTERS_OFF and self.adapter not in self.model.peft_config:
             raise unknown_name(f"adapter of {self.role}", self.adapter, self.model.peft_config)
         if any(getattr(module, "merged_adapters", None) for module in self.model.modules()):
             raise UserError(
-                f"{self.role}: the shared module has merged adapters, which can't be switched: unmerge them."
+                f"{self.role}: the shared module has merged adapters, which can't be switched: unmerge them"
             )
 
     @property

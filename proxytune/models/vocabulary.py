@@ -47,7 +47,7 @@ def missing_tokens(
         shown = ", ".join(f"{i} is {ours[i]!r} in base and {theirs[i]!r} in {role}" for i in clashes[:3])
         raise UserError(
             f"base and {role} have different tokenizers: {len(clashes)} ids differ ({shown}). "
-            "The models of a family must share one vocabulary: choose models with the base's tokenizer."
+            "The models of a family must share one vocabulary: choose models with the base's tokenizer"
         )
     if policy == "refuse":
         raise UserError(_refusal(ours, theirs, role))
@@ -61,7 +61,7 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if found is None:
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path!r} has no unknown and no end-of-sequence token: "
-            "missing_tokens=base_only needs one of them to read tokens that only the base knows."
+            "missing_tokens=base_only needs one of them to read tokens that only the base knows"
         )
     return found
 
@@ -73,7 +73,7 @@ def check_head(model: PreTrainedModel | PeftModel, vocab_size: int, missing: tup
     if lacking:
         raise UserError(
             f"{role}: the model's head has {rows} rows, but its tokenizer knows tokens up to id {max(lacking)}. "
-            "Use the tokenizer the model was trained with, or resize the model's embeddings."
+            "Use the tokenizer the model was trained with, or resize the model's embeddings"
         )
 
 
@@ -97,7 +97,7 @@ def known_words(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[None]
         word = next((word for word in text.split() if not _reads(tokenizer, word)), text[:40])
         raise UserError(
             f"the tokenizer has no token for {word!r}: it knows only {len(tokenizer)} words, and a text for these "
-            "models may use no others. Write it with their words, or give other models."
+            "models may use no others. Write it with their words, or give other models"
         ) from error
 
 
@@ -122,5 +122,5 @@ def _refusal(ours: dict[int, str], theirs: dict[int, str], role: str) -> str:
             parts.append(f"only {owner} knows {len(only)} token{'s' * (len(only) > 1)} ({shown})")
     return (
         f"base and {role} know different tokens: {'; '.join(parts)}. "
-        "Set missing_tokens=base_only to leave those tokens to the base, or choose models with the base's tokenizer."
+        "Set missing_tokens=base_only to leave those tokens to the base, or choose models with the base's tokenizer"
     )

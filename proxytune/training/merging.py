@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from proxytune.errors import UserError, unknown_name
 from proxytune.models import FamilySpec, Source, identity, load
 from proxytune.models.loading.checks import check_sources
-from proxytune.models.loading.load import load_tokenizers
+from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.training import folder as files
 from proxytune.training.card import front_matter, origin, table
 from proxytune.training.recipe import hash_of

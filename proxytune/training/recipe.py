@@ -118,7 +118,7 @@ class Recipe:
     """(prompt, answer)."""
     kind: ClassVar = "training"
     start: str = ""
-    """The identity of the model to start from (`proxytune.models.loading.files.identity`); empty: not known."""
+    """The identity of the model to start from (`proxytune.models.loading.identity.identity`); empty: not known."""
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from proxytune.fusion.rule import Rule, try_out
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import Source
 from proxytune.models.loading.checks import check_sources
-from proxytune.models.loading.load import load_members, load_tokenizers
+from proxytune.models.loading.load import load_members
+from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.models.member import Member
 from proxytune.models.vocabulary import MissingTokens, check_head, check_policy, vocabulary_size
 

@@ -1,15 +1,12 @@
-"""Finding a model's files in a folder or on the hub, and naming what they hold."""
+"""Finding a model's files in a folder or on the hub; what goes wrong there, in one line."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import (
@@ -22,24 +19,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 
 from proxytune.errors import UserError
 from proxytune.models.family import Source, is_local
-
-_CONTENT = (
-    "config.json",
-    "adapter_config.json",
-    "*.safetensors",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.jinja",
-    "*.py",  # with trust_remote_code
-)
-"""The files of a model folder that decide what the model answers."""
-_COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 def locate(path: str, filename: str, revision: str | None = None) -> Path | None:
@@ -63,63 +46,55 @@ def hub_errors(path: str, revision: str | None = None) -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        raise UserError(f"{path!r} is gated: ask for access on its hub page, then run `hf auth login`.") from error
+        raise UserError(f"{path!r} is gated: ask for access on its hub page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"{path!r} is neither a local folder nor a model on the hub (for a private one, run `hf auth login`)."
+            f"{path!r} is neither a local folder nor a model on the hub (for a private one, run `hf auth login`)"
         ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"{path!r} has no revision {revision!r}: give a branch, a tag or a commit of it.") from error
+        raise UserError(f"{path!r} has no revision {revision!r}: give a branch, a tag or a commit of it") from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
         raise UserError(
             f"{path!r}{at} is neither a local folder nor in the local hub cache, and the hub can't be reached: "
-            "check the name, or download it while online."
+            "check the name, or download it while online"
         ) from error
     except HFValidationError as error:
-        raise UserError(f"{path!r} is neither a local folder nor a possible hub id.") from error
+        raise UserError(f"{path!r} is neither a local folder nor a possible hub id") from error
     except HfHubHTTPError as error:
         raise UserError(f"the hub can't serve {path!r}{at}: {str(error).splitlines()[0]}") from error
 
 
-def identity(source: Source) -> str:
-    """Names what `source` answers by its content: a hub commit or a hash of its files, adapter, precision, attention.
-
-    Nothing is loaded; a folder that was moved keeps its identity.
-    """
-    parts = [_content(source.path, source.revision, source.gguf_file)]
-    if source.adapter is not None:
-        parts.append(f"adapter={_content(source.adapter, source.adapter_revision)}")
-    parts.append(f"dtype={source.dtype}")
-    if source.attn_implementation is not None:
-        parts.append(f"attn={source.attn_implementation}")
-    if source.quantization is not None:
-        parts.append(f"quantization={json.dumps(dict(source.quantization), sort_keys=True)}")
-    if source.chat is not None:
-        parts.append(f"chat={json.dumps(asdict(source.chat), sort_keys=True)}")
-    return " ".join(parts)
-
-
-def _content(path: str, revision: str | None, gguf_file: str | None = None) -> str:
-    if is_local(path):
-        return _folder_hash(Path(path).expanduser(), gguf_file)
-    names = [gguf_file] if gguf_file is not None else ["config.json", "adapter_config.json"]
-    file = next(found for name in names if (found := locate(path, name, revision)) is not None)
-    commit = _COMMIT.search(file.as_posix())
-    return f"{path}@{commit[1] if commit else revision}" + (f"/{gguf_file}" if gguf_file is not None else "")
+@contextmanager
+def source_errors(role: str, source: Source) -> Iterator[None]:
+    """Turns what transformers and the hub raise for a wrong source into one line that names the role."""
+    try:
+        with hub_errors(source.path, source.revision):
+            yield
+    except UserError as error:
+        raise UserError(f"{role}: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error) and not source.trust_remote_code:
+            raise UserError(
+                f"{role}: {source.path!r} needs code that comes with it, which does not run here: "
+                "read that code, and if you trust it set trust_remote_code=true"
+            ) from error
+        raise UserError(f"{role}: can't load {source.path!r}: {first_line(error)}") from error
 
 
-def _folder_hash(folder: Path, gguf_file: str | None) -> str:
-    named = [folder / gguf_file] if gguf_file is not None else [f for p in _CONTENT for f in folder.glob(p)]
-    files = sorted({file for file in named if file.is_file()})
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return f"sha256:{digest.hexdigest()[:32]}"
+def first_line(error: Exception) -> str:
+    """The line of an error that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-@lru_cache(maxsize=4096)
-def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
-    """Hash of a file's bytes; size and time are there to notice that it changed."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def read_json(config: Path) -> dict[str, Any]:
+    """The object in a JSON file; UserError where it holds none."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{config} is not JSON ({error}): get the file again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{config} is not a JSON object: get the file again")
+    return values

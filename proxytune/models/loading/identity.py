@@ -1,0 +1,72 @@
+"""Names for what a source answers: a hub commit, or a hash of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+from proxytune.models.family import Source, is_local
+from proxytune.models.loading.files import locate
+
+_CONTENT = (
+    "config.json",
+    "adapter_config.json",
+    "*.safetensors",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.jinja",
+    "*.py",  # with trust_remote_code
+)
+"""The files of a model folder that decide what the model answers."""
+_COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+
+
+def identity(source: Source) -> str:
+    """Names what `source` answers by its content: a hub commit or a hash of its files, adapter, precision, attention.
+
+    Nothing is loaded; a folder that was moved keeps its identity.
+    """
+    parts = [_content(source.path, source.revision, source.gguf_file)]
+    if source.adapter is not None:
+        parts.append(f"adapter={_content(source.adapter, source.adapter_revision)}")
+    parts.append(f"dtype={source.dtype}")
+    if source.attn_implementation is not None:
+        parts.append(f"attn={source.attn_implementation}")
+    if source.quantization is not None:
+        parts.append(f"quantization={json.dumps(dict(source.quantization), sort_keys=True)}")
+    if source.chat is not None:
+        parts.append(f"chat={json.dumps(asdict(source.chat), sort_keys=True)}")
+    return " ".join(parts)
+
+
+def _content(path: str, revision: str | None, gguf_file: str | None = None) -> str:
+    if is_local(path):
+        return _folder_hash(Path(path).expanduser(), gguf_file)
+    names = [gguf_file] if gguf_file is not None else ["config.json", "adapter_config.json"]
+    file = next(found for name in names if (found := locate(path, name, revision)) is not None)
+    commit = _COMMIT.search(file.as_posix())
+    return f"{path}@{commit[1] if commit else revision}" + (f"/{gguf_file}" if gguf_file is not None else "")
+
+
+def _folder_hash(folder: Path, gguf_file: str | None) -> str:
+    named = [folder / gguf_file] if gguf_file is not None else [f for p in _CONTENT for f in folder.glob(p)]
+    files = sorted({file for file in named if file.is_file()})
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(file: Path, size: int, mtime_ns: int) -> str:
+    """Hash of a file's bytes; size and time are there to notice that it changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
