@@ -17,7 +17,7 @@ import torch
 import proxytune
 
 _LIBRARIES = ("torch", "transformers", "lm-eval", "peft", "datasets", "accelerate", "numpy", "scipy", "tokenizers")
-_DECIDING_ROOMS = ("fusion", "models", "engines")
+_DECIDING_ROOMS = ("fusion", "models", "engines", "compat")
 
 
 def code_facts() -> dict[str, str | None]:
@@ -46,7 +46,7 @@ def machine_facts() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def source_hash() -> str:
-    """Hash of the source files that decide answers: the rooms fusion, models and engines."""
+    """Hash of the source files that decide answers: the rooms fusion, models, engines and compat."""
     package = Path(proxytune.__file__).parent
     files = sorted(path for room in _DECIDING_ROOMS for path in (package / room).rglob("*.py"))
     names = (path.relative_to(package).as_posix().encode() for path in files)

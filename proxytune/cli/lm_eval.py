@@ -9,7 +9,6 @@ All else is lm-eval's: proxytune lm-eval run --help.
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,20 +24,15 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises UserError for a task of ours whose data is only ever local: lm-eval's command line can't say where.
     """
-    from lm_eval.__main__ import HarnessCLI, setup_logging
+    from proxytune.compat.lm_eval import run_command_line
 
-    setup_logging()
-    argv, sys.argv = sys.argv, ["proxytune lm-eval", *arguments]
-    try:
-        command = HarnessCLI()
-        given = command.parse_args()
-        _add_our_tasks(given)
-        import proxytune.experiment.lm_eval.cli_model  # noqa: F401  registers the model
-
-        command.execute(given)
-    finally:
-        sys.argv = argv
+    run_command_line(arguments, _complete)
     return 0
+
+
+def _complete(given: Namespace) -> None:
+    _add_our_tasks(given)
+    import proxytune.experiment.lm_eval.cli_model  # noqa: F401  registers the model
 
 
 def _file(given: Namespace) -> Mapping[str, Any]:

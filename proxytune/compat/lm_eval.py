@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ NAMES = (
     Name("lm_eval.api.task:Task", "instances", "the requests of a task, which hold the last arm's answers"),
     Name("lm_eval.api.samplers:ContextSampler", "df", "the pool of few-shot examples"),
     Name("lm_eval.api.samplers:ContextSampler", "replace_df", "examples of the item's own subject"),
+    Name("lm_eval.__main__", "HarnessCLI", "what its command line parsed is completed before it runs"),
+    Name("lm_eval.__main__", "setup_logging", "as its command line begins"),
     Name("lm_eval.tasks._index:Entry", "cfg", "a task's YAML before its functions are imported"),
     Name("lm_eval.tasks._index:Entry", "yaml_path", "the file to name in an error message"),
 )
@@ -58,6 +62,21 @@ def keep_only_requests(task: Task) -> None:
     for request in task.instances:
         request.resps, request.filtered_resps = [], {}
     task.build_all_requests = lambda **_: None  # type: ignore[method-assign]
+
+
+def run_command_line(arguments: Sequence[str], complete: Callable[[Namespace], object]) -> None:
+    """lm-eval's own command line with `arguments`, which it reads from `sys.argv`; `complete` sees what it parsed."""
+    from lm_eval.__main__ import HarnessCLI, setup_logging
+
+    setup_logging()
+    argv, sys.argv = sys.argv, ["proxytune lm-eval", *arguments]
+    try:
+        command = HarnessCLI()
+        given = command.parse_args()
+        complete(given)
+        command.execute(given)
+    finally:
+        sys.argv = argv
 
 
 def task_yaml(manager: TaskManager, name: str) -> tuple[Mapping[str, Any], Path | None]:

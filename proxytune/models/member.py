@@ -12,8 +12,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from proxytune.compat.peft import has_merged_adapters, switched
 from proxytune.errors import UserError, unknown_name
-from proxytune.models.loading.adapters import ADAPTERS_OFF, switched
+from proxytune.models.loading.adapters import ADAPTERS_OFF
 
 
 class KVState:
@@ -69,7 +70,7 @@ class Member:
             raise UserError(f"{self.role}: adapter {self.adapter!r} needs a PeftModel, not {type(self.model).__name__}")
         if self.adapter != ADAPTERS_OFF and self.adapter not in self.model.peft_config:
             raise unknown_name(f"adapter of {self.role}", self.adapter, self.model.peft_config)
-        if any(getattr(module, "merged_adapters", None) for module in self.model.modules()):
+        if has_merged_adapters(self.model):
             raise UserError(
                 f"{self.role}: the shared module has merged adapters, which can't be switched: unmerge them"
             )

@@ -139,13 +139,13 @@ def _trainer(
     from peft import LoraConfig
     from transformers import PrinterCallback
 
+    from proxytune.compat.transformers import is_spread
     from proxytune.training.trainer import FILLER, WeightedCollator, WeightedTrainer
 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     arguments = _arguments(tuning, folder)
-    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-    if arguments.n_gpu > 1 and not spread:
+    if arguments.n_gpu > 1 and not is_spread(model):
         raise UserError(
             f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
             f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"

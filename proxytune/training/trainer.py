@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
+from proxytune.compat.trl import SFTCollator, fused_log_probs
 from proxytune.training import folder as files
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ FILLER = {"input_ids": [0], "labels": [-100], "weights": [0.0]}
 """A row that teaches nothing: an epoch's last step is filled up with it, so that all devices have as many rows."""
 
 
-class WeightedCollator(DataCollatorForLanguageModeling):
+class WeightedCollator(SFTCollator):
     """Right-padded `input_ids`, `labels`, `attention_mask` and `weights`, each [B, T]; padding weighs nothing.
 
     With `padding_free` all examples stand in one row, [1, sum of T], and `position_ids` tell them apart. `tokens` is
@@ -54,11 +54,6 @@ class WeightedCollator(DataCollatorForLanguageModeling):
             weights = pad_sequence(rows, batch_first=True)
         tokens = torch.tensor(sum(len(row) for row in rows if row.any()))
         return batch | {"weights": weights, "tokens": tokens}
-
-
-def fused_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """log p of every labelled token, 0 elsewhere: [B, T-1]. trl's head, which holds no logits of a whole batch."""
-    return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
 
 
 def plain_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -48,7 +48,6 @@ class FusedCache(Cache):
         """Own prompts that are still to be read."""
         self.length = 0
         """Positions of the shared text read so far; members with their own prompt have read others."""
-        self._is_user_defined = False
         self.weights: Tensor | None = None
         """[T, B, positions]: the weights chosen at every position whose logits were asked for."""
 

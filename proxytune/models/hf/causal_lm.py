@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from proxytune.compat.transformers import is_spread, note_owner
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.rule import Fused, Rule, fuse
 from proxytune.models.ensemble import Ensemble
@@ -245,7 +246,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         given = model_kwargs.get("past_key_values")
         if generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = cache = self._cache(given, rows, prompts)
-            cache._is_user_defined = given is not None
+            note_owner(cache, user=given is not None)
             if generation_config.is_assistant:
                 cache.activate_past_recording()
 
@@ -263,8 +264,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     def _apply(self, fn: Callable, recurse: bool = True) -> FusedCausalLM:
         """Behind .to(), .half() and the like; quantised and spread members can't be moved."""
         for model in self.members:
-            spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
-            if spread or getattr(model, "is_quantized", False):
+            if is_spread(model) or getattr(model, "is_quantized", False):
                 raise UserError(
                     "a quantised or spread member stays where it was loaded: choose device_map and dtype there."
                 )

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel
-from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from proxytune.compat.peft import weights_without_adapters
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.fusion import RULES, Rule
@@ -165,19 +165,8 @@ def _write_module(model: PreTrainedModel | PeftModel, home: Path, max_shard_size
         return
     plain = cast(PreTrainedModel, model.get_base_model())
     plain.save_pretrained(
-        home, state_dict=_without_adapters(model), max_shard_size=max_shard_size, save_peft_format=False
+        home, state_dict=weights_without_adapters(model), max_shard_size=max_shard_size, save_peft_format=False
     )
-
-
-def _without_adapters(model: PeftModel) -> dict[str, Tensor]:
-    """The weights of the module under its adapters, by their own names."""
-    prefix = getattr(model.base_model, "prefix", "lora_")
-    plain = cast(PreTrainedModel, model.get_base_model())
-    weights = {}
-    for name, weight in plain.state_dict().items():
-        if prefix not in name and ".modules_to_save." not in name:
-            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = weight
-    return weights
 
 
 def _write_adapter(model: PeftModel, adapter: str, folder: Path) -> None:

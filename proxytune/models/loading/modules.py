@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.quantizers import AutoQuantizationConfig
 
+from proxytune.compat.transformers import call_unquantized, quantization_config
 from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, load_adapter
@@ -50,7 +50,7 @@ def load_module(role: str, source: Source) -> PreTrainedModel:
             device_map=device_map,
             attn_implementation=source.attn_implementation,
             max_memory=source.max_memory,
-            quantization_config=_quantization(source),
+            quantization_config=None if source.quantization is None else quantization_config(source.quantization),
             trust_remote_code=source.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -58,11 +58,5 @@ def load_module(role: str, source: Source) -> PreTrainedModel:
     if lacking := sorted(info["missing_keys"]):
         raise UserError(f"{role}: the weights of {source.path!r} lack {len(lacking)} tensors, first {lacking[0]!r}")
     if source.gguf_file is not None:
-        # Plain weights now, but transformers still calls them quantised: they could not be moved, saved or tuned.
-        model.is_quantized, model.hf_quantizer = False, None
-        del model.config.quantization_config
+        call_unquantized(model)
     return model.eval().requires_grad_(False)
-
-
-def _quantization(source: Source) -> Any:
-    return None if source.quantization is None else AutoQuantizationConfig.from_dict(dict(source.quantization))

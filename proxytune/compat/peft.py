@@ -1,0 +1,74 @@
+"""peft: switching the adapters of one shared module fast enough to do it for every token, and its names of tensors.
+
+PEFT's own switches walk the whole model, touch the gradient flag of every adapter weight and, in `disable_adapter`,
+collect a status report: on a model of 30 layers they take longer than reading a token. Here the adapter layers are
+looked up once, only their two state attributes change, and the state that was found is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from proxytune.compat import Name
+
+NAMES = (
+    Name("peft.tuners.tuners_utils", "BaseTunerLayer", "a layer with adapters"),
+    Name("peft.tuners.tuners_utils:BaseTunerLayer", "_active_adapter", "the adapters that it adds"),
+    Name("peft.tuners.tuners_utils:BaseTunerLayer", "_disable_adapters", "whether it adds none"),
+    Name("peft.tuners.tuners_utils:BaseTunerLayer", "merged_adapters", "adapters that are part of the weights"),
+    Name("peft.tuners.tuners_utils:BaseTunerLayer", "base_layer", "a part of the names of weights under adapters"),
+    Name("peft.tuners.tuners_utils:BaseTuner", "prefix", "begins the names of adapter weights"),
+    Name("peft.utils.other", "AuxiliaryTrainingWrapper", "a layer that an adapter replaces (modules_to_save)"),
+    Name("peft.utils.other:AuxiliaryTrainingWrapper", "_active_adapter", "the copy that it uses"),
+    Name("peft.utils.other:AuxiliaryTrainingWrapper", "_disable_adapters", "whether it uses the original"),
+    Name("peft.utils.other:AuxiliaryTrainingWrapper", "original_module", "a part of the names of replaced weights"),
+    Name("peft.utils.other:ModulesToSaveWrapper", "modules_to_save", "a part of the names of replacing weights"),
+)
+
+_layers: WeakKeyDictionary[PeftModel, tuple[tuple[str, ...], list[nn.Module]]] = WeakKeyDictionary()
+"""The adapter layers of each model, with the adapters it had when they were looked up."""
+
+
+@contextmanager
+def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
+    """`model` with `adapter` alone, or without any if None, for the time of the context."""
+    layers = _adapter_layers(model)
+    found = [(layer.__dict__["_active_adapter"], layer.__dict__["_disable_adapters"]) for layer in layers]
+    for layer in layers:
+        layer.__dict__.update(_active_adapter=[] if adapter is None else [adapter], _disable_adapters=adapter is None)
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, found, strict=True):
+            layer.__dict__.update(_active_adapter=active, _disable_adapters=disabled)
+
+
+def _adapter_layers(model: PeftModel) -> list[nn.Module]:
+    names = tuple(model.peft_config)
+    if model not in _layers or _layers[model][0] != names:
+        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+        _layers[model] = names, [module for module in model.modules() if isinstance(module, kinds)]
+    return _layers[model][1]
+
+
+def has_merged_adapters(model: PeftModel) -> bool:
+    """Whether some adapter has been added to the weights, so that it cannot be switched off by `switched`."""
+    return any(isinstance(module, BaseTunerLayer) and module.merged_adapters for module in model.modules())
+
+
+def weights_without_adapters(model: PeftModel) -> dict[str, Tensor]:
+    """The weights of the module under its adapters, by the names that they have without PEFT."""
+    tuner = model.base_model
+    prefix = tuner.prefix if isinstance(tuner, BaseTuner) else "lora_"
+    weights = {}
+    for name, weight in model.get_base_model().state_dict().items():
+        if prefix not in name and ".modules_to_save." not in name:
+            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = weight
+    return weights

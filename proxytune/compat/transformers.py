@@ -1,0 +1,68 @@
+"""transformers: attention, quantisation, caches, and the methods of its classes that ours override."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask as sdpa_mask
+from transformers.quantizers import AutoQuantizationConfig
+
+from proxytune.compat import Name
+
+_MODEL = "transformers.modeling_utils:PreTrainedModel"
+_GENERATION = "transformers.generation.utils:GenerationMixin"
+_CACHE = "transformers.cache_utils:Cache"
+_TRAINER = "transformers.trainer:Trainer"
+NAMES = (
+    Name("transformers.configuration_utils:PreTrainedConfig", "_attn_implementation", "the attention of a model"),
+    Name("transformers.integrations.sdpa_attention", "sdpa_attention_forward", "where grouped attention gains nothing"),
+    Name("transformers.masking_utils", "sdpa_mask", "the masks of grouped attention"),
+    Name("transformers.quantizers", "AutoQuantizationConfig", "quantisation from plain data"),
+    Name(_MODEL, "hf_quantizer", "a model read from GGUF has plain weights, but is still called quantised"),
+    Name(_MODEL, "is_quantized", "the same"),
+    Name(_MODEL, "hf_device_map", "whether a model is spread over devices"),
+    Name(_MODEL, "all_tied_weights_keys", "FusedCausalLM sets it, as post_init would"),
+    Name(_MODEL, "_supports_sdpa", "FusedCausalLM takes any attention its members take", overridden=True),
+    Name("torch.nn.modules.module:Module", "_apply", "some members cannot be moved", overridden=True),
+    Name(_GENERATION, "_prepare_cache_for_generation", "FusedCausalLM's own cache", overridden=True),
+    Name(_GENERATION, "_is_user_defined", "whether a cache outlives `generate`"),
+    Name(_CACHE, "layer_class_to_replicate", "FusedCache leaves out Cache.__init__"),
+    Name(_CACHE, "offloading", "the same"),
+    Name(_CACHE, "activate_past_recording", "an assistant's cache is cropped"),
+    Name(_TRAINER, "_get_train_sampler", "the longest examples of a step come first", overridden=True),
+    Name(_TRAINER, "_get_num_items_in_batch", "the weights of a step's tokens", overridden=True),
+    Name(_TRAINER, "_get_output_dir", "checkpoints are drafted", overridden=True),
+    Name(_TRAINER, "_save_checkpoint", "checkpoints are complete or absent", overridden=True),
+)
+
+sdpa_attention = sdpa_attention_forward
+
+
+def quantization_config(description: Mapping[str, Any]) -> Any:
+    """A quantisation config of the method that `description` names."""
+    return AutoQuantizationConfig.from_dict(dict(description))
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The name of the attention that the model runs with."""
+    return model.config._attn_implementation
+
+
+def call_unquantized(model: Any) -> None:
+    """For plain weights that were read from a quantised file: they may be moved, saved and tuned like others."""
+    model.is_quantized, model.hf_quantizer = False, None
+    del model.config.quantization_config
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether the model's layers are on more than one device."""
+    return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+
+
+def note_owner(cache: Any, user: bool) -> None:
+    """Tells `generate` whether the cache was given by its caller, who will read it afterwards."""
+    cache._is_user_defined = user
