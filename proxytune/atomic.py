@@ -114,12 +114,10 @@ def make_output_folder(path: Path) -> None:
         raise UserError(f"output={path}: cannot write there ({error.strerror}); choose another folder") from error
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> Any:
-    """Indented JSON without NaN: undefined numbers are null. Returns what reading the file gives."""
-    text = _json(record, indent=2)
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Indented JSON without NaN: undefined numbers are null."""
     with atomic_write(path) as file:
-        file.write(text + "\n")
-    return json.loads(text)
+        file.write(_json(record, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -521,7 +521,7 @@ OTHERS = {
     "table runs": Bad([*TABLE, "runs=[1]"], ["runs=[1]", "list of run folders"]),
     "table bracket": Bad([*TABLE, "runs=[a"], ["cannot read the arguments"]),
     "table not JSON": Bad([*TABLE, "runs=[r]"], ["r/results.json", "not a results.json"], run_of("{")),
-    "table no tasks": Bad([*TABLE, "runs=[r]"], ["r/results.json", "no 'tasks'"], run_of([1])),
+    "table no tasks": Bad([*TABLE, "runs=[r]"], ["r/results.json", "is not a results.json"], run_of([1])),
     "table no experiment": Bad([*TABLE, "runs=[r]"], ["names no experiment"], run_of({"tasks": {}})),
     "table other experiment": Bad(
         [*TABLE, "runs=[r]"],
@@ -530,7 +530,7 @@ OTHERS = {
     ),
     "table half a record": Bad(
         [*TABLE, "runs=[r]"],
-        ["r/results.json", "tasks.gsm8k_liu2024.n"],
+        ["r/results.json", "tasks.gsm8k_liu2024.metric: Field required"],
         run_of({"tasks": {"gsm8k_liu2024": {}}, "provenance": {"config": {"experiment": "liu2024_gsm8k_13b"}}}),
     ),
 }

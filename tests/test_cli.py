@@ -16,6 +16,7 @@ from proxytune import experiment
 from proxytune.cli import main
 from proxytune.cli.application import config_dir
 from proxytune.errors import UserError
+from proxytune.record import Record
 
 Command = Callable[..., SimpleNamespace]
 
@@ -41,7 +42,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     def run(family: object, tasks: object, arms: object, engine: object, **options: object) -> dict:
         calls.append({"family": family, "tasks": tasks, "arms": arms, "engine": engine, **options})
-        return {"tasks": {}, "failed": {}, "provenance": {}}
+        return Record(tasks={})
 
     monkeypatch.setattr(experiment, "run", run)
     return calls
@@ -118,7 +119,7 @@ def test_a_job_that_fails_is_named_and_the_others_run(command: Command, monkeypa
     def run(*_: object, limit: int, **__: object) -> dict:
         if limit == 1:
             raise UserError("the disk is full")
-        return {"tasks": {}, "failed": {}, "provenance": {}}
+        return Record(tasks={})
 
     monkeypatch.setattr(experiment, "run", run)
     result = command("run", *GSM8K, "-m", "limit=1,2", "output=sweep")
@@ -140,7 +141,7 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
 
 
 def test_a_failed_arm_makes_a_failing_status_after_the_table(command: Command, monkeypatch: pytest.MonkeyPatch):
-    record = {"tasks": {}, "failed": {"gsm8k": {"proxy": "ValueError: no"}}, "provenance": {}}
+    record = Record(tasks={}, failed={"gsm8k": {"proxy": "ValueError: no"}})
     monkeypatch.setattr(experiment, "run", lambda *_, **__: record)
     result = command("run", *GSM8K, "output=here")
     assert result.status == 1

@@ -23,6 +23,7 @@ from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
 from proxytune.models import FamilySpec, load
+from proxytune.record import read_record
 from proxytune.reporting import report
 from proxytune.tasks import registry
 
@@ -144,8 +145,11 @@ def our_tasks(tmp_path_factory: pytest.TempPathFactory, monkeypatch):
 @pytest.fixture
 def go(spec, data_dir, tmp_path):
     def go(tasks=("open",), arms=ARMS, family=spec, engine_factory=HFEngine, **options):
+        """What is in the results.json of the run."""
         options = {"output_dir": tmp_path / "out", "data_dir": data_dir} | options
-        return run(family, list(tasks), arms, engine_factory, **options)
+        record = run(family, list(tasks), arms, engine_factory, **options)
+        assert record == read_record(options["output_dir"])
+        return json.loads((options["output_dir"] / "results.json").read_text())
 
     return go
 
@@ -156,7 +160,7 @@ def _rows(folder: Path, task: str) -> list[dict]:
 
 def test_a_run_records_every_arm_with_its_error_and_the_gap_closed(go, tmp_path, answers):
     record = go(["open", "choice"], config={"seed": 0})
-    assert json.loads((tmp_path / "out" / "results.json").read_text()) == record
+    assert record["format"] == 1
     task = record["tasks"]["open"]
     assert {k: task[k] for k in ("metric", "higher_is_better", "expert", "n", "n_truncated", "missing")} == {
         "metric": "exact_match",
@@ -333,7 +337,7 @@ def test_a_failing_arm_is_recorded_and_takes_no_other_along(go, tmp_path, caplog
         assert values == {name: arm["value"] for name, arm in entry["arms"].items()}
     assert caplog.text.count("arm broken failed") == 2
     assert "in fuse" in caplog.text  # the traceback, for whoever wrote the rule
-    report(record)
+    report(read_record(tmp_path / "broken"))
 
 
 def test_gaps_are_undefined_when_the_base_fails_and_a_task_of_failures_is_left_out(go, monkeypatch):

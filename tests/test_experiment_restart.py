@@ -16,6 +16,7 @@ from proxytune.experiment import run
 from proxytune.experiment.answers import shared
 from proxytune.fusion import MatchKL, Static
 from proxytune.models import FamilySpec
+from proxytune.record import read_record
 
 TASK = "miniature_trivia"
 ITEMS = 12
@@ -67,7 +68,7 @@ def go(world: Path, name: str, engine=HFEngine, store: str = "store.sqlite") -> 
         store_path=world / store,
         data_dir=world / "data",
     )
-    return record["provenance"]["timings"]
+    return record.provenance.timings.model_dump()
 
 
 @pytest.fixture
@@ -176,7 +177,9 @@ def test_an_item_that_fails_takes_no_other_along_and_is_left_out_of_the_score(wo
     assert proxy["failed_items"] == {"3": error, "7": error}
     assert (proxy["n"], proxy["n_invalid"], task["n"]) == (ITEMS - 2, 2, ITEMS)
     assert record["failed"] == {TASK: {"proxy": f"2 of {ITEMS} items, {error}"}}
-    assert "proxy failed at 2 items, which are left out of its score" in " ".join(reporting.report(record).remarks)
+    assert "proxy failed at 2 items, which are left out of its score" in " ".join(
+        reporting.report(read_record(world / "partly")).remarks
+    )
     assert caplog.text.count("failed at 1 of 4 requests") == 2
     others = {name: arm for name, arm in task["arms"].items() if name != "proxy"}
     for name, arm in others.items():

@@ -22,6 +22,7 @@ from proxytune.cli import application, main, preflight, run
 from proxytune.errors import UserError
 from proxytune.experiment.arms import resolve
 from proxytune.models import FamilySpec
+from proxytune.record import Record
 from proxytune.reporting.papers import paper_tables, render
 from proxytune.tasks import data_record, load_task, score_outputs
 
@@ -148,7 +149,7 @@ def test_an_argument_is_understood_or_refused(
     if "output" in key or "hydra" in key or key.startswith("-"):
         return
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(experiment, "run", lambda *_, **__: {"tasks": {}, "failed": {}, "provenance": {}})
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: Record(tasks={}))
     status = main(["run", *LOCAL, "output=out", f"{key}{sign}{value}"])
     said = capsys.readouterr().err
     assert status == (1 if said else 0)
@@ -312,7 +313,14 @@ def test_an_output_is_scored_or_named(task: str, data: st.DataObject, tmp_path: 
 def test_a_results_file_is_shown_or_refused(data: st.DataObject, tmp_path: Path) -> None:
     answer = {"value": 0.5, "stderr": None}
     record = {
-        "tasks": {"gsm8k_liu2024": {"n": 4, "arms": {"base": dict(answer), "proxy": dict(answer)}}},
+        "tasks": {
+            "gsm8k_liu2024": {
+                "metric": "acc",
+                "higher_is_better": True,
+                "n": 4,
+                "arms": {"base": dict(answer), "proxy": dict(answer)},
+            }
+        },
         "provenance": {"config": {"experiment": "liu2024_gsm8k_13b"}},
     }
     *path, last = data.draw(st.sampled_from([place for place in _places(record) if place]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from io import StringIO
 from pathlib import Path
@@ -11,8 +12,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from proxytune.reporting import report, show, tidy, write
-from proxytune.reporting.markdown import markdown
+from proxytune.record import ArmRecord, Record, TaskRecord
+from proxytune.reporting import Report, columns, files, report, show, tables, tidy, write
+from proxytune.reporting.columns import Cell, Column, Notes
+from proxytune.reporting.files import markdown
 
 NO_GAP = "tuned − base = 0.02 ± 0.03: inside noise (less than 2 standard errors)"
 STATIC = {"id": "static", "formula": "", "paper": "", "parameters": {"weights": 1.0}}
@@ -66,48 +69,57 @@ def record() -> dict[str, Any]:
     return {"tasks": tasks, "provenance": {}}
 
 
+def read(record: dict[str, Any]) -> Record:
+    """As from a file."""
+    return Record.model_validate_json(json.dumps(record))
+
+
+def reported(record: dict[str, Any]) -> Report:
+    return report(read(record))
+
+
 def printed(record: dict[str, Any], width: int = 200) -> str:
     console = Console(width=width, file=StringIO(), color_system=None)
-    show(record, console)
+    show(read(record), console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_scores_are_percent_points_except_where_the_metric_is_no_fraction(record):
-    scores = report(record).scores
+    scores = reported(record).tables[0]
     assert [cell.text for cell in scores.rows["proxy"]] == ["42.0 ± 2.0", "34.0 ± 2.0", "6.000 ± 0.020", "38.0¹"]
-    assert scores.columns[0] == "gsm8k\nexact_match %\nn = 200"
-    assert scores.columns[2] == "text\nperplexity, lower is better\nn = 200"
+    assert scores.headings[0] == "gsm8k\nexact_match %\nn = 200"
+    assert scores.headings[2] == "text\nperplexity, lower is better\nn = 200"
 
 
 def test_the_mean_leaves_out_what_has_another_scale_and_says_so(record):
-    tables = report(record)
-    assert tables.notes[0] == "mean of 2 of 3 tasks"
+    made = reported(record)
+    assert made.notes[0] == "mean of 2 of 3 tasks"
     del record["tasks"]["text"]
-    assert report(record).scores.rows["proxy"][-1].text == "38.0"
+    assert reported(record).tables[0].rows["proxy"][-1].text == "38.0"
 
 
 def test_a_gap_has_its_interval_and_an_undefined_one_a_note(record):
-    tables = report(record)
-    gsm8k, mmlu, *_ = tables.gaps.rows["proxy"]
+    made = reported(record)
+    gsm8k, mmlu, *_ = made.tables[1].rows["proxy"]
     assert gsm8k.text == "80.0 [75.0, 85.0]"
     assert mmlu.text == "–²"
-    assert tables.notes[1] == NO_GAP
+    assert made.notes[1] == NO_GAP
 
 
 def test_the_best_fused_arm_is_marked_and_no_model_alone(record):
-    best = {arm: [cell.best for cell in row[:3]] for arm, row in report(record).scores.rows.items()}
+    best = {arm: [cell.best for cell in row[:3]] for arm, row in reported(record).tables[0].rows.items()}
     assert best == {
         "base": [False] * 3,
         "tuned": [False] * 3,
         "proxy": [True, True, False],
         "dynamic": [False, False, True],
     }
-    assert not report(record).gaps.rows["proxy"][1].best
+    assert not reported(record).tables[1].rows["proxy"][1].best
 
 
 def test_equal_best_arms_are_all_marked(record):
     record["tasks"]["gsm8k"]["arms"]["dynamic"] = fused(0.42, 0.8)
-    assert [report(record).scores.rows[arm][0].best for arm in ("proxy", "dynamic")] == [True, True]
+    assert [reported(record).tables[0].rows[arm][0].best for arm in ("proxy", "dynamic")] == [True, True]
 
 
 def test_an_arm_without_a_value_is_shown_with_the_reason(record):
@@ -115,13 +127,13 @@ def test_an_arm_without_a_value_is_shown_with_the_reason(record):
     record["tasks"]["gsm8k"]["arms"]["dynamic"] = fused(None, why=why) | {
         "undefined": {"value": why, "gap_closed": why}
     }
-    tables = report(record)
-    assert re.fullmatch("–[⁰¹²³⁴⁵⁶⁷⁸⁹]", tables.scores.rows["dynamic"][0].text)
-    assert why in tables.notes
+    made = reported(record)
+    assert re.fullmatch("–[⁰¹²³⁴⁵⁶⁷⁸⁹]", made.tables[0].rows["dynamic"][0].text)
+    assert why in made.notes
 
 
 def test_what_is_absent_or_left_out_is_said(record):
-    remarks = report(record).remarks
+    remarks = reported(record).remarks
     assert "No arm tuned_multitask: the family has no tuned:multitask." in remarks
     assert "mmlu: answers that could not be judged and are left out of the score: dynamic 4." in remarks
     assert "mmlu: 2 prompts were cut to the smallest window." in remarks
@@ -130,9 +142,9 @@ def test_what_is_absent_or_left_out_is_said(record):
 def test_an_arm_that_one_task_lacks_has_a_mark_there(record):
     del record["tasks"]["mmlu"]["arms"]["tuned"]
     record["tasks"]["mmlu"]["missing"]["tuned"] = "the family has no tuned model for task 'mmlu'"
-    tables = report(record)
-    assert tables.scores.rows["tuned"][1].text.startswith("·")
-    assert "the family has no tuned model for task 'mmlu'" in tables.notes
+    made = reported(record)
+    assert made.tables[0].rows["tuned"][1].text.startswith("·")
+    assert "the family has no tuned model for task 'mmlu'" in made.notes
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
@@ -140,11 +152,11 @@ def test_the_terminal_shows_every_number_and_note_at_any_width(record, width):
     text = printed(record, width)
     assert max(map(len, text.splitlines())) <= width
     flat = re.sub(r"\s+", " ", text)
-    tables = report(record)
-    for table in (tables.scores, tables.gaps):
+    made = reported(record)
+    for table in made.tables[:2]:
         for row in table.rows.values():
             assert all(cell.text in flat for cell in row)
-    assert all(note in flat for note in (*tables.notes, *tables.remarks))
+    assert all(note in flat for note in (*made.notes, *made.remarks))
 
 
 def test_a_narrow_terminal_splits_the_table_and_repeats_the_arms(record):
@@ -153,7 +165,7 @@ def test_a_narrow_terminal_splits_the_table_and_repeats_the_arms(record):
 
 
 def test_markdown_has_one_row_per_arm_and_the_same_numbers(record):
-    text = markdown(record)
+    text = markdown(read(record))
     assert "| proxy | **42.0 ± 2.0** | **34.0 ± 2.0** | 6.000 ± 0.020 | 38.0¹ |" in text
     assert "| dynamic | 1.00 ± 0.25 | 1.00 ± 0.25 | 1.00 ± 0.25 |" in text
     assert f"2. {NO_GAP}" in text
@@ -161,7 +173,7 @@ def test_markdown_has_one_row_per_arm_and_the_same_numbers(record):
 
 def test_the_tidy_table_has_a_row_per_task_arm_and_metric(record):
     record["tasks"]["mmlu"]["arms"]["base"]["metrics"] = {"acc": 0.30, "acc_norm": 0.25}
-    table = tidy(record)
+    table = tidy(read(record))
     assert len(table) == 3 * 4 + 1
     proxy = table[(table.task == "gsm8k") & (table.arm == "proxy")].iloc[0]
     assert (proxy.value, proxy.stderr, proxy.rule) == (0.42, 0.0203, "static")
@@ -173,12 +185,36 @@ def test_the_tidy_table_has_a_row_per_task_arm_and_metric(record):
 
 def test_the_files_hold_full_digits(record, tmp_path: Path):
     record["tasks"]["gsm8k"]["arms"]["proxy"]["value"] = 0.26383623957543
-    write(record, tmp_path)
+    write(read(record), tmp_path)
     table = pd.read_csv(tmp_path / "results.csv", float_precision="round_trip")
     assert table[(table.task == "gsm8k") & (table.arm == "proxy")].value.item() == 0.26383623957543
     assert "| 26.4 ± 2.0 " in (tmp_path / "table.md").read_text(encoding="utf-8").replace("**", "")
 
 
 def test_a_record_without_tasks_is_no_error(tmp_path: Path):
-    write({"tasks": {}, "provenance": {}}, tmp_path)
-    assert "Score" in printed({"tasks": {}, "provenance": {}})
+    write(read({"tasks": {}}), tmp_path)
+    assert "Score" in printed({"tasks": {}})
+
+
+def test_weights_that_are_undefined_are_shown_with_the_reason(record, tmp_path: Path):
+    why = "no finite weights"
+    record["tasks"]["gsm8k"]["arms"]["proxy"] |= {
+        "weights": {"gsm8k": {"mean": None, "sd": None}},
+        "undefined": {"weights": why},
+    }
+    made = reported(record)
+    assert re.fullmatch("–[⁰¹²³⁴⁵⁶⁷⁸⁹]", made.tables[2].rows["proxy"][0].text)
+    assert why in made.notes
+    assert why in markdown(read(record)) and why not in printed(record)
+
+
+def test_a_column_is_declared_once_for_the_terminal_markdown_and_csv(record, monkeypatch):
+    def cell(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell:
+        return Cell(f"{arm.n_invalid} invalid")
+
+    added = Column({"invalid_again": lambda arm: arm.n_invalid}, "Invalid answers", "n_invalid", cell)
+    monkeypatch.setattr(tables, "COLUMNS", (*columns.COLUMNS, added))
+    monkeypatch.setattr(files, "COLUMNS", (*columns.COLUMNS, added))
+    assert "Invalid answers" in printed(record) and "4 invalid" in printed(record)
+    assert "| dynamic | 0 invalid | 4 invalid | 0 invalid |" in markdown(read(record)).replace("**", "")
+    assert tidy(read(record)).invalid_again.sum() == 4

@@ -67,6 +67,10 @@ def test_runs_are_listed_by_date_with_their_headline_values(tmp_path: Path):
     _run(tmp_path / "deep" / "er", when=1e9, proxy=0.125)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "results.json").write_text("{")
+    _run(tmp_path / "lacking", when=1e9)
+    record = json.loads((tmp_path / "lacking" / "results.json").read_text())
+    del record["tasks"]["open"]["n"]
+    (tmp_path / "lacking" / "results.json").write_text(json.dumps(record))
     lines = _listed(tmp_path)
     early, late = (next(i for i, line in enumerate(lines) if name in line) for name in ("deep/er", f"{tmp_path}/a"))
     assert early < late
@@ -74,7 +78,11 @@ def test_runs_are_listed_by_date_with_their_headline_values(tmp_path: Path):
     assert lines[early].split()[1:] == ["open", "40", "25.0", "%", "mild", "37.5", "%"]
     assert lines[late].split()[1:] == ["open", "40", "25.0", "%", "proxy", "50.0", "%"]
     assert "failed: mild" in lines[late + 1]
-    assert any("cannot read" in line and "broken" in line for line in lines)
+    faults = [line for line in lines if "is not a results.json of proxytune run" in line]
+    assert ["broken" in line for line in faults] == [True, False]
+    assert faults[1].endswith(
+        "lacking/results.json is not a results.json of proxytune run: tasks.open.n: Field required"
+    )
 
 
 def _given(folder: Path, *overrides: str) -> None:
@@ -223,11 +231,11 @@ def test_gc_leaves_an_answer_that_a_run_has_put_anew_while_it_looked(store: Path
 
 MISTAKES = {
     "action": (["lst"], "Did you mean 'list'?"),
-    "no run": (["show", "{here}"], "no results.json"),
+    "no run": (["show", "{here}"], "results.json does not exist"),
     "no folder": (["show"], "0 folders"),
     "two folders": (["list", "a", "b"], "2 folders"),
     "no runs": (["list", "{here}"], "no finished run"),
-    "not a record": (["show", "{here}/list.json"], "holds no results"),
+    "not a record": (["show", "{here}/list.json"], "is not a results.json of proxytune run: Input should be an object"),
     "no store": (["gc", "store={here}/none.sqlite"], "there is no answer store"),
     "not a store": (["gc", "store={here}/list.json"], "not a database"),
     "key": (["gc", "older=3"], "Did you mean 'older_than'?"),

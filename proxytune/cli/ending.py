@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from proxytune.errors import UserError
+from proxytune.record import Record
 
 
 @contextmanager
@@ -25,9 +25,9 @@ def resume_hint(store: str | None) -> Iterator[None]:
         raise
 
 
-def check_failures(record: Mapping[str, Any], output_dir: Path) -> None:
+def check_failures(record: Record, output_dir: Path) -> None:
     """Raises UserError if an arm failed: the run's exit status must say so."""
-    failed = [f"{arm} on {task} ({why})" for task, arms in record["failed"].items() for arm, why in arms.items()]
+    failed = [f"{arm} on {task} ({why})" for task, arms in record.failed.items() for arm, why in arms.items()]
     if failed:
         raise UserError(
             f"{len(failed)} of the arms failed: {'; '.join(failed)}. All others are in {output_dir}; once the cause is "

@@ -26,9 +26,10 @@ def main(arguments: Sequence[str]) -> int:
         print(_help())
         return 0
     given = _parse(arguments)
-    from proxytune.reporting.papers import main as show
+    from proxytune.reporting.papers import paper_tables, render
 
-    show(**given)
+    tables = paper_tables(given["paper"], _runs(given.get("runs", [])), given.get("table"))
+    print(render(tables, given.get("format", "terminal")), end="")
     return 0
 
 
@@ -42,6 +43,13 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     if "paper" not in given:
         raise UserError(f"paper=... is missing: {KEYS['paper']}")
     return {str(key): value for key, value in given.items()}
+
+
+def _runs(given: Any) -> list[str]:
+    runs = [given] if isinstance(given, str) else given
+    if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
+        raise UserError(f"runs={given} is not allowed: it is a list of run folders or results.json files")
+    return runs
 
 
 def _help() -> str:

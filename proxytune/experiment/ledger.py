@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.models import Ensemble, FamilySpec
 from proxytune.provenance import code_facts, library_versions, machine_facts
+from proxytune.record import Answers, MemberRecord, Provenance, Timings
 
 
 class Ledger:
@@ -19,47 +20,47 @@ class Ledger:
     def __init__(self) -> None:
         self.damaged = 0
         self._start = time.perf_counter()
-        self._members: dict[str, dict[str, Any]] = {}
+        self._members: dict[str, MemberRecord] = {}
         self._seconds: dict[str, dict[str, float]] = {"load_seconds": {}, "task_seconds": {}}
-        self._answers: dict[str, dict[str, int]] = {}
+        self._answers: dict[str, Answers] = {}
         self._batch_sizes: dict[str, int | None] = {}
-        """What the engine ended with: less than it was given where memory ran out."""
 
     @contextmanager
-    def time(self, what: str, task: str) -> Iterator[None]:
+    def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self._seconds[what][task] = _since(start)
 
     def note(self, task: str, family: FamilySpec, shared: SharedAnswers) -> None:
-        self._answers[task] = {"computed": shared.computed, "from_store": shared.read}
+        self._answers[task] = Answers(computed=shared.computed, from_store=shared.read)
         self._batch_sizes[task] = getattr(shared.engine, "batch_size", None)
         self._members |= {role: _member(family, shared.ensemble, role) for role in shared.roles}
 
-    def provenance(self) -> dict[str, Any]:
-        """`timings` is all that differs between equal runs."""
-        return {
-            "code": code_facts(),
-            "libraries": library_versions(),
-            "machine": machine_facts(),
-            "members": dict(sorted(self._members.items())),
-            "timings": {
-                "total_seconds": _since(self._start),
+    def provenance(self, **asked: Any) -> Provenance:
+        """`asked` are the settings of the run: config, seed, limit and num_fewshot."""
+        return Provenance(
+            **asked,
+            code=code_facts(),
+            libraries=library_versions(),
+            machine=machine_facts(),
+            members=dict(sorted(self._members.items())),
+            timings=Timings(
+                total_seconds=_since(self._start),
                 **self._seconds,
-                "answers": self._answers,
-                "batch_size": self._batch_sizes,
-                "damaged_store_entries": self.damaged,
-            },
-        }
+                answers=self._answers,
+                batch_size=self._batch_sizes,
+                damaged_store_entries=self.damaged,
+            ),
+        )
 
 
-def _member(family: FamilySpec, ensemble: Ensemble, role: str) -> dict[str, Any]:
-    """What determines its answers (`identity`), its number type, and the source it was loaded from."""
-    return {
-        "identity": ensemble[role].identity,
-        "dtype": str(ensemble[role].model.dtype).removeprefix("torch."),
-        "source": {name: value for name, value in asdict(family.sources[role]).items() if value is not None},
-    }
+def _member(family: FamilySpec, ensemble: Ensemble, role: str) -> MemberRecord:
+    """What determines its answers, its number type, and the source it was loaded from."""
+    return MemberRecord(
+        identity=ensemble[role].identity,
+        dtype=str(ensemble[role].model.dtype).removeprefix("torch."),
+        source={name: value for name, value in asdict(family.sources[role]).items() if value is not None},
+    )
 
 
 def _since(start: float) -> float:

@@ -17,6 +17,7 @@ from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.models import Ensemble, FamilySpec, load
+from proxytune.record import FILE, Record, TaskRecord, read_record
 
 
 def run(
@@ -32,9 +33,9 @@ def run(
     limit: int | None = None,
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
     progress: bool | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """Lets every arm answer every task; writes `results.json` and `items/<task>.jsonl` and returns the record.
 
     Args:
@@ -57,24 +58,6 @@ def run(
 
     Raises:
         UserError: for whatever the user can mend, before models load where that can be known.
-
-    The record, also `results.json` (numbers that are undefined are None, and `undefined` says why):
-
-        tasks.<task>: metric, higher_is_better, expert, n, data: {file and sha256 or dataset and name, split, read,
-            skipped: {why: count}} (read = n + all skipped), n_truncated (items whose prompt lost its beginning),
-            missing: {arm: why it is absent here}, references: {"base" | "expert" | "tuned": arm name} (the arms that
-            gaps and differences refer to; tuned is the task's own, or the only tuned model among the arms)
-        tasks.<task>.arms.<arm>: value, stderr, n, n_invalid, gap_closed, gap_closed_ci: [low, high],
-            relative_performance, undefined: {field: reason}, metrics: {metric: lm-eval's aggregate},
-            differences: {"base" | "expert" | "tuned": {value, stderr, n, n_invalid}} (this arm minus that one, paired),
-            roles: [role, ...], rule: None or {id, formula, paper, parameters},
-            weights: {expert: {mean, sd}} (of the chosen alpha over all tokens; empty for a model alone)
-        tasks.<task>.arms.<arm>.failed_items: {item: error} where the arm answered others; they count as invalid, and
-            `metrics` has the headline metric alone
-        failed.<task>.<arm>: the error in one line, where an arm raised one that is no UserError, at all items or some;
-            one that failed at all is `missing` from its task, whose other arms go on; a task without any is left out
-        provenance: config, seed, limit, num_fewshot, code, libraries, machine, members: {role: {identity, dtype,
-            source}}, timings (the only part that differs when a run is repeated)
     """
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
@@ -84,11 +67,13 @@ def run(
     ledger = Ledger()
     with AnswerStore(store_path) as store:
         job = _Job(family, engine_factory, wanted, store, output_dir, ledger, progress)
-        records = {plan.task: record for plan in plans if (record := job.evaluate(plan)) is not None}
+        done = {plan.task: job.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
-    asked = {"config": config, "seed": seed, "limit": limit, "num_fewshot": num_fewshot}
-    record = {"tasks": records, "failed": job.failed, "provenance": asked | ledger.provenance()}
-    return write_json(output_dir / "results.json", record)
+    provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
+    answered = {task: record for task, record in done.items() if record is not None}
+    record = Record(tasks=answered, failed=job.failed, provenance=provenance)
+    write_json(output_dir / FILE, record.model_dump())
+    return read_record(output_dir)
 
 
 @dataclass
@@ -105,7 +90,7 @@ class _Job:
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     _engine: Engine | None = None
 
-    def evaluate(self, plan: Plan) -> dict[str, Any] | None:
+    def evaluate(self, plan: Plan) -> TaskRecord | None:
         """Has every arm answer the task; writes its items and returns its record, None if every arm failed."""
         shared = SharedAnswers(
             self._engine_for(plan), list(plan.found.arms.values()), self.store, plan.task, self.progress

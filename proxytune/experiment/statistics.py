@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from proxytune.record import Estimate
+
 Values = NDArray[np.float64]
 
 RESAMPLES = 10_000
@@ -21,17 +23,6 @@ NOISE = 2.0
 """A difference smaller than this many of its standard errors counts as noise."""
 _CHUNK = 2_000_000
 """Resampled items drawn at a time: bounds memory, not the result."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean, or a difference of means; `stderr` is None with fewer than two items, `value` with none."""
-
-    value: float | None
-    stderr: float | None
-    n: int
-    """Valid items behind it (of a difference: items valid on both sides)."""
-    n_invalid: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ def mean(values: Values) -> Estimate:
     valid = values[~np.isnan(values)]
     n = len(valid)
     stderr = float(valid.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Estimate(float(valid.mean()) if n else None, stderr, n, len(values) - n)
+    return Estimate(value=float(valid.mean()) if n else None, stderr=stderr, n=n, n_invalid=len(values) - n)
 
 
 def paired_difference(a: Values, b: Values) -> Estimate:
@@ -66,12 +57,12 @@ def paired_difference(a: Values, b: Values) -> Estimate:
     terms_a, terms_b = _influence(a), _influence(b)
     both = int((~np.isnan(a) & ~np.isnan(b)).sum())
     if terms_a is None or terms_b is None:
-        return Estimate(None, None, both, len(a) - both)
+        return Estimate(value=None, n=both, n_invalid=len(a) - both)
     value = float(np.nanmean(a) - np.nanmean(b))
     stderr = None
     if both > 1:
         stderr = math.sqrt(float(((terms_a - terms_b) ** 2).sum()) / (len(a) - 1) / len(a))
-    return Estimate(value, stderr, both, len(a) - both)
+    return Estimate(value=value, stderr=stderr, n=both, n_invalid=len(a) - both)
 
 
 def _influence(values: Values) -> Values | None:

@@ -1,9 +1,9 @@
-"""From what the arms answered to one task's record and its items. The record's fields are listed in `runner.run`."""
+"""From what the arms answered to one task's record and its items."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from proxytune.experiment.answers.shared import Failed
 from proxytune.experiment.arms import TaskArms
 from proxytune.experiment.lm_eval.arm_model import ItemAnswer
 from proxytune.experiment.statistics import (
-    Estimate,
     Ratio,
     Values,
     gaps_closed,
@@ -23,6 +22,7 @@ from proxytune.experiment.statistics import (
     relative_performance,
 )
 from proxytune.fusion.arm import Arm
+from proxytune.record import ArmRecord, Estimate, RuleRecord, TaskRecord, Weights
 from proxytune.tasks import TaskInfo
 
 _DIGITS = 6
@@ -43,21 +43,21 @@ class Outcome:
     """Items at which the arm failed -> the error; their value is NaN."""
 
 
-def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Any]:
-    """The task's entry in `results.json`. `outcomes` by arm name; at least one."""
+def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> TaskRecord:
+    """`outcomes` by arm name; at least one."""
     some = next(iter(outcomes.values()))
     gaps = _gaps(info, found, outcomes, seed)
-    return {
-        "metric": info.metric,
-        "higher_is_better": info.higher_is_better,
-        "expert": info.expert,
-        "n": len(some.values),
-        "data": some.data,
-        "n_truncated": sum(any(one.cut > 0 for one in answers) for answers in some.answers.values()),
-        "missing": found.missing,
-        "references": found.references,
-        "arms": {name: _arm_record(found, name, outcomes, gaps[name]) for name in outcomes},
-    }
+    return TaskRecord(
+        metric=info.metric,
+        higher_is_better=info.higher_is_better,
+        expert=info.expert,
+        n=len(some.values),
+        data=dict(some.data),
+        n_truncated=sum(any(one.cut > 0 for one in answers) for answers in some.answers.values()),
+        missing=found.missing,
+        references=found.references,
+        arms={name: _arm_record(found, name, outcomes, gaps[name]) for name in outcomes},
+    )
 
 
 def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
@@ -103,31 +103,34 @@ def _no_tuned(found: TaskArms) -> str:
     return "; ".join(found.missing.values()) or "no arm is the tuned model alone"
 
 
-def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap: Ratio) -> dict[str, Any]:
+def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap: Ratio) -> ArmRecord:
     arm, outcome = found.arms[name], outcomes[name]
     estimate = mean(outcome.values)
     relative = Ratio(None, None, _no_tuned(found))
     if "tuned" in found.references:
         relative = relative_performance(estimate, mean(outcomes[found.references["tuned"]].values))
-    return {
-        **asdict(estimate),
-        "gap_closed": gap.value,
-        "gap_closed_ci": gap.interval,
-        "relative_performance": relative.value,
-        "failed_items": outcome.failed,
-        "undefined": _undefined(estimate, gap, relative, outcome),
-        "metrics": outcome.metrics,
-        "differences": {
-            reference: asdict(paired_difference(outcome.values, outcomes[other].values))
+    weights = _weights(arm, outcome)
+    return ArmRecord(
+        **dict(estimate),
+        gap_closed=gap.value,
+        gap_closed_ci=gap.interval,
+        relative_performance=relative.value,
+        failed_items={str(item): error for item, error in outcome.failed.items()},
+        undefined=_undefined(estimate, gap, relative, outcome, weights),
+        metrics=outcome.metrics,
+        differences={
+            reference: paired_difference(outcome.values, outcomes[other].values)
             for reference, other in found.references.items()
         },
-        "roles": arm.roles,
-        "rule": None if arm.rule is None else _rule_record(arm),
-        "weights": _weights(arm, outcome),
-    }
+        roles=list(arm.roles),
+        rule=_rule_record(arm),
+        weights=weights,
+    )
 
 
-def _undefined(estimate: Estimate, gap: Ratio, relative: Ratio, outcome: Outcome) -> dict[str, str]:
+def _undefined(
+    estimate: Estimate, gap: Ratio, relative: Ratio, outcome: Outcome, weights: Mapping[str, Weights]
+) -> dict[str, str]:
     """Field -> why it is None."""
     reasons = {
         "value": None if estimate.value is not None else "no valid item",
@@ -136,29 +139,33 @@ def _undefined(estimate: Estimate, gap: Ratio, relative: Ratio, outcome: Outcome
         "gap_closed_ci": gap.why if gap.interval is None else None,
         "relative_performance": relative.why,
         "metrics": f"{len(outcome.failed)} items failed" if outcome.failed else None,
+        "weights": "no finite weights" if any(one.mean is None for one in weights.values()) else None,
     }
     return {field: why for field, why in reasons.items() if why is not None}
 
 
-def _rule_record(arm: Arm) -> dict[str, Any]:
-    assert arm.rule is not None
-    told = {name: getattr(arm.rule, name) for name in ("id", "formula", "paper")}
-    return told | {"parameters": rule_facts(arm.rule)["parameters"]}
+def _rule_record(arm: Arm) -> RuleRecord | None:
+    rule = arm.rule
+    if rule is None:
+        return None
+    return RuleRecord(id=rule.id, formula=rule.formula, paper=rule.paper, parameters=rule_facts(rule)["parameters"])
 
 
-def _weights(arm: Arm, outcome: Outcome) -> dict[str, dict[str, float | None]]:
+def _weights(arm: Arm, outcome: Outcome) -> dict[str, Weights]:
     """Mean and standard deviation of the alpha each expert got, over all tokens of all answers."""
     chosen: list[list[float]] = [[] for _ in arm.experts]
     for answer in _answers(one for answers in outcome.answers.values() for one in answers):
         for expert, weights in zip(chosen, answer.weights, strict=True):
             expert.extend(weights)
     return {
-        role.removeprefix("expert:"): {
-            "mean": float(np.mean(weights)) if weights else None,
-            "sd": float(np.std(weights)) if weights else None,
-        }
-        for role, weights in zip(arm.experts, chosen, strict=True)
+        role.removeprefix("expert:"): _mean_and_sd(weights) for role, weights in zip(arm.experts, chosen, strict=True)
     }
+
+
+def _mean_and_sd(weights: list[float]) -> Weights:
+    if not np.isfinite(weights).all() or not weights:
+        return Weights()
+    return Weights(mean=float(np.mean(weights)), sd=float(np.std(weights)))
 
 
 def _item_weights(arm: Arm, answers: list[ItemAnswer]) -> dict[str, list[list[float]]] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import zip_longest
@@ -16,23 +15,9 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from proxytune.errors import UserError
-from proxytune.reporting.tables import UNSCALED, Record
+from proxytune.record import FILE, ArmRecord, Record, TaskRecord, read_record
+from proxytune.reporting.tables import best_fused
 from proxytune.reporting.terminal import show
-
-
-def read_record(folder: str | Path) -> Record:
-    """The record of a run folder, or of its `results.json`; raises UserError if there is none."""
-    path = Path(folder)
-    path = path / "results.json" if path.is_dir() else path
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder}: there is no results.json: give a finished run's folder") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("tasks"), dict):
-        raise UserError(f"{path} holds no results of proxytune run")
-    return record
 
 
 def show_run(folder: str | Path, console: Console | None = None) -> None:
@@ -46,9 +31,9 @@ def list_runs(folder: str | Path, console: Console | None = None) -> None:
     A run is named by its folder, when it was finished, and those of its overrides that not all of the runs were given.
     """
     console = console or Console()
-    paths = sorted(Path(folder).rglob("results.json"), key=lambda path: path.stat().st_mtime)
+    paths = sorted(Path(folder).rglob(FILE), key=lambda path: path.stat().st_mtime)
     if not paths:
-        raise UserError(f"{folder}: no finished run (no results.json) in or under this folder")
+        raise UserError(f"{folder}: no finished run (no {FILE}) in or under this folder")
     runs, faults = [], []
     for path in paths:
         try:
@@ -98,23 +83,22 @@ def _listing(runs: Sequence[_Run]) -> RichTable:
 
 def _rows(record: Record) -> Iterator[list[str]]:
     """Task, n, base, tuned, best fused."""
-    for name, task in record["tasks"].items():
-        yield [name, str(task["n"]), *_headline(task)]
-    for name, arms in record.get("failed", {}).items():
+    for name, task in record.tasks.items():
+        yield [name, str(task.n), *_headline(task)]
+    for name, arms in record.failed.items():
         yield [name, "", "", "", f"failed: {', '.join(arms)}"]
 
 
-def _headline(task: Record) -> Iterator[str]:
+def _headline(task: TaskRecord) -> Iterator[str]:
     """The values of base and tuned where they are arms, and the best arm with a rule."""
     for reference in ("base", "tuned"):
-        arm = task["references"].get(reference)
-        yield "" if arm is None else _value(task, task["arms"][arm])
-    fused = [(name, arm) for name, arm in task["arms"].items() if arm["rule"] and arm["value"] is not None]
-    best = (max if task["higher_is_better"] else min)(fused, key=lambda pair: pair[1]["value"], default=None)
-    yield "" if best is None else f"{best[0]} {_value(task, best[1])}"
+        arm = task.references.get(reference)
+        yield "" if arm is None else _value(task, task.arms[arm])
+    best = best_fused(task)
+    yield f"{best[0]} {_value(task, task.arms[best[0]])}" if best else ""
 
 
-def _value(task: Record, arm: Record) -> str:
-    if arm["value"] is None:
+def _value(task: TaskRecord, arm: ArmRecord) -> str:
+    if arm.value is None:
         return "–"
-    return f"{arm['value']:.1f}" if task["metric"] in UNSCALED else f"{arm['value'] * 100:.1f} %"
+    return f"{arm.value * 100:.1f} %" if task.is_fraction else f"{arm.value:.1f}"

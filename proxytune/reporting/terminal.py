@@ -9,34 +9,34 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from proxytune.reporting.tables import LEGEND, Cell, Record, Table, report, superscript
+from proxytune.record import Record
+from proxytune.reporting.columns import Cell, superscript
+from proxytune.reporting.tables import LEGEND, Table, report
 
 
 def show(record: Record, console: Console | None = None) -> None:
-    """Prints scores, gaps closed and every note; nothing is cut off, whatever the terminal's width."""
+    """Prints tables and every note; nothing is cut off, whatever the terminal's width."""
     console = console or Console()
-    tables = report(record)
-    for table in (tables.scores, tables.gaps):
+    made = report(record, full=False)
+    for table in made.tables:
         for part in _fitting(table, console.width):
             console.print(part)
-    console.print(Text(LEGEND, style="dim"))
-    for number, note in enumerate(tables.notes, start=1):
-        console.print(Text(f"{superscript(number)} {note}", style="dim"))
-    for remark in tables.remarks:
-        console.print(Text(remark, style="dim"))
+    notes = [f"{superscript(number)} {note}" for number, note in enumerate(made.notes, start=1)]
+    for line in (LEGEND, *notes, *made.remarks):
+        console.print(Text(line, style="dim"))
 
 
 def _fitting(table: Table, width: int) -> Iterator[RichTable]:
     """The table in as many parts as it takes for each to fit into `width`; a part has at least one task."""
     space = width - _width(["arm", *table.rows])
     start = used = 0
-    for end, column in enumerate(table.columns):
-        needed = _width([*column.split("\n"), *(row[end].text for row in table.rows.values())])
+    for end, heading in enumerate(table.headings):
+        needed = _width([*heading.split("\n"), *(row[end].text for row in table.rows.values())])
         if end > start and used + needed > space:
             yield _part(table, start, end)
             start, used = end, 0
         used += needed
-    yield _part(table, start, len(table.columns))
+    yield _part(table, start, len(table.headings))
 
 
 def _width(texts: list[str]) -> int:
@@ -47,8 +47,8 @@ def _width(texts: list[str]) -> int:
 def _part(table: Table, start: int, end: int) -> RichTable:
     part = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     part.add_column("arm", no_wrap=True)
-    for column in table.columns[start:end]:
-        part.add_column(Text(column), justify="right")
+    for heading in table.headings[start:end]:
+        part.add_column(Text(heading), justify="right")
     for arm, cells in table.rows.items():
         part.add_row(Text(arm), *(_text(cell) for cell in cells[start:end]))
     return part

@@ -45,6 +45,9 @@ def task_info(task: ConfigurableTask) -> TaskInfo:
     if metric not in task.higher_is_better():
         kind = f"metric of task {task.config.task!r} (metadata.proxytune.metric, one of metric_list)"
         raise unknown_name(kind, metric, task.higher_is_better())
+    if not isinstance(task.higher_is_better()[metric], bool):
+        what = f"task {task.config.task!r}: higher_is_better of metric {metric!r} in metric_list"
+        raise UserError(f"{what} is {task.higher_is_better()[metric]}; it is true or false")
     for name, aggregation in task.aggregation().items():
         if aggregation is None:
             what = f"task {task.config.task!r}: the aggregation of metric {name!r} in metric_list"

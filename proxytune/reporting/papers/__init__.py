@@ -4,9 +4,8 @@ from proxytune.reporting.papers import paper_tables, render
 print(render(paper_tables("liu2024", runs=["outputs/a/results.json"]), "markdown"))
 """
 
-from proxytune.reporting.papers.command import main
 from proxytune.reporting.papers.layouts import PAPERS
 from proxytune.reporting.papers.render import FORMATS, render
 from proxytune.reporting.papers.table import PaperTable, paper_tables
 
-__all__ = ["FORMATS", "PAPERS", "PaperTable", "main", "paper_tables", "render"]
+__all__ = ["FORMATS", "PAPERS", "PaperTable", "paper_tables", "render"]

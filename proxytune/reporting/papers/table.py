@@ -10,7 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from proxytune.errors import unknown_name
-from proxytune.reporting.papers.figures import KEYS, experiment_of, measured, read_run, reference
+from proxytune.record import Record, read_record
+from proxytune.reporting.papers.figures import KEYS, experiment_of, measured, reference
 from proxytune.reporting.papers.layouts import GAP, PAPERS, RELATIVE, Layout, Paper
 
 SIDES = ("reference", "ours")
@@ -45,7 +46,7 @@ def paper_tables(paper: str, runs: Iterable[Path | str] = (), table: str | None 
     layouts = {layout.id: layout for layout in chosen.tables}
     if table is not None and table not in layouts:
         raise unknown_name(f"table of {paper}", table, layouts)
-    records = [(experiment_of(record, path), record) for path, record in ((path, read_run(path)) for path in runs)]
+    records = [(experiment_of(record, path), record) for path, record in ((path, read_record(path)) for path in runs)]
     known = {name for layout in chosen.tables for name in layout.experiments}
     for experiment, _ in records:
         if experiment not in known:
@@ -54,7 +55,7 @@ def paper_tables(paper: str, runs: Iterable[Path | str] = (), table: str | None 
     return [filled for filled in tables if table is not None or not filled.figures.empty]
 
 
-def _fill(paper: Paper, layout: Layout, records: list[tuple[str, dict]]) -> PaperTable:
+def _fill(paper: Paper, layout: Layout, records: list[tuple[str, Record]]) -> PaperTable:
     printed, ours = reference(paper, layout), measured(layout, records)
     notes = _notes(printed)
     if ours.duplicated(KEYS).any():

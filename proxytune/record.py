@@ -1,0 +1,197 @@
+"""What a run leaves behind: the schema of `results.json` and its reader.
+
+A number that is undefined is None, and `undefined` says why. A field with a default may be absent from a file: it was
+added later, or does not apply. A new field has a default, so that older files stay readable; `FORMAT` rises only when
+the meaning of a field changes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator, model_validator
+
+from proxytune.errors import UserError
+
+FORMAT = 1
+FILE = "results.json"
+NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bits", "bleu", "chrf", "ter"}
+"""Metrics that are not between 0 and 1; all others are, and are shown in percent."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Estimate(_Part):
+    """A mean over items, or a difference of two such means over the same items."""
+
+    value: FiniteFloat | None
+    """None without a valid item."""
+    stderr: FiniteFloat | None = None
+    """Standard error; None with fewer than two valid items."""
+    n: int = 0
+    """Valid items behind it (of a difference: items valid on both sides)."""
+    n_invalid: int = 0
+    """Items left out: the metric could not judge the answer, or the arm failed there."""
+
+
+class RuleRecord(_Part):
+    """The rule of a fused arm."""
+
+    id: str
+    formula: str = ""
+    paper: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class Weights(_Part):
+    """The weights that an arm gave one expert, over all tokens of all answers; None where it gave none."""
+
+    mean: FiniteFloat | None = None
+    sd: FiniteFloat | None = None
+
+
+class ArmRecord(Estimate):
+    """What one arm did on one task: `value` is the headline metric's mean."""
+
+    gap_closed: FiniteFloat | None = None
+    """(arm − base) / (tuned − base)."""
+    gap_closed_ci: tuple[FiniteFloat, FiniteFloat] | None = None
+    """Its 95 % interval."""
+    relative_performance: FiniteFloat | None = None
+    """arm / tuned."""
+    failed_items: dict[str, str] = {}
+    """Item -> error, where the arm answered others; they count as invalid, and `metrics` has the headline alone."""
+    undefined: dict[str, str] = {}
+    """Field that is None -> why."""
+    metrics: dict[str, FiniteFloat | None] = {}
+    """Metric -> lm-eval's aggregate."""
+    differences: dict[str, Estimate] = {}
+    """"base", "expert" or "tuned" -> this arm minus that one, items paired."""
+    roles: list[str] = []
+    """The members behind the arm."""
+    rule: RuleRecord | None = None
+    """None for a model alone."""
+    weights: dict[str, Weights] = {}
+    """Expert -> the weights it was given; empty for a model alone."""
+
+
+class TaskRecord(_Part):
+    """What every arm did on one task."""
+
+    metric: str
+    """The headline metric."""
+    higher_is_better: bool
+    expert: str | None = None
+    """The expert and tuned model that belong to the task."""
+    n: int
+    """Items evaluated."""
+    data: dict[str, Any] = {}
+    """{file and sha256 or dataset and name, split, read, skipped: {why: count}}; read = n + all skipped."""
+    n_truncated: int = 0
+    """Items whose prompt lost its beginning."""
+    missing: dict[str, str] = {}
+    """Arm that is absent here -> why."""
+    references: dict[str, str] = {}
+    """"base", "expert" or "tuned" -> the arm that gaps and differences refer to; tuned is the task's own, or the only
+    tuned model among the arms."""
+    arms: dict[str, ArmRecord]
+
+    @model_validator(mode="after")
+    def _references_are_arms(self) -> TaskRecord:
+        for reference, arm in self.references.items():
+            if arm not in self.arms:
+                raise ValueError(f"references.{reference} is {arm!r}, which is not one of the arms")
+        return self
+
+    @property
+    def is_fraction(self) -> bool:
+        """Whether the headline metric lies between 0 and 1."""
+        return self.metric not in NO_FRACTIONS
+
+
+class MemberRecord(_Part):
+    """A model in its role."""
+
+    identity: str | None = None
+    """Hash of what it answers by."""
+    dtype: str = ""
+    source: dict[str, Any] = {}
+    """Where it was loaded from."""
+
+
+class Answers(_Part):
+    """How many answers of a task were computed, and how many came from the store."""
+
+    computed: int = 0
+    from_store: int = 0
+
+
+class Timings(_Part):
+    """The only part of a record that differs when a run is repeated."""
+
+    total_seconds: float = 0.0
+    load_seconds: dict[str, float] = {}
+    """Task -> seconds; a task that uses the members already loaded is absent."""
+    task_seconds: dict[str, float] = {}
+    answers: dict[str, Answers] = {}
+    batch_size: dict[str, int | None] = {}
+    """Task -> what the engine ended with: less than it was given where memory ran out."""
+    damaged_store_entries: int = 0
+
+
+class Provenance(_Part):
+    """How the record came about."""
+
+    config: dict[str, Any] | None = None
+    """The full resolved configuration."""
+    seed: int = 0
+    limit: int | None = None
+    num_fewshot: int | None = None
+    code: dict[str, str | None] = {}
+    libraries: dict[str, str] = {}
+    machine: dict[str, Any] = {}
+    members: dict[str, MemberRecord] = {}
+    """Role -> member."""
+    timings: Timings = Timings()
+
+
+class Record(_Part):
+    """What a run leaves behind, as written to `results.json`."""
+
+    format: int = FORMAT
+    """Files without it are the oldest of format 1."""
+    tasks: dict[str, TaskRecord]
+    """A task on which every arm failed is left out."""
+    failed: dict[str, dict[str, str]] = {}
+    """Task -> arm -> error in one line, where the arm failed at all items or at some."""
+    provenance: Provenance = Provenance()
+
+    @field_validator("format")
+    @classmethod
+    def _is_known(cls, value: int) -> int:
+        if value != FORMAT:
+            raise ValueError(f"{value} is not a format that this version of proxytune reads; it reads {FORMAT}")
+        return value
+
+
+def read_record(path: str | Path) -> Record:
+    """The record of a run's folder, or of its `results.json`; raises UserError if it cannot be read."""
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist: give the folder of a finished run, or its {FILE}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise UserError(f"{path} is not a {FILE} of proxytune run: {_fault(error)}") from error
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault, with where it is."""
+    fault = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")]))

@@ -1,0 +1,68 @@
+"""The report files of a run: `table.md` and `results.csv`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from proxytune.atomic import atomic_write
+from proxytune.record import ArmRecord, Record, TaskRecord
+from proxytune.reporting.columns import COLUMNS, Cell
+from proxytune.reporting.tables import LEGEND, Table, report
+
+
+def write(record: Record, folder: str | Path) -> None:
+    """Writes `table.md` and `results.csv` into `folder`, each complete or not at all; raises UserError if it cannot."""
+    files = {"table.md": markdown(record), "results.csv": tidy(record).to_csv(index=False)}
+    for name, text in files.items():
+        with atomic_write(Path(folder) / name) as file:
+            file.write(text)
+
+
+def markdown(record: Record) -> str:
+    """All tables, with every note, as one Markdown document."""
+    made = report(record)
+    parts = [_table(table) for table in made.tables if table.rows]
+    parts.append(LEGEND)
+    parts += [f"{number}. {note}" for number, note in enumerate(made.notes, start=1)]
+    parts += made.remarks
+    return "\n\n".join(parts) + "\n"
+
+
+def tidy(record: Record) -> pd.DataFrame:
+    """A row for each task, arm and metric; all but value and n is that of the headline metric."""
+    rows = [
+        row
+        for task_name, task in record.tasks.items()
+        for arm_name, arm in task.arms.items()
+        for row in _rows({"task": task_name, "arm": arm_name}, task, arm)
+    ]
+    names = (name for column in COLUMNS for name in column.csv)
+    return pd.DataFrame(rows, columns=["task", "arm", "rule", "metric", "headline", *names])
+
+
+def _rows(key: dict[str, str], task: TaskRecord, arm: ArmRecord) -> Iterator[dict[str, Any]]:
+    shared = {**key, "rule": arm.rule and arm.rule.id}
+    values = {name: value(arm) for column in COLUMNS for name, value in column.csv.items()}
+    yield {**shared, "metric": task.metric, "headline": True, **values}
+    for metric, value in arm.metrics.items():
+        if metric != task.metric:
+            yield {**shared, "metric": metric, "headline": False, "value": value, "n": arm.n}
+
+
+def _table(table: Table) -> str:
+    header = ["arm", *(heading.replace("\n", "<br>") for heading in table.headings)]
+    lines = [_row(header), "|---|" + "--:|" * len(table.headings)]
+    lines += [_row([arm, *map(_text, cells)]) for arm, cells in table.rows.items()]
+    return f"**{table.title}**\n\n" + "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _text(cell: Cell) -> str:
+    return f"**{cell.text}**" if cell.best else cell.text
