@@ -16,7 +16,7 @@ import torch
 
 import proxytune
 
-_LIBRARIES = ("torch", "transformers", "lm-eval", "peft", "datasets", "accelerate", "numpy", "scipy", "tokenizers")
+_LIBRARIES = ("torch", "transformers", "lm-eval", "peft", "datasets", "accelerate", "numpy", "tokenizers")
 _DECIDING_ROOMS = ("fusion", "models", "engines", "compat")
 
 

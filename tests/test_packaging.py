@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,48 @@ def test_the_installed_command_finds_its_tasks(installed: Path, tmp_path: Path):
     arguments = ["task=gsm8k", "style=liu2024", "outputs=outputs.jsonl"]
     printed = run(installed, tmp_path, "-m", "proxytune", "score", *arguments)
     assert re.search(r"^exact_match +1\.0$", printed, re.MULTILINE)
+
+
+def test_an_editable_install_is_the_checkout_and_nothing_else(tmp_path: Path):
+    code = "import sys; from hatchling.build import build_editable; print(build_editable(sys.argv[1]))"
+    built = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    archive = zipfile.ZipFile(tmp_path / built.stdout.strip())
+    (pointer,) = (name for name in archive.namelist() if ".dist-info/" not in name)
+    assert pointer.endswith(".pth") and archive.read(pointer).decode() == str(ROOT)
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: _names(project["optional-dependencies"][name]) for name in ("train", "gguf")}
+    imported: dict[str, set[str]] = {}
+    for path in (ROOT / "proxytune").rglob("*.py"):
+        for module in _modules(path) - set(sys.stdlib_module_names) - {"proxytune"}:
+            for package in packages_distributions()[module]:
+                imported.setdefault(_normalized(package), set()).add(path.relative_to(ROOT / "proxytune").as_posix())
+    assert imported.keys() == _names(project["dependencies"]).union(*extras.values())
+    assert imported["trl"] <= {"compat/trl.py", "training/sft.py", "training/trainer.py"}
+    assert imported["gguf"] == {"models/loading/memory.py"}
+
+
+def _names(requirements: list[str]) -> set[str]:
+    return {_normalized(re.split(r"[<>=!~\[ ]", requirement)[0]) for requirement in requirements}
+
+
+def _normalized(package: str) -> str:
+    return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _modules(path: Path) -> set[str]:
+    """The top names of all imports in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(str(node.module).partition(".")[0])
+    return found
 
 
 def test_help_needs_no_heavy_library(installed: Path, tmp_path: Path):
