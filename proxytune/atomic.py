@@ -14,10 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-import psutil
-from safetensors import SafetensorError
-
 from proxytune.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -32,106 +28,109 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = partial_path(path)
+        partial = partial_path(path)
         try:
-            with draft.open("w", encoding="utf-8") as file:
+            with partial.open("w", encoding="utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            draft.replace(path)
+            partial.replace(path)
         finally:
-            discard(draft)
+            _remove(partial)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
-def partial_path(path: Path) -> Path:
-    """The name beside `path` under which this process drafts it.
+def atomic_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a new folder, which is then renamed to `target`; does nothing if `target` exists.
 
-    Drafts of it by processes of this machine that have died are removed; other machines may share the folder.
+    Raises UserError if the disk is full.
     """
-    ours = f".{path.name}.partial-{socket.gethostname()}-"
-    for left in path.parent.glob(f"{glob.escape(ours)}*"):
-        owner = left.name.removeprefix(ours)
-        if owner.isdecimal() and (int(owner) == os.getpid() or not psutil.pid_exists(int(owner))):
-            discard(left)
-    return path.with_name(f"{ours}{os.getpid()}")
+    if target.exists():
+        return
+    partial = partial_path(target)
+    partial.mkdir(parents=True)
+    try:
+        write(partial)
+        partial.rename(target)
+    except Exception as error:
+        if isinstance(error, OSError) and target.exists():
+            return  # another process was faster and wrote the same
+        if _disk_is_full(error):
+            raise cannot_write(target, error) from error
+        raise
+    finally:
+        _remove(partial)
 
 
-def discard(draft: Path) -> None:
-    """Removes a file or a folder, if it is there."""
-    if draft.is_dir():
-        shutil.rmtree(draft, ignore_errors=True)
+def partial_path(path: Path) -> Path:
+    """Where this process writes `path` until it is complete: beside it, under a name of its own.
+
+    What processes of this machine that have died left of `path` is removed; other machines may share the folder.
+    """
+    prefix = f".{path.name}.partial-{socket.gethostname()}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix)
+        if owner.isdecimal() and (int(owner) == os.getpid() or not _is_alive(int(owner))):
+            _remove(left)
+    return path.with_name(f"{prefix}{os.getpid()}")
+
+
+def _is_alive(process: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(process)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
     else:
-        draft.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def cannot_write(path: str | Path, error: Exception) -> UserError:
     """The error for a file or folder that cannot be written: why, and what to do."""
-    advice = (
-        "make room on that disk and give the same command again"
-        if is_full(error)
-        else "choose another folder, or mend its permissions"
-    )
+    full = "make room on that disk and re-run the same command"
+    advice = full if _disk_is_full(error) else "choose another folder, or fix its permissions"
     return UserError(f"cannot write {path} ({getattr(error, 'strerror', None) or error}): {advice}")
 
 
-def is_full(error: Exception) -> bool:
-    """Whether a write failed for want of room; safetensors says so in its message alone."""
+def _disk_is_full(error: Exception) -> bool:
+    """safetensors reports it in its message alone."""
     return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
-
-
-def atomic_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder of another name, then rename it to `target`; nothing happens where `target` exists.
-
-    Raises UserError when the disk is full.
-    """
-    if target.exists():
-        return
-    draft = partial_path(target)
-    draft.mkdir(parents=True)
-    try:
-        write(draft)
-        draft.rename(target)
-    except (OSError, SafetensorError) as error:
-        if target.exists():
-            return  # another process was faster and wrote the same
-        if is_full(error):
-            raise cannot_write(target, error) from error
-        raise
-    finally:
-        discard(draft)
 
 
 def make_output_folder(path: Path) -> None:
     """Makes the folder; raises UserError if no file can be written there."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        draft = partial_path(path / "results.json")
-        draft.touch()
-        draft.unlink()
+        probe = partial_path(path / "results.json")
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(f"output={path}: cannot write there ({error.strerror}); choose another folder") from error
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Indented JSON without NaN: undefined numbers are null."""
+    """Indented JSON without NaN: undefined numbers are null. Raises UserError as `atomic_write` does."""
     with atomic_write(path) as file:
         file.write(_json(record, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line, as `write_json` writes it."""
     with atomic_write(path) as file:
         for row in rows:
             file.write(_json(row) + "\n")
 
 
-def _json(value: Any, indent: int | None = None) -> str:
+def _json(value: object, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=_plain)
 
 
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinities, which JSON has not."""
+def _finite(value: object) -> object:
+    """`value` with null for NaN and infinities, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -141,8 +140,10 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _plain(value: Any) -> Any:
-    """Numpy numbers, and whatever else a task's documents hold."""
+def _plain(value: object) -> object:
+    """Numpy numbers, and whatever else a task's documents hold, as something that JSON has."""
+    import numpy as np
+
     if isinstance(value, np.generic):
         return _finite(value.item())
     return sorted(value, key=str) if isinstance(value, set) else str(value)

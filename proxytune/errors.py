@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line, never a traceback."""
+"""Errors that the user can fix: one clear line, no traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: says what, where, what is allowed and what to do, in one line."""
+    """A mistake in what the user gave: one line that says what is wrong, where, what is allowed and what to do."""
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UserError:
@@ -16,4 +16,4 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), options, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     listing = ", ".join(options) if options else "none"
-    return UserError(f"unknown {kind} {name!r}.{hint} Known: {listing}.")
+    return UserError(f"unknown {kind} {name!r}.{hint} Known: {listing}")

@@ -12,8 +12,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import proxytune
 
 _LIBRARIES = ("torch", "transformers", "lm-eval", "peft", "datasets", "accelerate", "numpy", "tokenizers")
@@ -34,6 +32,8 @@ def library_versions() -> dict[str, str]:
 
 def machine_facts() -> dict[str, Any]:
     """What kind of machine it is, without its name."""
+    import torch
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.system(),

@@ -1,5 +1,6 @@
-"""Files and folders are whole or absent, whatever befalls the process or the disk."""
+"""Files and folders are complete or absent, whatever happens to the process or the disk."""
 
+import json
 import os
 import resource
 import socket
@@ -7,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from proxytune.atomic import atomic_folder, atomic_write, partial_path
+from proxytune.atomic import atomic_folder, atomic_write, partial_path, write_json, write_jsonl
 from proxytune.errors import UserError
 
 
@@ -32,11 +34,11 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path):
     assert [(path.name, path.read_text()) for path in (tmp_path / "new").iterdir()] == [("a", "first")]
 
 
-def test_drafts_of_dead_processes_are_removed_and_those_of_others_kept(tmp_path, dead):
-    draft = partial_path(tmp_path / "a[1]").name
-    prefix = draft.removesuffix(str(os.getpid()))
+def test_partial_files_of_dead_processes_are_removed_and_those_of_others_kept(tmp_path, dead):
+    own = partial_path(tmp_path / "a[1]").name
+    prefix = own.removesuffix(str(os.getpid()))
     assert socket.gethostname() in prefix
-    gone = [f"{prefix}{dead}", draft]
+    gone = [f"{prefix}{dead}", own]
     kept = [
         f"{prefix}{os.getppid()}",  # alive
         prefix.replace(socket.gethostname(), "elsewhere") + str(dead),  # who knows
@@ -75,3 +77,39 @@ def test_weights_on_a_full_disk_are_one_clear_line(tmp_path, little_room):
             tmp_path / "model", lambda folder: save_file({"weight": torch.zeros(100_000)}, folder / "model.safetensors")
         )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_finished_first_stays(tmp_path):
+    def write(folder):
+        (folder / "mine").write_text("")
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "theirs").write_text("")
+
+    atomic_folder(tmp_path / "model", write)
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "theirs"]
+
+
+def test_a_bug_in_what_fills_a_folder_is_not_taken_for_a_full_disk(tmp_path):
+    def write(folder):
+        (tmp_path / "model").mkdir()
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError, match="bug"):
+        atomic_folder(tmp_path / "model", write)
+
+
+def test_json_has_null_for_undefined_numbers_and_plain_values_for_others(tmp_path):
+    record = {
+        "nan": np.float32("nan"),
+        "inf": [-np.inf],
+        3: np.int64(2),
+        "set": {"b", "a"},
+        "é": tmp_path,
+        "t": (True, 0.5),
+    }
+    plain = {"nan": None, "inf": [None], "3": 2, "set": ["a", "b"], "é": str(tmp_path), "t": [True, 0.5]}
+    write_json(tmp_path / "one.json", record)
+    assert json.loads((tmp_path / "one.json").read_text()) == plain
+    write_jsonl(tmp_path / "two.jsonl", [record, {}])
+    first, second = (tmp_path / "two.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(first) == plain and second == "{}" and "é" in first

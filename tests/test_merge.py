@@ -172,7 +172,7 @@ def test_a_damaged_recipe_is_said(small, tmp_path, text):
         (["scale=???"], "scale has no value yet"),
         (["experts=[]"], "experts=[] is empty"),
         (["experts=[a,a]"], "'a' is named twice"),
-        (["experts=[c]"], "unknown expert in experts 'c'. Known: a."),
+        (["experts=[c]"], "unknown expert in experts 'c'. Known: a"),
         (["experts=a"], "experts='a' is not allowed"),
         (["experts=???"], "experts has no value yet"),
         (["models.antiexpert=null"], "models.antiexpert is missing"),

@@ -89,9 +89,10 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: _names(project["optional-dependencies"][name]) for name in ("train", "gguf")}
     imported: dict[str, set[str]] = {}
+    packages = packages_distributions()
     for path in (ROOT / "proxytune").rglob("*.py"):
         for module in _modules(path) - set(sys.stdlib_module_names) - {"proxytune"}:
-            for package in packages_distributions()[module]:
+            for package in packages[module]:
                 imported.setdefault(_normalized(package), set()).add(path.relative_to(ROOT / "proxytune").as_posix())
     assert imported.keys() == _names(project["dependencies"]).union(*extras.values())
     assert imported["trl"] <= {"compat/trl.py", "training/sft.py", "training/trainer.py"}

@@ -55,7 +55,7 @@ def test_what_is_right_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"prats": {}}, "unknown key 'prats'. Did you mean 'parts'? Known: except, names, part, parts."),
+        ({"prats": {}}, "unknown key 'prats'. Did you mean 'parts'? Known: except, names, part, parts"),
         ({"part": {"cuont": 1}}, "unknown key 'part.cuont'. Did you mean 'part.count'? "),
         ({"part": {}}, "part.count is missing: it is an integer from 1"),
         ({"part": {"count": 0}}, "part.count=0 is not allowed: it is an integer from 1"),
