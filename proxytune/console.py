@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,6 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger(__name__)
 
 MINUTE = 60.0
+
+
+class LogStream(logging.StreamHandler[TextIO]):
+    """A log that ends with its reader: what cannot be written is left out without a traceback."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class LogFile(logging.FileHandler):
+    """A log file that may be on a full disk: results that cannot be written fail with a line of their own."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 class Report(Protocol):

@@ -51,6 +51,8 @@ COMMAND = {
     "flag's value": Bad(["run", "--cfg", "jbo"], ["--cfg", "'jbo'", "job"]),
     "no equals sign": Bad(["run", "limit"], ["'limit'", "as key=value"]),
     "open bracket": Bad(["run", "only=[base"], ["'only=[base'", "as key=value"]),
+    "letters beyond ASCII in a list": Bad(["run", "only=[bäse]"], ["'only=[bäse]'", "need quotes"]),
+    "letters beyond ASCII in a name": Bad(["run", "only=['bäse']"], ["'bäse'", "Did you mean 'base'?"]),
     "sweep without -m": Bad(["run", "seed=0,1"], ["seed=0,1", "--multirun"]),
     "key": Bad(["run", "sede=1"], ["unknown key 'sede'", "Did you mean 'seed'?"]),
     "key of an arm": Bad(["run", "arms.proxi.rule.weights=1"], ["'arms.proxi'", "Did you mean 'arms.proxy'?"]),
@@ -83,7 +85,14 @@ COMMAND = {
         [*LOCAL, "task=gsm8k", "miniature=tiny"], ["'miniature'", "No match in the defaults list"]
     ),
     "folder of configurations": Bad(["run", "--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]),
+    "folder of configurations for help": Bad(
+        ["run", "--help", "--config-dir", "nowhere"], ["--config-dir nowhere", "no such folder"]
+    ),
     "configuration": Bad(["run", "--config-name", "rnu"], ["'rnu'"]),
+    "two things at once": Bad(["run", "-m", "--cfg", "job", "seed=1,2"], ["--cfg", "not allowed with", "--multirun"]),
+    "flag without effect": Bad(["run", "--resolve"], ["--resolve", "no effect without --cfg"]),
+    "mode of a sweep": Bad(["run", "hydra.mode=MULTIRUN", "seed=1"], ["hydra.mode=MULTIRUN", "--multirun"]),
+    "sweep of no list": Bad(["run", "-m", "seed=interval(0,3)"], ["INTERVAL_SWEEP"]),
     "YAML": Bad(
         ["run", "--config-dir", "mine", "task=bad"],
         ["not valid YAML", "bad.yaml"],
@@ -209,6 +218,17 @@ ARMS = {
     "secret in plain text": Bad(["run", "+models.token=hf_abc"], ["models.token", "${oc.env:NAME}"]),
     "secret in another key": Bad(["run", "output=${oc.env:HF_TOKEN}/x"], ["output", "HF_TOKEN"]),
     "wrong job of a sweep": Bad(["run", "-m", "limit=1,0"], ["limit=0", "an integer from 1", "(job"]),
+    "wrong job of a later batch": Bad(
+        ["run", "-m", "limit=1,2,0", "hydra.sweeper.max_batch_size=1"], ["limit=0", "an integer from 1", "(job"]
+    ),
+    "wrong job of a sweep in a file": Bad(
+        ["run", "-m", "--config-dir", "mine", "experiment=limits"],
+        ["limit=0", "an integer from 1", "(job limit=0"],
+        lambda folder: write(
+            folder / "mine/experiment/limits.yaml",
+            "# @package _global_\ndefaults: [miniature]\nhydra: {sweeper: {params: {limit: '1,0'}}}\n",
+        ),
+    ),
     "wrong group in a sweep": Bad(["run", "-m", "task=miniature,gsmk8"], ["'gsmk8'", "Did you mean 'gsm8k'?"]),
 }
 

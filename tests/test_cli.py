@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 
 import proxytune
 from proxytune import experiment
@@ -108,6 +113,31 @@ def test_a_sweep_runs_every_job_in_a_folder_of_its_own(command: Command, runs: l
     assert [call["output_dir"] for call in runs] == [tmp_path / "sweep" / str(job) for job in range(4)]
 
 
+def test_the_jobs_of_a_sweep_share_its_time(command: Command, runs: list, monkeypatch: pytest.MonkeyPatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(
+        "hydra.core.utils.datetime", SimpleNamespace(now=lambda: SimpleNamespace(strftime=lambda _: str(next(ticks))))
+    )
+    assert command("run", *GSM8K, "-m", "seed=1,2").status == 0
+    first, second = (call["output_dir"] for call in runs)
+    assert (first.parent, first.name, second.name) == (second.parent, "0", "1")
+
+
+def test_each_job_is_composed_once(command: Command, runs: list, monkeypatch: pytest.MonkeyPatch):
+    composed: list[list[str]] = []
+    compose = ConfigLoaderImpl._load_configuration_impl
+
+    def counted(self: object, config_name: str, overrides: list[str], *rest: object, **more: object) -> object:
+        composed.append(overrides)
+        return compose(self, config_name, overrides, *rest, **more)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    assert command("run", *GSM8K).status == 0
+    assert len(composed) == 1
+    assert command("run", *GSM8K, "-m", "seed=1,2,3", "output=sweep").status == 0
+    assert len(composed) == 1 + 1 + 3
+
+
 def test_a_sweep_with_a_wrong_job_does_not_begin(command: Command, runs: list, tmp_path: Path):
     result = command("run", *GSM8K, "-m", "limit=1,0")
     assert (result.status, runs, list(tmp_path.iterdir())) == (1, [], [])
@@ -138,6 +168,32 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
     with pytest.raises(ZeroDivisionError, match="a bug") as caught:
         command("run", *GSM8K, "store=here.sqlite")
     assert "the same command goes on from here.sqlite" in caught.value.__notes__[0]
+
+
+def test_all_tracebacks_are_shown_on_demand(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError, match="limit=0"):
+        command("run", "limit=0")
+
+
+def test_an_error_of_a_check_is_no_mistake_of_the_user(command: Command, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("proxytune.cli.schema.check", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        command("run", *GSM8K)
+
+
+def test_the_process_is_left_as_it_was(command: Command, runs: list, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(sys, "argv", ["other", "-m"])
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: seen.append((*sys.argv, logging.raiseExceptions)))
+    with pytest.raises(TypeError):
+        command("run", *GSM8K)
+    assert seen == [("other", "-m", True)]
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert not GlobalHydra.instance().is_initialized()
 
 
 def test_a_failed_arm_makes_a_failing_status_after_the_table(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -178,6 +234,13 @@ def test_configuration_files_of_ones_own_are_choices(command: Command, runs: lis
     assert {name: arm["rule"].weights for name, arm in call["arms"].items()} == {"a": 0.3}
 
 
+@pytest.mark.parametrize("name", ["o/ö ü/x y", "結果"])
+def test_a_folder_may_have_any_name(command: Command, runs: list, tmp_path: Path, name: str):
+    assert command("run", *GSM8K, f"output={name}").status == 0
+    assert runs[0]["output_dir"] == tmp_path / name
+    assert command("run", *GSM8K, f"output=${{oc.env:HOME}}/{name}", "--cfg", "job").status == 1
+
+
 # --- printing -------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +251,14 @@ def test_the_configuration_is_printed_and_nothing_is_run(command: Command, runs:
     assert "_target_: proxytune.miniature.family" in result.out
     assert not runs
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_terminal_cannot_show_is_replaced(runs: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    screen = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(screen, encoding="latin-1"))
+    assert main(["run", *GSM8K, "output=ö結果"]) == 0
+    assert screen.getvalue().decode("latin-1").endswith(f"Results: {tmp_path}/ö??\n")
 
 
 def test_help_names_the_choices_and_examples(command: Command):

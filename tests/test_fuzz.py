@@ -11,6 +11,7 @@ from typing import Any
 
 import lm_eval
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lm_eval.api.model import LM
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from proxytune import experiment
-from proxytune.cli import application, main, preflight, run
+from proxytune.cli import application, main, run
 from proxytune.errors import UserError
 from proxytune.experiment.arms import resolve
 from proxytune.models import FamilySpec
@@ -55,10 +56,9 @@ LOCAL = ["models=local", "task=gsm8k", "models.base.path=a", "models.antiexpert.
 def config() -> dict[str, Any]:
     """A whole configuration over the local family, as a file would hold it."""
     overrides = [*LOCAL, "+models.experts.gsm8k={path: b, adapter: c}", "output=out", "store=null"]
-    ((_, composed),) = preflight.jobs(application.config_dir(), "run", overrides)
-    values = OmegaConf.to_container(composed, resolve=True)
+    with initialize_config_dir(str(application.config_dir()), version_base="1.3"):
+        values = OmegaConf.to_container(compose("run", overrides), resolve=True)
     assert isinstance(values, dict)
-    del values["hydra"]
     return values  # type: ignore[return-value]
 
 

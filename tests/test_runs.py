@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import proxytune
 from proxytune.cli import main
 from proxytune.engines.requests import Scored
 from proxytune.experiment.answers import gc as clearing
@@ -256,6 +257,16 @@ def test_a_mistake_is_one_line(case: str, tmp_path: Path, capsys: pytest.Capture
     assert said in error
     assert error.startswith("proxytune: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["runs", "list", "."], ["runs", "show", "α"], ["table", "paper=liu2024"]])
+def test_a_terminal_of_few_characters_is_no_error(arguments: list[str], tmp_path: Path):
+    _run(tmp_path / "α", 0)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(proxytune.__file__).parents[1])}
+    command = [sys.executable, "-m", "proxytune", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?" in done.stdout
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

@@ -183,6 +183,17 @@ def test_a_class_is_at_home_where_it_is_said_to_be(refused, tmp_path: Path):
     assert "a.()=logging.os.system is not allowed" in refused("run", "--config-dir", "mine", "hydra/job_logging=evil")
 
 
+def test_every_job_of_a_sweep_is_held_to_it(refused, tmp_path: Path):
+    file = tmp_path / "mine/experiment/evil.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "# @package _global_\ndefaults: [miniature]\n"
+        "hydra: {job_logging: {handlers: {a: {class: logging.os.system}}}}\n"
+    )
+    for arguments in (["-m", "experiment=miniature,evil"], ["experiment=evil"], ["experiment=evil", "--cfg", "job"]):
+        assert "a.class=logging.os.system is not allowed" in refused("run", "--config-dir", "mine", *arguments)
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import proxytune
 from proxytune.errors import UserError, unknown_name
@@ -28,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A `UserError` is one line on standard error and status 1; any other exception is a bug and keeps its traceback, as
     everything does with HYDRA_FULL_ERROR=1.
     """
+    # A character that the terminal cannot show is replaced; it must not end a run.
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
     try:
         status = _dispatch(sys.argv[1:] if arguments is None else list(arguments))
         sys.stdout.flush()
@@ -37,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         from proxytune.cli.secrets import hidden
 
-        line = " ".join(hidden(str(error)).split())
-        # An argument need not be valid Unicode.
-        print("proxytune:", line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+        print("proxytune:", " ".join(hidden(str(error)).split()), file=sys.stderr)
         return 1
     except BrokenPipeError:
         # Whoever read the output, `head` say, has had enough; what is left in the buffer must not fail at the exit.

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
+import copy
 import logging
-import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 import proxytune
-from proxytune.cli import preflight, secrets
-from proxytune.cli.explain import explain
-from proxytune.errors import UserError, unknown_name
+from proxytune.cli import secrets
+from proxytune.cli.arguments import flag_parser, help_text, parse
+from proxytune.cli.hydra_errors import COMPOSING, one_line
+from proxytune.cli.hydra_security import check_hydra
+from proxytune.compat.hydra import Hydra, application
+from proxytune.errors import UserError
 
 log = logging.getLogger("proxytune")
-
-SWITCHES = [("--help", "-h"), ("--hydra-help",), ("--run", "-r"), ("--multirun", "-m"), ("--resolve",)]
-VALUED = [("--cfg", "-c"), ("--package", "-p"), ("--config-dir", "-cd"), ("--config-name", "-cn")]
-"""Hydra's flags; not all of them: --experimental-rerun unpickles a file."""
-
 
 Check = Callable[[DictConfig], object]
 """What looks at a composed configuration before anything is written or loaded; raises UserError."""
@@ -35,48 +31,107 @@ Work = Callable[[DictConfig, Path], None]
 """What is done with a composed configuration and the job's output folder."""
 
 
-def compose_and_run(command: str, check: Check, work: Work, overrides: Sequence[str], flags: Sequence[str]) -> int:
-    """Hydra composes `conf/<command>.yaml` with `overrides` and calls `work`, once per job of a sweep.
+class OurError(Exception):
+    """Carries an error of a check or a job through Hydra, apart from Hydra's own."""
 
-    All jobs are checked before the first of them begins. Returns the exit status; raises UserError for the user's
-    mistakes.
-    """
-    job = Job(work)
-    run = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(job)
-    options, _ = _parser().parse_known_args(flags)
-    try:
-        if not (options.help or options.hydra_help):
-            _check_all(command, check, overrides, options)
-        printing = secrets.environment_masked() if options.cfg else nullcontext()
-        with printing, _as_hydra_application(command, [*overrides, *flags]):
-            run()
-    except SystemExit as end:  # --help has printed
-        return int(end.code or 0)
-    except Exception as error:
-        if error in job.errors:
-            raise
-        raise explain(error) from error
-    if job.errors:
-        raise job.errors[0]
-    return 0
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
-def _check_all(command: str, check: Check, overrides: Sequence[str], options: argparse.Namespace) -> None:
-    """Raises UserError for the first job that may not run; a configuration that is only printed need not be able to."""
-    name = options.config_name or command
-    for job, config in preflight.jobs(config_dir(), name, overrides, options.config_dir, options.multirun):
-        preflight.check_hydra(config)
-        secrets.check(config)
-        if options.cfg:
-            continue
-        with open_dict(config):
-            del config["hydra"]
+class Job:
+    """What Hydra calls with the composed configuration, once per job of a sweep."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, config: DictConfig) -> OurError | None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            check(config)
-        except UserError as error:
-            if options.multirun:
-                raise UserError(f"{error} (job {' '.join(job)})") from error
+            self.work(config, folder)
+        except Exception as error:
+            if isinstance(error, UserError):
+                _remove_notes(folder)
+            # Hydra announces a raised error with a line of its own: useful only where it says which job failed.
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                return OurError(error)
+            if isinstance(error, UserError):
+                log.error(error)
+            raise OurError(error) from error
+        return None
+
+
+class Command(NamedTuple):
+    """A sub-command that Hydra composes `conf/<name>.yaml` for."""
+
+    name: str
+    check: Check
+    work: Work
+
+    def main(self, arguments: Sequence[str]) -> int:
+        """Checks all jobs, then calls `work` for each; returns the exit status.
+
+        Raises UserError for the user's mistakes. What is only printed need not be able to run.
+        """
+        given = parse(arguments)
+        folders = [config_dir(), *([] if given.config_dir is None else [_folder(given.config_dir)])]
+        if given.help:
+            print(help_text(self.name, folders))
+            return 0
+        check = None if given.cfg or given.hydra_help else self.check
+        try:
+            with application(folders, partial(_check, check, given.multirun)) as hydra:
+                failure = self._act(hydra, given)
+        except OurError as error:
+            failure = error
+        except COMPOSING as error:
+            raise one_line(error) from error
+        if failure is not None:
+            raise failure.error
+        return 0
+
+    def _act(self, hydra: Hydra, given: Namespace) -> OurError | None:
+        name, job = given.config_name or self.name, Job(self.work)
+        if given.hydra_help:
+            hydra.hydra_help(None, flag_parser(), Namespace(overrides=[]))
+        elif given.cfg:
+            with secrets.environment_masked():
+                hydra.show_cfg(name, given.overrides, given.cfg, given.package, given.resolve)
+        elif given.multirun:
+            hydra.multirun(name, job, [*given.overrides, "hydra.mode=MULTIRUN"])
+        else:
+            return hydra.run(name, job, given.overrides).return_value
+        return None
+
+
+def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:
+    """Raises UserError for a configuration that may not run; `check` None: that may not even be printed."""
+    check_hydra(config)
+    secrets.check(config)
+    if check is None or mode == RunMode.MULTIRUN:
+        return
+    if config.hydra.mode == RunMode.MULTIRUN and not sweep:
+        raise UserError("hydra.mode=MULTIRUN is a sweep: give the flag --multirun")
+    job = copy.deepcopy(config)
+    with open_dict(job):
+        job.hydra.job.num, job.hydra.job.id = 0, "0"
+        job.hydra.runtime.output_dir = "${hydra.run.dir}"
+        HydraConfig.instance().set_config(job)
+        del job["hydra"]
+    try:
+        check(job)
+    except UserError as error:
+        if not sweep:
             raise
+        raise UserError(f"{error} (job {' '.join(config.hydra.overrides.task)})") from error
+    except Exception as bug:
+        raise OurError(bug) from bug
+
+
+def _folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise UserError(f"--config-dir {path}: there is no such folder")
+    return Path(path).absolute()
 
 
 def config_dir() -> Path:
@@ -86,29 +141,7 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-class Job:
-    """What Hydra calls with the composed configuration, once per job of a sweep."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.errors: list[Exception] = []
-
-    def __call__(self, config: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            self.work(config, folder)
-        except Exception as error:
-            self.errors.append(error)
-            if isinstance(error, UserError):
-                _clear(folder)
-            # Hydra announces an error with a line of its own: useful only where it says which job of a sweep failed.
-            if HydraConfig.get().mode == RunMode.MULTIRUN:
-                if isinstance(error, UserError):
-                    log.error(error)
-                raise
-
-
-def _clear(folder: Path) -> None:
+def _remove_notes(folder: Path) -> None:
     """Removes the folder of a job that failed if nothing is in it but Hydra's own notes."""
     here = Path.cwd()
     if folder == here or {path.name for path in folder.iterdir()} - {".hydra", "proxytune.log"}:
@@ -118,54 +151,3 @@ def _clear(folder: Path) -> None:
         if parent == here or here not in parent.parents or any(parent.iterdir()):
             break
         parent.rmdir()
-
-
-@contextmanager
-def _as_hydra_application(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Hydra reads `sys.argv`, and passes exceptions on, instead of printing and exiting, if HYDRA_FULL_ERROR is set."""
-    argv, full_error, raising = sys.argv, os.environ.get("HYDRA_FULL_ERROR"), logging.raiseExceptions
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"proxytune {command}", *arguments], "1"
-    logging.raiseExceptions = False  # a log file on a full disk; what matters fails with a line of its own
-    try:
-        yield
-    finally:
-        sys.argv, logging.raiseExceptions = argv, raising
-        if full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = full_error
-
-
-def _choices(*groups: str) -> str:
-    """What `${choices:GROUP,...}` stands for in a help text: a line for each of the groups that matter to a command."""
-    if not GlobalHydra.instance().is_initialized():
-        return ""  # a configuration that is resolved later has nothing to choose from
-    known = GlobalHydra.instance().config_loader().get_group_options
-    return "\n".join(f"{group}: {', '.join(sorted(known(group)))}" for group in groups)
-
-
-OmegaConf.register_new_resolver("choices", _choices, replace=True)
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The overrides, and the flags with their values, which Hydra itself does not let stand between overrides."""
-    try:
-        _, overrides = _parser().parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(str(error)) from error
-    for flag in (override for override in overrides if override.startswith("-")):
-        known = [name for names in (*SWITCHES, *VALUED) for name in names]
-        raise unknown_name("flag", flag.partition("=")[0], known)
-    flags = list(arguments)
-    for override in overrides:
-        flags.remove(override)
-    return overrides, flags
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for names in SWITCHES:
-        parser.add_argument(*names, action="store_true")
-    for names in VALUED:
-        parser.add_argument(*names, choices=("job", "hydra", "all") if "--cfg" in names else None)
-    return parser

@@ -9,7 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from proxytune import validation
-from proxytune.cli import application, build
+from proxytune.cli import build
+from proxytune.cli.application import Command
 from proxytune.errors import UserError
 from proxytune.validation import FilePath, Strict
 
@@ -31,10 +32,7 @@ class MergeConfig(Strict):
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune merge [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    overrides, flags = application.split(arguments)
-    if {"-h", "--help"} & set(flags):
-        overrides = ["models=local"]  # Hydra composes before it helps
-    return application.compose_and_run("merge", check, work, overrides, flags)
+    return Command("merge", check, work).main(arguments)
 
 
 def check(config: DictConfig) -> MergeConfig:

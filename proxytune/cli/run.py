@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from proxytune.cli import application, build, schema, secrets
+from proxytune.cli import build, schema, secrets
+from proxytune.cli.application import Command
 from proxytune.cli.ending import check_failures, resume_hint
 
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune run [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    overrides, flags = application.split(arguments)
-    if not any(override.startswith(("experiment=", "models=")) for override in overrides):
-        overrides.append("experiment=miniature")
-    return application.compose_and_run("run", prepare, evaluate, overrides, flags)
+    if not any(argument.startswith(("experiment=", "models=")) for argument in arguments):
+        arguments = ["experiment=miniature", *arguments]
+    return Command("run", prepare, evaluate).main(arguments)
 
 
 class Experiment(NamedTuple):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from proxytune import validation
-from proxytune.cli import application, build, schema
+from proxytune.cli import build, schema
+from proxytune.cli.application import Command
 from proxytune.cli.ending import resume_hint
 from proxytune.errors import UserError
 from proxytune.validation import FilePath, Strict
@@ -62,10 +63,7 @@ class Job(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune train [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    overrides, flags = application.split(arguments)
-    if {"-h", "--help"} & set(flags):
-        overrides = ["models=local", "task=gsm8k"]  # Hydra composes before it helps
-    return application.compose_and_run("train", check, work, overrides, flags)
+    return Command("train", check, work).main(arguments)
 
 
 def check(config: DictConfig) -> tuple[TrainConfig, Tuning]:

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors, which take several lines, as one line with the nearest names."""
+"""Hydra's and OmegaConf's errors take several lines: each as one line with the nearest names."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from proxytune.atomic import cannot_write
 from proxytune.errors import UserError, unknown_name
 
+COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
+"""What Hydra raises for a mistake on the command line or in a file, or for a folder that cannot be written."""
 
-def explain(error: Exception) -> Exception:
-    """The UserError for a mistake on the command line or in a file; any other error is given back as it is."""
+
+def one_line(error: Exception) -> UserError:
+    """The UserError for one of `COMPOSING`."""
     match error:
         case MissingConfigException(missing_cfg_file=str(file), options=options) if "/" in file:
             return _unknown_choice(file, options or ())
         case OverrideParseException():
-            return UserError(f"cannot read the argument {error.override!r} as key=value: {_without_advice(error)}")
+            plain = str(error.override).isascii()
+            why = _without_advice(error) if plain else "letters beyond ASCII need quotes, as in key=['\u00e4','\u00f6']"
+            return UserError(f"cannot read the argument {error.override!r} as key=value: {why}")
         case HydraException(__cause__=ConfigAttributeError() | ConfigKeyError() as cause):
             return _unknown_key(cause)
         case HydraException(__cause__=OmegaConfBaseException() as cause):
             return UserError(f"{cause.full_key or 'configuration'}: {_first_line(cause)}")
         case OSError() if not isinstance(error, HydraException):
+            from proxytune.atomic import cannot_write
+
             return UserError(f"output: {cannot_write(error.filename or 'the notes on the run', error)}")
         case YAMLError():
             return UserError(f"a configuration file is not valid YAML: {error}")
-        case HydraException() | OmegaConfBaseException() | ValueError():
-            return UserError(_without_advice(error))
-    return error
+    return UserError(_without_advice(error))
 
 
 def _unknown_choice(file: str, options: Sequence[str]) -> UserError:
