@@ -8,7 +8,7 @@ the meaning of a field changes.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator, model_validator
 
@@ -24,6 +24,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
 
 
+Interval = tuple[FiniteFloat, FiniteFloat]
+"""Low and high end, at 95 %."""
+Method = Literal["sample", "clustered", "wilson", "agresti-min", "exact"]
+"""How a standard error was estimated: from the items, from their groups, or, without any variation in the sample, by
+Wilson's interval (of a mean) or by Agresti and Min's (of a paired difference); exact: an arm minus itself."""
+GapMethod = Literal["bootstrap", "agresti-min", "exact"]
+"""How the interval of a gap was found: paired percentile bootstrap over items or groups, delta method with Agresti and
+Min's error where every resample is alike; exact: the base or the tuned model itself."""
+
+
 class Estimate(_Part):
     """A mean over items, or a difference of two such means over the same items."""
 
@@ -31,10 +41,18 @@ class Estimate(_Part):
     """None without a valid item."""
     stderr: FiniteFloat | None = None
     """Standard error; None with fewer than two valid items."""
+    stderr_method: Method | None = None
     n: int = 0
     """Valid items behind it (of a difference: items valid on both sides)."""
     n_invalid: int = 0
     """Items left out: the metric could not judge the answer, or the arm failed there."""
+
+
+class Mean(Estimate):
+    """A mean over items."""
+
+    interval: Interval | None = None
+    """Wilson's, where every item is 0 or 1 (right or wrong); grouped items count by their effective number."""
 
 
 class RuleRecord(_Part):
@@ -53,13 +71,13 @@ class Weights(_Part):
     sd: FiniteFloat | None = None
 
 
-class ArmRecord(Estimate):
+class ArmRecord(Mean):
     """What one arm did on one task: `value` is the headline metric's mean."""
 
     gap_closed: FiniteFloat | None = None
     """(arm − base) / (tuned − base)."""
-    gap_closed_ci: tuple[FiniteFloat, FiniteFloat] | None = None
-    """Its 95 % interval."""
+    gap_closed_ci: Interval | None = None
+    gap_closed_ci_method: GapMethod | None = None
     relative_performance: FiniteFloat | None = None
     """arm / tuned."""
     failed_items: dict[str, str] = {}
@@ -88,6 +106,10 @@ class TaskRecord(_Part):
     """The expert and tuned model that belong to the task."""
     n: int
     """Items evaluated."""
+    grouped_by: str | None = None
+    """What makes items depend on one another: a column of the task ("subject"), or "prompt" where prompts repeat; None:
+    items are independent."""
+    n_groups: int | None = None
     data: dict[str, Any] = {}
     """{file and sha256 or dataset and name, split, read, skipped: {why: count}}; read = n + all skipped."""
     n_truncated: int = 0

@@ -66,6 +66,8 @@ metadata:
   proxytune: {metric: acc, expert: math, files: {test: choice.jsonl},
     columns: {question: text, choices: texts, gold: index of choices}}
 """
+GROUPED = CHOICE.replace("task: choice", "task: grouped").replace("gold: index", "subject: text, gold: index")
+GROUPED = GROUPED.replace("choice.jsonl", "grouped.jsonl")
 JUDGED = OPEN.replace("task: open", "task: judged").replace(
     "metric_list:", "process_results: !function judge.score\nmetric_list:"
 )
@@ -134,7 +136,7 @@ def _write(path: Path, rows: list[dict]) -> None:
 def our_tasks(tmp_path_factory: pytest.TempPathFactory, monkeypatch):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "judge.py").write_text(JUDGE)
-    for name, text in {"open": OPEN, "choice": CHOICE, "judged": JUDGED, "paired": PAIRED}.items():
+    for name, text in {"open": OPEN, "choice": CHOICE, "grouped": GROUPED, "judged": JUDGED, "paired": PAIRED}.items():
         (folder / f"{name}.yaml").write_text(text)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     monkeypatch.setattr(registry, "task_manager", lambda: manager)
@@ -177,7 +179,10 @@ def test_a_run_records_every_arm_with_its_error_and_the_gap_closed(go, tmp_path,
     assert values["tuned"].sum() == 18
     for arm, entry in task["arms"].items():
         assert entry["value"] == pytest.approx(values[arm].mean())
-        assert entry["stderr"] == pytest.approx(stats.sem(values[arm]))
+        low, high = stats.binomtest(int(values[arm].sum()), N).proportion_ci(method="wilson")
+        assert entry["interval"] == [pytest.approx(low, abs=1e-12), pytest.approx(high)]
+        wilson = (high - low) / 2 / stats.norm.ppf(0.975)
+        assert entry["stderr"] == pytest.approx(stats.sem(values[arm]) or wilson)
         assert entry["gap_closed"] == pytest.approx(
             (values[arm].mean() - values["base"].mean()) / (values["tuned"].mean() - values["base"].mean())
         )
@@ -189,10 +194,49 @@ def test_a_run_records_every_arm_with_its_error_and_the_gap_closed(go, tmp_path,
         for reference in ("base", "expert", "tuned"):
             difference = values[arm] - values[reference]
             assert entry["differences"][reference]["value"] == pytest.approx(difference.mean())
-            assert entry["differences"][reference]["stderr"] == pytest.approx(stats.sem(difference))
+            error = stats.sem(difference)
+            if reference == arm:
+                assert entry["differences"][reference]["stderr_method"] == "exact"
+            elif error == 0:  # Agresti and Min's, of pairs that are all alike
+                assert entry["differences"][reference]["stderr_method"] == "agresti-min"
+                error = 1 / (N + 2)
+            assert entry["differences"][reference]["stderr"] == pytest.approx(error)
     assert task["arms"]["tuned"]["gap_closed"] == 1.0
     assert [row["arms"]["base"]["output"] for row in rows] == answers["base"]
     assert [row["arms"]["tuned"]["output"] for row in rows] == answers["tuned:trivia"]
+
+
+def test_items_of_a_subject_and_repeated_prompts_are_clustered_and_said(go, tmp_path):
+    (tmp_path / "data").mkdir()
+    choices = [" 12 apples", " the sea", " London"]
+    rows = [{"question": _question(i), "subject": f"s{i % 5}", "choices": choices, "gold": i % 3} for i in range(N)]
+    _write(tmp_path / "data" / "grouped.jsonl", rows)
+    _write(tmp_path / "data" / "choice.jsonl", [row | {"question": _question(i // 4)} for i, row in enumerate(rows)])
+    tasks = go(["grouped", "choice"], data_dir=tmp_path / "data")["tasks"]
+    for task, by, of in (("grouped", "subject", lambda i: i % 5), ("choice", "prompt", lambda i: i // 4)):
+        assert (tasks[task]["grouped_by"], tasks[task]["n_groups"]) == (by, len({of(i) for i in range(N)}))
+        values = np.array([row["arms"]["base"]["acc"] for row in _rows(tmp_path / "out", task)])
+        sums = [
+            sum(values[i] - values.mean() for i in range(N) if of(i) == group) for group in {of(i) for i in range(N)}
+        ]
+        expected = np.sqrt(len(sums) / (len(sums) - 1) * np.sum(np.square(sums))) / N
+        base = tasks[task]["arms"]["base"]
+        assert base["stderr"] == pytest.approx(expected)
+        assert base["stderr_method"] == "clustered"
+    remarks = report(read_record(tmp_path / "out")).remarks
+    assert "grouped: errors and intervals are clustered by subject (5 groups)." in remarks
+    assert go(["open"])["tasks"]["open"]["grouped_by"] is None
+
+
+def test_three_right_answers_are_not_certain(go):
+    task = go(limit=3)["tasks"]["open"]["arms"]
+    assert [task[arm]["value"] for arm in ("base", "tuned")] == [0.0, 1.0]
+    low, high = stats.binomtest(3, 3).proportion_ci(method="wilson")
+    assert task["tuned"]["interval"] == [pytest.approx(low), pytest.approx(high)]
+    assert task["tuned"]["stderr"] == pytest.approx((high - low) / 2 / stats.norm.ppf(0.975))
+    assert (task["base"]["stderr_method"], task["tuned"]["gap_closed_ci"]) == ("wilson", [1.0, 1.0])
+    assert task["nothing"]["gap_closed_ci_method"] == "agresti-min"
+    assert task["nothing"]["gap_closed_ci"][1] == pytest.approx(stats.norm.ppf(0.975) / 5)
 
 
 def test_items_hold_prompt_target_outputs_and_the_weights_of_every_token(go, tmp_path):

@@ -27,6 +27,8 @@ def entry(value: float | None, gap: float | None = None, why: str = NO_GAP, **fi
     return {
         "value": value,
         "stderr": None if value is None else 0.0203,
+        "stderr_method": None if value is None else "sample",
+        "interval": None if value is None or value > 1 else [round(value - 0.06, 4), round(value + 0.06, 4)],
         "n": 200,
         "n_invalid": 0,
         "gap_closed": gap,
@@ -177,6 +179,7 @@ def test_the_tidy_table_has_a_row_per_task_arm_and_metric(record):
     assert len(table) == 3 * 4 + 1
     proxy = table[(table.task == "gsm8k") & (table.arm == "proxy")].iloc[0]
     assert (proxy.value, proxy.stderr, proxy.rule) == (0.42, 0.0203, "static")
+    assert (proxy.stderr_method, proxy.value_low, proxy.value_high) == ("sample", 0.36, 0.48)
     assert (proxy.gap_closed, proxy.gap_closed_low, proxy.gap_closed_high) == (0.8, 0.75, pytest.approx(0.85))
     other = table[~table.headline].iloc[0]
     assert (other.metric, other.value) == ("acc_norm", 0.25)
@@ -194,6 +197,17 @@ def test_the_files_hold_full_digits(record, tmp_path: Path):
 def test_a_record_without_tasks_is_no_error(tmp_path: Path):
     write(read({"tasks": {}}), tmp_path)
     assert "Score" in printed({"tasks": {}})
+
+
+def test_a_sample_without_variation_and_grouped_items_are_said(record):
+    record["tasks"]["gsm8k"] |= {"grouped_by": "subject", "n_groups": 7}
+    record["tasks"]["gsm8k"]["arms"]["proxy"] |= {"stderr_method": "wilson", "gap_closed_ci_method": "agresti-min"}
+    made = reported(record)
+    mark = columns.superscript(made.notes.index(columns.NO_VARIATION) + 1)
+    assert made.tables[0].rows["proxy"][0].text == f"42.0 ± 2.0{mark}"
+    assert made.tables[1].rows["proxy"][0].text == f"80.0 [75.0, 85.0]{mark}"
+    assert mark not in made.tables[0].rows["dynamic"][0].text
+    assert "gsm8k: errors and intervals are clustered by subject (7 groups)." in made.remarks
 
 
 def test_weights_that_are_undefined_are_shown_with_the_reason(record, tmp_path: Path):

@@ -10,13 +10,18 @@ from scipy import stats
 
 from proxytune.experiment import statistics
 from proxytune.experiment.statistics import (
+    Design,
     as_values,
     gaps_closed,
     mean,
     no_gap,
     paired_difference,
     relative_performance,
+    wilson,
 )
+
+FRACTION = Design(fraction=True)
+Z = stats.norm.ppf(0.975)
 
 
 def draws(n: int, *chances: float, seed: int = 0) -> list[np.ndarray]:
@@ -117,7 +122,7 @@ def test_base_closes_nothing_and_tuned_everything():
 
 def test_lower_is_better_uses_the_same_formula():
     arm, base, tuned = draws(200, 0.3, 0.7, 0.1)
-    lower = gaps_closed({"arm": arm}, base, tuned, higher_is_better=False)["arm"]
+    lower = gaps_closed({"arm": arm}, base, tuned, Design(higher_is_better=False))["arm"]
     flipped = gaps_closed({"arm": 1 - arm}, 1 - base, 1 - tuned)["arm"]
     assert lower.value == pytest.approx(flipped.value)
     assert lower.interval == pytest.approx(flipped.interval)
@@ -138,10 +143,12 @@ def test_lower_is_better_uses_the_same_formula():
 )
 def test_gap_is_undefined_and_says_why(base, tuned, higher, why):
     base, tuned = as_values(base), as_values(tuned)
-    assert why in (no_gap(base, tuned, higher_is_better=higher) or "")
-    gap = gaps_closed({"arm": base}, base, tuned, higher_is_better=higher)["arm"]
-    assert (gap.value, gap.interval) == (None, None)
-    assert why in (gap.why or "")
+    for fraction in (True, False):
+        design = Design(fraction=fraction, higher_is_better=higher)
+        assert why in (no_gap(base, tuned, design) or "")
+        gap = gaps_closed({"arm": base}, base, tuned, design)["arm"]
+        assert (gap.value, gap.interval) == (None, None)
+        assert why in (gap.why or "")
 
 
 def test_noise_rule_is_two_paired_standard_errors():
@@ -189,9 +196,155 @@ def test_mean_gap_of_the_published_figures():
         gaps = []
         for base, proxy, tuned in rows:
             arm = {"proxy": np.full(2, proxy)}
-            closed = gaps_closed(arm, np.full(2, base), np.full(2, tuned), higher_is_better=tuned > base)["proxy"]
+            better = Design(higher_is_better=tuned > base)
+            closed = gaps_closed(arm, np.full(2, base), np.full(2, tuned), better)["proxy"]
             gaps.append(closed.value)
         assert np.mean(gaps) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 24, 200])
+def test_wilsons_interval_equals_scipys(n):
+    for right in range(n + 1):
+        expected = stats.binomtest(right, n).proportion_ci(method="wilson")
+        assert wilson(right / n, n) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("n", [2, 4, 24, 200])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_items_that_are_all_right_or_all_wrong_have_the_error_of_wilsons_interval(value, n):
+    estimate = mean(np.full(n, value), FRACTION)
+    expected = stats.binomtest(int(n * value), n).proportion_ci(method="wilson")
+    assert estimate.interval == pytest.approx((expected.low, expected.high))
+    assert estimate.stderr == pytest.approx((expected.high - expected.low) / 2 / Z)
+    assert (estimate.value, estimate.stderr_method) == (value, "wilson")
+    almost = np.full(n, value)
+    almost[0] = 1 - value
+    assert 0 < estimate.stderr <= mean(almost, FRACTION).stderr == pytest.approx(stats.sem(almost))
+
+
+def test_the_interval_of_a_small_sample_covers_the_truth_where_the_usual_one_does_not():
+    """Exact coverage over all outcomes of 12 items, averaged over true proportions near the edge."""
+    n, ours, usual, truths = 12, 0.0, 0.0, np.linspace(0.9, 0.99, 10)
+    for truth in truths:
+        for right in range(n + 1):
+            items = np.arange(n) < right
+            chance = stats.binom.pmf(right, n, truth)
+            low, high = mean(items.astype(float), FRACTION).interval
+            ours += chance * (low <= truth <= high)
+            usual += chance * (abs(items.mean() - truth) <= Z * stats.sem(items))
+    assert ours / len(truths) > 0.93
+    assert usual / len(truths) < 0.7
+
+
+def test_values_without_variation_have_an_upper_bound_between_0_and_1_and_no_error_otherwise():
+    bounded, unknown = mean(np.full(9, 0.3), FRACTION), mean(np.full(9, 0.3))
+    assert bounded.stderr >= math.sqrt(0.3 * 0.7 / 9) * 0.8
+    assert (bounded.stderr_method, bounded.interval) == ("wilson", None)
+    assert (unknown.stderr, unknown.stderr_method, unknown.value) == (None, None, pytest.approx(0.3))
+
+
+def grouped(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """120 items in 15 groups of different sizes, alike within a group."""
+    rng = np.random.default_rng(seed)
+    groups = rng.choice(15, 120)
+    return (rng.random(120) < rng.random(15)[groups]).astype(float), groups
+
+
+def test_the_error_of_grouped_items_equals_the_sum_over_all_pairs_of_a_group():
+    """Miller 2024, equation 4, with the correction of G / (G - 1) for the number of groups."""
+    values, groups = grouped()
+    n, count, total = len(values), len(set(groups)), 0.0
+    for i in range(n):
+        for j in range(n):
+            total += (values[i] - values.mean()) * (values[j] - values.mean()) * (groups[i] == groups[j])
+    estimate = mean(values, Design(groups, fraction=True))
+    assert estimate.stderr == pytest.approx(math.sqrt(total * count / (count - 1)) / n)
+    assert estimate.stderr_method == "clustered"
+    assert estimate.stderr > 1.3 * stats.sem(values)
+
+
+def test_repeated_questions_count_once():
+    questions = np.array([1.0, 0.0, 1.0, 1.0, 0.0])
+    repeated = mean(np.repeat(questions, 20), Design(np.repeat(np.arange(5), 20), fraction=True))
+    once = mean(questions, FRACTION)
+    assert repeated.stderr == pytest.approx(once.stderr)
+    assert repeated.interval == pytest.approx(once.interval)
+    right = mean(np.ones(100), Design(np.repeat(np.arange(5), 20), fraction=True))
+    assert right.stderr == pytest.approx(mean(np.ones(5), FRACTION).stderr)
+
+
+def test_groups_of_one_item_and_a_single_group_change_nothing():
+    values, _ = grouped()
+    for groups in (np.arange(120) * 7, np.full(120, 3)):
+        assert mean(values, Design(groups, fraction=True)) == mean(values, FRACTION)
+
+
+def test_groups_that_balance_within_themselves_are_not_certain():
+    values, groups = np.tile([0.0, 1.0], 6), np.repeat(np.arange(6), 2)
+    estimate = mean(values, Design(groups, fraction=True))
+    assert estimate.stderr == pytest.approx(mean(np.array([0.0, 1.0] * 3), FRACTION).interval[1] / Z - 0.5 / Z)
+    assert estimate.stderr_method == "wilson"
+
+
+def test_invalid_items_of_a_group_are_left_out():
+    values, groups = grouped()
+    values[::5] = math.nan
+    valid = ~np.isnan(values)
+    estimate = mean(values, Design(groups, fraction=True))
+    assert estimate.stderr == mean(values[valid], Design(groups[valid], fraction=True)).stderr
+
+
+@pytest.mark.parametrize("n", [2, 4, 24, 200])
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (1.0, 1.0), (0.0, 1.0)])
+def test_a_difference_without_variation_has_the_error_of_the_table_with_half_a_pair_more_in_each_cell(n, a, b):
+    cells = dict.fromkeys([(1, 1), (1, 0), (0, 1), (0, 0)], 0.5)
+    cells[(a, b)] += n
+    total = sum(cells.values())
+    only_a, only_b = cells[(1, 0)] / total, cells[(0, 1)] / total
+    expected = math.sqrt((only_a + only_b - (only_a - only_b) ** 2) / total)
+    difference = paired_difference(np.full(n, a), np.full(n, b), FRACTION)
+    assert (difference.value, difference.stderr_method) == (a - b, "agresti-min")
+    assert difference.stderr == pytest.approx(expected)
+    assert paired_difference(np.full(n, a), np.full(n, b)).stderr is None
+
+
+def test_the_paired_difference_of_grouped_items_equals_that_of_their_differences():
+    (a, groups), (b, _) = grouped(0), grouped(1)
+    difference = paired_difference(a, b, Design(groups, fraction=True))
+    assert difference.stderr == pytest.approx(mean(a - b, Design(groups)).stderr)
+    assert difference.stderr_method == "clustered"
+
+
+def test_the_gap_of_grouped_items_equals_a_loop_over_resampled_groups(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    groups = np.repeat(np.arange(12), [1, 2, 3, 4, 5, 6] * 2)
+    arm, base, tuned = draws(len(groups), 0.5, 0.1, 0.8)
+    rng = np.random.default_rng(0)
+    loop = []
+    for _ in range(300):
+        items = np.concatenate([np.flatnonzero(groups == group) for group in rng.integers(0, 12, 12)])
+        a, b, t = (x[items].mean() for x in (arm, base, tuned))
+        loop.append((a - b) / (t - b))
+    gap = gaps_closed({"arm": arm}, base, tuned, Design(groups, fraction=True))["arm"]
+    assert gap.interval == pytest.approx(tuple(np.percentile(loop, [2.5, 97.5])))
+    assert gap.method == "bootstrap"
+
+
+@pytest.mark.parametrize("n", [4, 40])
+def test_a_gap_that_every_resample_gives_is_not_certain_unless_it_is_by_definition(n):
+    base, tuned = np.zeros(n), np.ones(n)
+    arms = {"base": base, "tuned": tuned, "like_base": base.copy(), "like_tuned": tuned.copy()}
+    gaps = gaps_closed(arms, base, tuned, FRACTION)
+    assert [gap.value for gap in gaps.values()] == [0.0, 1.0, 0.0, 1.0]
+    assert (gaps["base"].interval, gaps["tuned"].interval) == ((0.0, 0.0), (1.0, 1.0))
+    assert (gaps["base"].method, gaps["like_base"].method) == ("exact", "agresti-min")
+    # The four cells of arm and tuned with half a pair more each: two pairs that differ, one each way.
+    half = Z * math.sqrt(1 / (n + 2) / (n + 2))
+    assert gaps["like_tuned"].interval == pytest.approx((1 - half, 1 + half))
+    assert gaps["like_base"].interval == pytest.approx((-half, half))
+    unknown = gaps_closed(arms, base, tuned)["like_tuned"]
+    assert (unknown.value, unknown.interval) == (1.0, None)
+    assert "same ratio" in (unknown.why or "")
 
 
 values = st.lists(st.floats(-100, 100) | st.none(), min_size=2, max_size=30)
@@ -204,8 +357,8 @@ def test_means_move_and_scale_with_their_values(items, shift, scale):
     assert (plain.n, plain.n_invalid) == (moved.n, moved.n_invalid)
     if plain.value is not None:
         assert moved.value == pytest.approx(plain.value * scale + shift, abs=1e-6)
-    if plain.stderr is not None:
-        assert moved.stderr == pytest.approx(plain.stderr * scale, abs=1e-6)
+    # None where values do not vary, which a shift may hide beneath its rounding.
+    assert (moved.stderr or 0.0) == pytest.approx((plain.stderr or 0.0) * scale, abs=1e-6)
 
 
 @settings(max_examples=40, deadline=None)

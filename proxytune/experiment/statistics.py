@@ -1,7 +1,13 @@
-"""Statistics of per-item metric values. Shapes: n items, A arms, R bootstrap resamples.
+"""Statistics of per-item metric values. Shapes: n items, G groups of items, A arms, R bootstrap resamples.
 
 Values are float arrays [n] in the order of the items, the same items for every arm; NaN marks an invalid item (one
 whose answer the metric could not judge). Invalid items are left out of that arm's mean and counted.
+
+Errors are the usual estimates from the sample, clustered where items are grouped (Miller 2024, arXiv 2411.00640,
+section 2.2). A sample without variation gives the estimate 0, which only says that the sample is small. For a metric
+between 0 and 1 the error is then that of an interval that is honest there, and shrinks with 1/n: Wilson's (1927) for a
+mean, Agresti and Min's (2005), who add half a pair of each kind, for a paired difference. For any other metric there
+is none.
 """
 
 from __future__ import annotations
@@ -9,29 +15,56 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
-from proxytune.record import Estimate
+from proxytune.record import Estimate, GapMethod, Mean, Method
 
 Values = NDArray[np.float64]
+Groups = NDArray[np.int64]
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 NOISE = 2.0
 """A difference smaller than this many of its standard errors counts as noise."""
 _CHUNK = 2_000_000
 """Resampled items drawn at a time: bounds memory, not the result."""
+_ROUNDING = 1e-12
+"""A spread below this part of the largest value is no variation."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """What the statistics of a task must know beside its values."""
+
+    groups: Groups | None = None
+    """[n] the group of each item; None: items are independent."""
+    fraction: bool = False
+    """Whether the metric lies between 0 and 1."""
+    higher_is_better: bool = True
+
+    def groups_of(self, valid: NDArray[np.bool_]) -> Groups:
+        """[n valid] groups numbered from 0; each item is its own where there are fewer than two groups."""
+        if self.groups is None or len(np.unique(self.groups[valid])) < 2:
+            return np.arange(valid.sum())
+        return np.unique(self.groups[valid], return_inverse=True)[1]
+
+
+INDEPENDENT = Design()
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio with its bootstrap interval; where either is None, `why` says why."""
+    """A ratio with its interval; where either is None, `why` says why."""
 
     value: float | None
     interval: tuple[float, float] | None = None
     why: str | None = None
+    method: GapMethod | None = None
+    """Of the interval."""
 
 
 def as_values(items: Iterable[float | bool | None]) -> Values:
@@ -40,29 +73,88 @@ def as_values(items: Iterable[float | bool | None]) -> Values:
     return np.where(np.isfinite(values), values, math.nan)
 
 
-def mean(values: Values) -> Estimate:
-    """Mean and its standard error (sample standard deviation / sqrt n)."""
-    valid = values[~np.isnan(values)]
-    n = len(valid)
-    stderr = float(valid.std(ddof=1)) / math.sqrt(n) if n > 1 else None
-    return Estimate(value=float(valid.mean()) if n else None, stderr=stderr, n=n, n_invalid=len(values) - n)
+def mean(values: Values, design: Design = INDEPENDENT) -> Mean:
+    """Mean and its standard error; where every value is 0 or 1 also Wilson's interval."""
+    valid = ~np.isnan(values)
+    kept, groups = values[valid], design.groups_of(valid)
+    n, n_invalid = len(kept), len(values) - len(kept)
+    if n == 0:
+        return Mean(value=None, n=n, n_invalid=n_invalid)
+    value = float(kept.mean())
+    stderr, method = _error(kept - value, groups, scale=abs(kept).max())
+    effective = _effective_n(kept - value, groups)
+    if stderr == 0:
+        stderr, method = (wilson_error(value, effective), "wilson") if design.fraction else (None, None)
+    interval = wilson(value, effective) if np.isin(kept, (0, 1)).all() else None
+    return Mean(value=value, stderr=stderr, stderr_method=method, n=n, n_invalid=n_invalid, interval=interval)
 
 
-def paired_difference(a: Values, b: Values) -> Estimate:
+def paired_difference(a: Values, b: Values, design: Design = INDEPENDENT) -> Estimate:
     """mean(a) - mean(b), each over its own valid items, with the standard error of items paired.
 
     Without invalid items this is the usual paired standard error. With some, each mean is a ratio of sums, and the
     error is that of its linearisation (the delta method): one term per item, zero where the item is invalid.
+    An array minus itself is exactly 0.
     """
+    both = ~np.isnan(a) & ~np.isnan(b)
+    n, n_invalid = int(both.sum()), int((~both).sum())
     terms_a, terms_b = _influence(a), _influence(b)
-    both = int((~np.isnan(a) & ~np.isnan(b)).sum())
     if terms_a is None or terms_b is None:
-        return Estimate(value=None, n=both, n_invalid=len(a) - both)
+        return Estimate(value=None, n=n, n_invalid=n_invalid)
     value = float(np.nanmean(a) - np.nanmean(b))
-    stderr = None
-    if both > 1:
-        stderr = math.sqrt(float(((terms_a - terms_b) ** 2).sum()) / (len(a) - 1) / len(a))
-    return Estimate(value=value, stderr=stderr, n=both, n_invalid=len(a) - both)
+    if a is b:
+        return Estimate(value=value, stderr=0.0, stderr_method="exact", n=n, n_invalid=n_invalid)
+    if n < 2:
+        return Estimate(value=value, n=n, n_invalid=n_invalid)
+    scale = max(np.nanmax(abs(a)), np.nanmax(abs(b)))
+    stderr, method = _error(terms_a - terms_b, design.groups_of(np.full(len(a), True)), scale)
+    if stderr == 0:
+        edge = agresti_min_error((a - b)[both], len(np.unique(design.groups_of(both))))
+        stderr, method = (edge, "agresti-min") if design.fraction else (None, None)
+    return Estimate(value=value, stderr=stderr, stderr_method=method, n=n, n_invalid=n_invalid)
+
+
+def wilson(value: float, n: float) -> tuple[float, float]:
+    """The 95 % interval of a proportion `value` of n items (Wilson 1927)."""
+    centre, half = (value + Z**2 / (2 * n)) / (1 + Z**2 / n), Z * wilson_error(value, n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def wilson_error(value: float, n: float) -> float:
+    """Half of Wilson's interval, over z. With a mean of values between 0 and 1 it is an upper bound."""
+    return math.sqrt(value * (1 - value) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
+
+
+def agresti_min_error(differences: Values, n: float) -> float:
+    """Standard error of the mean of paired `differences` between -1 and 1, of n independent pairs.
+
+    Half a pair is added to each of right and right, right and wrong, wrong and right, wrong and wrong (Agresti and Min
+    2005, Statistics in Medicine 24, 729-740).
+    """
+    shifted = n * differences.mean() / (n + 2)
+    variance = (n * (differences**2).mean() + 1) / (n + 2) - shifted**2
+    return math.sqrt(variance / (n + 2))
+
+
+def _error(residuals: Values, groups: Groups, scale: float) -> tuple[float | None, Method | None]:
+    """Standard error of a mean whose items deviate by `residuals` [n], and how it was estimated; None for one item."""
+    if len(residuals) < 2:
+        return None, None
+    sums = np.bincount(groups, residuals)
+    stderr = math.sqrt(float((sums**2).sum()) * len(sums) / (len(sums) - 1)) / len(residuals)
+    return (0.0 if stderr <= _ROUNDING * scale else stderr), "sample" if len(sums) == len(residuals) else "clustered"
+
+
+def _effective_n(residuals: Values, groups: Groups) -> float:
+    """How many independent items tell as much as these: n over the design effect, which counts as at least 1.
+
+    Where groups do not differ, the design effect is unknown, and each group counts as one item.
+    """
+    sums = np.bincount(groups, residuals)
+    alone, together = float((residuals**2).sum()), float((sums**2).sum())
+    if together <= _ROUNDING * alone or alone == 0:
+        return len(sums)
+    return len(residuals) * min(1.0, alone / together)
 
 
 def _influence(values: Values) -> Values | None:
@@ -74,36 +166,46 @@ def _influence(values: Values) -> Values | None:
 
 
 def gaps_closed(
-    arms: Mapping[str, Values], base: Values, tuned: Values, *, higher_is_better: bool = True, seed: int = 0
+    arms: Mapping[str, Values], base: Values, tuned: Values, design: Design = INDEPENDENT, *, seed: int = 0
 ) -> dict[str, Ratio]:
-    """(arm - base) / (tuned - base) of mean values, with a paired percentile bootstrap interval over items.
+    """(arm - base) / (tuned - base) of mean values, with a paired percentile bootstrap interval over items (groups).
 
     The formula is the same for metrics where lower is better. Undefined, with the reason, where tuned - base is 0 or
     smaller than 2 of its paired standard errors (noise), has no standard error, or where tuned is worse than base.
     All arms share the same resamples. Liu et al. 2024 (arXiv 2401.08565), section 3.
+
+    The arrays `base` and `tuned` themselves close exactly 0 and 1. Another arm for which every resample gives the same
+    ratio gets the delta method's interval, with Agresti and Min's error of the arm's difference to that ratio.
     """
-    why = no_gap(base, tuned, higher_is_better=higher_is_better)
+    why = no_gap(base, tuned, design)
     if why is not None:
         return {name: Ratio(None, None, why) for name in arms}
     stacked = np.stack([base, tuned, *arms.values()])
+    groups = design.groups_of(np.full(stacked.shape[1], True))
     point = _ratios(_means(stacked, np.ones((1, stacked.shape[1]))))[0]
-    resampled = np.concatenate([_ratios(_means(stacked, counts)) for counts in _resamples(stacked.shape[1], seed)])
-    return {name: _with_interval(point[i], resampled[:, i]) for i, name in enumerate(arms)}
+    counts = _resamples(len(np.unique(groups)), seed)
+    resampled = np.concatenate([_ratios(_means(stacked, drawn[:, groups])) for drawn in counts])
+    gaps = {}
+    for i, (name, arm) in enumerate(arms.items()):
+        exact = arm is base or arm is tuned
+        gap = _with_interval(point[i], resampled[:, i], exact=exact)
+        gaps[name] = gap if exact or not _is_point(gap) else _at_the_edge(gap, arm, base, tuned, design)
+    return gaps
 
 
-def no_gap(base: Values, tuned: Values, *, higher_is_better: bool = True) -> str | None:
+def no_gap(base: Values, tuned: Values, design: Design = INDEPENDENT) -> str | None:
     """Why there is no gap between base and tuned to speak of; None if there is one."""
-    gap = paired_difference(tuned, base)
+    gap = paired_difference(tuned, base, design)
     if gap.value is None or gap.n == 0:
         return "base and tuned share no valid item"
     if gap.value == 0:
         return "tuned − base = 0"
-    if gap.stderr is None:
+    if gap.n == 1:
         return f"tuned − base = {gap.value:.3g} on a single item: no standard error"
-    said = f"tuned − base = {gap.value:.3g} ± {gap.stderr:.2g}"
-    if abs(gap.value) < NOISE * gap.stderr:
+    said = f"tuned − base = {gap.value:.3g}" + ("" if gap.stderr is None else f" ± {gap.stderr:.2g}")
+    if gap.stderr is not None and abs(gap.value) < NOISE * gap.stderr:
         return f"{said}: inside noise (less than {NOISE:g} standard errors)"
-    if (gap.value > 0) != higher_is_better:
+    if (gap.value > 0) != design.higher_is_better:
         return f"{said}: tuned is worse than base"
     return None
 
@@ -141,7 +243,7 @@ def _ratios(means: NDArray[np.float64]) -> NDArray[np.float64]:
         return (means[:, 2:] - base) / (tuned - base)
 
 
-def _with_interval(value: float, resampled: NDArray[np.float64]) -> Ratio:
+def _with_interval(value: float, resampled: NDArray[np.float64], *, exact: bool) -> Ratio:
     """The ratio with its percentile interval over the resamples where it is defined."""
     if math.isnan(value):
         return Ratio(None, None, "no valid item")
@@ -150,4 +252,21 @@ def _with_interval(value: float, resampled: NDArray[np.float64]) -> Ratio:
         low, high = np.percentile(resampled[~np.isnan(resampled)], [tail, 100 - tail])
     if not (math.isfinite(low) and math.isfinite(high)):
         return Ratio(float(value), None, "tuned equals base in too many resamples for an interval")
-    return Ratio(float(value), (float(low), float(high)))
+    return Ratio(float(value), (float(low), float(high)), method="exact" if exact else "bootstrap")
+
+
+def _is_point(gap: Ratio) -> bool:
+    """Whether the bootstrap found no variation."""
+    return gap.interval is not None and math.isclose(*gap.interval, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+
+
+def _at_the_edge(gap: Ratio, arm: Values, base: Values, tuned: Values, design: Design) -> Ratio:
+    """The interval of a ratio that every resample gives."""
+    assert gap.value is not None
+    whole = float(np.nanmean(tuned) - np.nanmean(base))
+    residuals = arm - base - gap.value * (tuned - base)
+    valid = ~np.isnan(residuals)
+    if not design.fraction or not valid.any():
+        return Ratio(gap.value, None, "every resample gives the same ratio: no interval")
+    error = agresti_min_error(residuals[valid], len(np.unique(design.groups_of(valid)))) / abs(whole)
+    return Ratio(gap.value, (gap.value - Z * error, gap.value + Z * error), method="agresti-min")

@@ -14,6 +14,7 @@ from proxytune.experiment.answers.shared import Failed
 from proxytune.experiment.arms import TaskArms
 from proxytune.experiment.lm_eval.arm_model import ItemAnswer
 from proxytune.experiment.statistics import (
+    Design,
     Ratio,
     Values,
     gaps_closed,
@@ -22,9 +23,14 @@ from proxytune.experiment.statistics import (
     relative_performance,
 )
 from proxytune.fusion.arm import Arm
-from proxytune.record import ArmRecord, Estimate, RuleRecord, TaskRecord, Weights
+from proxytune.record import NO_FRACTIONS, ArmRecord, Estimate, RuleRecord, TaskRecord, Weights
 from proxytune.tasks import TaskInfo
 
+_GROUPS = {
+    "subject": lambda sample: sample["doc"].get("subject"),
+    "prompt": lambda sample: sample["arguments"][0][0],
+}
+"""What items may have in common, so that they are not independent."""
 _DIGITS = 6
 """Decimals of weights and log-probabilities in the items' file; the answer store keeps them all."""
 
@@ -46,17 +52,20 @@ class Outcome:
 def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> TaskRecord:
     """`outcomes` by arm name; at least one."""
     some = next(iter(outcomes.values()))
-    gaps = _gaps(info, found, outcomes, seed)
+    grouped_by, design = _design(info, outcomes)
+    gaps = _gaps(found, outcomes, design, seed)
     return TaskRecord(
         metric=info.metric,
         higher_is_better=info.higher_is_better,
         expert=info.expert,
         n=len(some.values),
+        grouped_by=grouped_by,
+        n_groups=None if design.groups is None else int(design.groups.max()) + 1,
         data=dict(some.data),
         n_truncated=sum(any(one.cut > 0 for one in answers) for answers in some.answers.values()),
         missing=found.missing,
         references=found.references,
-        arms={name: _arm_record(found, name, outcomes, gaps[name]) for name in outcomes},
+        arms={name: _arm_record(found, name, outcomes, design, gaps[name]) for name in outcomes},
     )
 
 
@@ -88,7 +97,20 @@ def _item_arm(info: TaskInfo, arm: Arm, outcome: Outcome, i: int) -> dict[str, A
     }
 
 
-def _gaps(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Ratio]:
+def _design(info: TaskInfo, outcomes: Mapping[str, Outcome]) -> tuple[str | None, Design]:
+    """What makes items depend on one another (their subject, or else a repeated prompt); what statistics must know."""
+    values = np.concatenate([outcome.values for outcome in outcomes.values()])
+    in_range = np.isnan(values) | ((values >= 0) & (values <= 1))
+    fraction = info.metric not in NO_FRACTIONS and bool(in_range.all())
+    samples = next(iter(outcomes.values())).samples
+    for name, of in _GROUPS.items():
+        groups = np.unique([str(of(sample)) for sample in samples], return_inverse=True)[1]
+        if 0 < groups.max(initial=0) < len(samples) - 1:
+            return name, Design(groups, fraction, info.higher_is_better)
+    return None, Design(None, fraction, info.higher_is_better)
+
+
+def _gaps(found: TaskArms, outcomes: Mapping[str, Outcome], design: Design, seed: int) -> dict[str, Ratio]:
     """Each arm's gap closed, or why there is none."""
     if "base" not in found.references:
         return dict.fromkeys(outcomes, Ratio(None, None, "no arm is the base model alone"))
@@ -96,16 +118,16 @@ def _gaps(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed
         return dict.fromkeys(outcomes, Ratio(None, None, _no_tuned(found)))
     base, tuned = (outcomes[found.references[reference]].values for reference in ("base", "tuned"))
     values = {name: outcome.values for name, outcome in outcomes.items()}
-    return gaps_closed(values, base, tuned, higher_is_better=info.higher_is_better, seed=seed)
+    return gaps_closed(values, base, tuned, design, seed=seed)
 
 
 def _no_tuned(found: TaskArms) -> str:
     return "; ".join(found.missing.values()) or "no arm is the tuned model alone"
 
 
-def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap: Ratio) -> ArmRecord:
+def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], design: Design, gap: Ratio) -> ArmRecord:
     arm, outcome = found.arms[name], outcomes[name]
-    estimate = mean(outcome.values)
+    estimate = mean(outcome.values, design)
     relative = Ratio(None, None, _no_tuned(found))
     if "tuned" in found.references:
         relative = relative_performance(estimate, mean(outcomes[found.references["tuned"]].values))
@@ -114,12 +136,13 @@ def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], gap
         **dict(estimate),
         gap_closed=gap.value,
         gap_closed_ci=gap.interval,
+        gap_closed_ci_method=gap.method,
         relative_performance=relative.value,
         failed_items={str(item): error for item, error in outcome.failed.items()},
         undefined=_undefined(estimate, gap, relative, outcome, weights),
         metrics=outcome.metrics,
         differences={
-            reference: paired_difference(outcome.values, outcomes[other].values)
+            reference: paired_difference(outcome.values, outcomes[other].values, design)
             for reference, other in found.references.items()
         },
         roles=list(arm.roles),
@@ -134,7 +157,7 @@ def _undefined(
     """Field -> why it is None."""
     reasons = {
         "value": None if estimate.value is not None else "no valid item",
-        "stderr": None if estimate.stderr is not None else "fewer than two valid items",
+        "stderr": None if estimate.stderr is not None else _no_error(estimate),
         "gap_closed": gap.why if gap.value is None else None,
         "gap_closed_ci": gap.why if gap.interval is None else None,
         "relative_performance": relative.why,
@@ -142,6 +165,10 @@ def _undefined(
         "weights": "no finite weights" if any(one.mean is None for one in weights.values()) else None,
     }
     return {field: why for field, why in reasons.items() if why is not None}
+
+
+def _no_error(estimate: Estimate) -> str:
+    return "fewer than two valid items" if estimate.n < 2 else "items do not vary, and the metric has no known range"
 
 
 def _rule_record(arm: Arm) -> RuleRecord | None:

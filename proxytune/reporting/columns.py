@@ -8,6 +8,7 @@ from typing import Any
 
 from proxytune.record import ArmRecord, TaskRecord
 
+NO_VARIATION = "no variation between the items: the error is Wilson's, that of a gap Agresti and Min's"
 _DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -62,9 +63,10 @@ def _score(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell | None:
         return None
     scale, digits = (100.0, 1) if task.is_fraction else (1.0, 3)
     error = "" if arm.stderr is None else f" ± {arm.stderr * scale:.{digits}f}"
+    mark = notes.mark(NO_VARIATION) if arm.stderr_method == "wilson" else ""
     value = arm.value * scale
     # A perplexity or an error rate has no place in a mean of accuracies.
-    return Cell(f"{value:z.{digits}f}{error}", value if task.is_fraction and task.higher_is_better else None)
+    return Cell(f"{value:z.{digits}f}{error}{mark}", value if task.is_fraction and task.higher_is_better else None)
 
 
 def _gap(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell | None:
@@ -74,7 +76,8 @@ def _gap(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell | None:
     if arm.gap_closed_ci is None:
         return Cell(f"{percent:.1f} {notes.undefined(arm, 'gap_closed_ci')}", percent)
     low, high = (bound * 100 for bound in arm.gap_closed_ci)
-    return Cell(f"{percent:z.1f} [{low:z.1f}, {high:z.1f}]", percent)
+    mark = notes.mark(NO_VARIATION) if arm.gap_closed_ci_method == "agresti-min" else ""
+    return Cell(f"{percent:z.1f} [{low:z.1f}, {high:z.1f}]{mark}", percent)
 
 
 def _weights(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell:
@@ -85,20 +88,31 @@ def _weights(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell:
     return Cell(", ".join(shown.values() if len(shown) == 1 else (f"{name} {w}" for name, w in shown.items())))
 
 
-def _bound(index: int) -> Callable[[ArmRecord], float | None]:
-    return lambda arm: arm.gap_closed_ci[index] if arm.gap_closed_ci else None
+def _bound(field: str, index: int) -> Callable[[ArmRecord], float | None]:
+    return lambda arm: (getattr(arm, field) or (None, None))[index]
 
 
 COLUMNS = (
     Column(
-        {"value": lambda arm: arm.value, "stderr": lambda arm: arm.stderr},
+        {
+            "value": lambda arm: arm.value,
+            "stderr": lambda arm: arm.stderr,
+            "stderr_method": lambda arm: arm.stderr_method,
+            "value_low": _bound("interval", 0),
+            "value_high": _bound("interval", 1),
+        },
         "Score ± standard error",
         "value",
         _score,
     ),
     Column({"n": lambda arm: arm.n, "n_invalid": lambda arm: arm.n_invalid}),
     Column(
-        {"gap_closed": lambda arm: arm.gap_closed, "gap_closed_low": _bound(0), "gap_closed_high": _bound(1)},
+        {
+            "gap_closed": lambda arm: arm.gap_closed,
+            "gap_closed_low": _bound("gap_closed_ci", 0),
+            "gap_closed_high": _bound("gap_closed_ci", 1),
+            "gap_closed_method": lambda arm: arm.gap_closed_ci_method,
+        },
         "Gap closed, % [95 % interval]",
         "gap_closed",
         _gap,

@@ -107,5 +107,7 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
         counts = ", ".join(f"{arm} {count}" for arm, count in invalid.items() if count)
         if counts:
             yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
+        if task.grouped_by is not None:
+            yield f"{name}: errors and intervals are clustered by {task.grouped_by} ({task.n_groups} groups)."
         if task.n_truncated:
             yield f"{name}: {task.n_truncated} prompts were cut to the smallest window."
