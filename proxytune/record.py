@@ -96,6 +96,23 @@ class ArmRecord(Mean):
     """Expert -> the weights it was given; empty for a model alone."""
 
 
+class DataRecord(_Part):
+    """Where the items of a task come from: a local file, or a data set of the hub."""
+
+    file: str | None = None
+    sha256: str | None = None
+    dataset: str | None = None
+    name: str | None = None
+    """The configuration of `dataset`."""
+    split: str | None = None
+    read: int | None = None
+    """Lines of the file or rows of the split: the items evaluated and all that were skipped."""
+    skipped: dict[str, int] = {}
+    """Why lines or rows were skipped -> how many."""
+    groups: dict[str, int] = {}
+    """Group (subject) -> its items evaluated, 0 included; empty where items are not grouped."""
+
+
 class TaskRecord(_Part):
     """What every arm did on one task."""
 
@@ -110,8 +127,7 @@ class TaskRecord(_Part):
     """What makes items depend on one another: a column of the task ("subject"), or "prompt" where prompts repeat; None:
     items are independent."""
     n_groups: int | None = None
-    data: dict[str, Any] = {}
-    """{file and sha256 or dataset and name, split, read, skipped: {why: count}}; read = n + all skipped."""
+    data: DataRecord = DataRecord()
     n_truncated: int = 0
     """Items whose prompt lost its beginning."""
     missing: dict[str, str] = {}

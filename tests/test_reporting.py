@@ -141,6 +141,17 @@ def test_what_is_absent_or_left_out_is_said(record):
     assert "mmlu: 2 prompts were cut to the smallest window." in remarks
 
 
+def test_a_limit_over_groups_is_said_and_one_without_is_not(record):
+    limited = {"skipped": {"beyond the limit": 9}}
+    record["tasks"]["gsm8k"]["data"] = limited
+    record["tasks"]["mmlu"]["data"] = limited | {"groups": {"law": 199, "art": 1, "music": 0}}
+    record["tasks"]["text"]["data"] = {"skipped": {}, "groups": {"prose": 200}}
+    said = [remark for remark in reported(record).remarks if "limit" in remark]
+    assert said == [
+        "mmlu: the limit is spread over the groups of items in proportion to their sizes: 200 items of 2 of 3 groups."
+    ]
+
+
 def test_an_arm_that_one_task_lacks_has_a_mark_there(record):
     del record["tasks"]["mmlu"]["arms"]["tuned"]
     record["tasks"]["mmlu"]["missing"]["tuned"] = "the family has no tuned model for task 'mmlu'"

@@ -1,13 +1,11 @@
-"""Tasks: prompts equal to the published ones, scores equal to the published figures, data from local files."""
+"""Tasks by name: their YAMLs, data from local files, examples, and outputs that were made elsewhere."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 import shutil
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,15 @@ from typing import Any
 import lm_eval
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
-from lm_eval.api.metrics import exact_match_hf_evaluate
+from invented import jsonl
 from lm_eval.api.model import LM
-from lm_eval.models.huggingface import HFLM
-from tiny import tiny_llama, tiny_tokenizer
 
 from proxytune.errors import UserError
 from proxytune.tasks import (
     TASKS_DIR,
+    find,
     full_names,
     load_task,
-    metrics,
     registry,
     score_outputs,
     task_info,
@@ -35,22 +29,9 @@ from proxytune.tasks import (
     task_names,
     training_examples,
 )
-from proxytune.tasks.examples import answer, prompt
-from proxytune.tasks.registry import find
+from proxytune.tasks.loading import prompt
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="needs the real data in ../shared/data")
 GSM8K = {"question": "Two and two?", "answer": "2 + 2 = <<2+2=4>>4\n#### 4"}
-
-
-def jsonl(path: Path, *rows: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Parrot(LM):
@@ -76,114 +57,6 @@ def evaluate(lm: LM, task, limit: int | None = None) -> tuple[dict[str, Any], li
     task.set_fewshot_seed(0)
     results = lm_eval.evaluate(lm, {"tasks": {task.task_name: task}}, limit=limit, bootstrap_iters=0, log_samples=True)
     return results["results"][task.task_name], results["samples"][task.task_name]
-
-
-# Published outputs and prompts
-
-
-PUBLISHED = {
-    ("gsm8k", "gsm/dexperts-70B"): {"exact_match": 0.33510235026535257},
-    ("gsm8k", "gsm/llama2-70B"): {"exact_match": 0.09628506444275967},
-    ("gsm8k", "gsm/llama2-chat-70B"): {"exact_match": 0.5178165276724791},
-    ("gsm8k", "gsm/dexperts-gsm-70B"): {"exact_match": 0.5390447308567097},
-    ("gsm8k", "gsm/llama2-gsm-70B"): {"exact_match": 0.6785443517816527},
-    ("truthfulqa_mc", "truthfulqa_mc/dexperts-70B-helpful-prompt"): {"acc": 0.5919117647058824, "invalid": 1},
-    ("truthfulqa_mc", "truthfulqa_mc/llama2-70B"): {"acc": 0.4231311706629055, "invalid": 108},
-    ("truthfulqa_mc", "truthfulqa_mc/llama2-chat-70B-helpful-prompt"): {"acc": 0.6825980392156863, "invalid": 1},
-}
-
-
-@needs_data
-@pytest.mark.parametrize(("task", "file"), PUBLISHED)
-def test_published_outputs_give_the_published_figures(task: str, file: str) -> None:
-    path = DATA / "published" / "liu2024" / f"{file}.jsonl"
-    n = len(rows_of(path))
-    assert score_outputs(task, "liu2024", path) == {"task": f"{task}_liu2024", "n": n, **PUBLISHED[task, file]}
-
-
-@needs_data
-def test_published_predictions_are_parsed_one_by_one() -> None:
-    for path in sorted((DATA / "published/liu2024/gsm").glob("*.jsonl")):
-        for row in rows_of(path):
-            assert metrics.last_number(metrics.cut(row["model_output"], metrics.NEXT_QUESTION)) == row["prediction"]
-    for path in sorted((DATA / "published/liu2024/truthfulqa_mc").glob("*.jsonl")):
-        for row in rows_of(path):
-            assert (metrics.letter(row["mc_output"]) or "") == row["parsed_output"]
-
-
-@needs_data
-def test_truthfulqa_prompts_and_gold_letters_are_the_817_published_ones() -> None:
-    task = load_task("truthfulqa_mc_liu2024", DATA)
-    ours = [(prompt(task, doc), answer(task, doc)) for doc in task.eval_docs]
-    published = rows_of(DATA / "truthfulqa/liu2024_mc_prompts.jsonl")
-    assert ours == [(row["mc_prompt"], row["mc_answer_idx"]) for row in published]
-    assert len(ours) == 817
-
-
-@needs_data
-def test_gsm8k_questions_and_gold_numbers_are_the_published_ones() -> None:
-    task = load_task("gsm8k_liu2024", DATA)
-    published = rows_of(DATA / "published/liu2024/gsm/llama2-70B.jsonl")
-    for doc, row in zip(task.eval_docs, published, strict=True):
-        question = row["question"].strip()
-        assert prompt(task, doc) == f"Answer the following question.\n\nQuestion: {question}\nAnswer:"
-        assert metrics.gsm8k_gold(answer(task, doc)) == row["answer"]
-
-
-# Metrics
-
-
-@given(st.text(string.printable), st.text(string.printable))
-def test_exact_match_is_that_of_lm_eval(one: str, other: str) -> None:
-    reference = exact_match_hf_evaluate([one], [other], ignore_case=True, ignore_punctuation=True)["exact_match"]
-    assert metrics.exact_match(one, other) == reference
-    assert metrics.exact_match(one, one.swapcase()) == 1.0
-
-
-@given(st.integers(0, 10**12), st.text("abc \n$"))
-def test_a_number_is_found_behind_thousands_commas(number: int, words: str) -> None:
-    assert metrics.last_number(f"7 apples {words}{number:,}.{words}") == str(number)
-
-
-@pytest.mark.parametrize(
-    ("output", "prediction"),
-    [
-        (" It is 12.", "12"),
-        (" 3 then 4\n\nQuestion: What is 5?", "4"),
-        (" 3 then 4\nComment: 9", "4"),
-        (" 3. Answer the following question. 8", "3"),
-        (" costs $1,234,567.50", "1234567.50"),
-        (" minus -5", "5"),
-        (" minus -5.5", "-5.5"),
-        (" none", " none"),
-        ("", ""),
-    ],
-)
-def test_gsm8k_prediction(output: str, prediction: str) -> None:
-    assert metrics.last_number(metrics.cut(output, metrics.NEXT_QUESTION)) == prediction
-
-
-@pytest.mark.parametrize(
-    ("output", "letter"),
-    [
-        (" B", "B"),
-        ("\n\nC", "C"),
-        (" (D", "D"),
-        ("\n\n\\begin{blockquote}\n\n A", "A"),
-        ("E", None),
-        ("", None),
-        (" \n", None),
-    ],
-)
-def test_letter(output: str, letter: str | None) -> None:
-    assert metrics.letter(output) == letter
-
-
-@given(st.lists(st.sampled_from([0.0, 1.0, math.nan])))
-def test_mean_of_valid_leaves_out_what_has_no_value(values: list[float]) -> None:
-    valid = [v for v in values if v == v]
-    mean = metrics.mean_of_valid(values)
-    assert mean == sum(valid) / len(valid) if valid else math.isnan(mean)
 
 
 # lm-eval runs them
@@ -220,17 +93,6 @@ def test_all_invalid_has_no_accuracy(tmp_path: Path) -> None:
     jsonl(tmp_path / "truthfulqa/multiple_choice_validation.jsonl", row)
     totals, _ = evaluate(Parrot(["?"]), load_task("truthfulqa_mc_liu2024", tmp_path))
     assert math.isnan(totals["acc,none"])
-
-
-@needs_data
-def test_a_real_model_answers_through_hflm() -> None:
-    tokenizer = tiny_tokenizer()
-    lm = HFLM(tiny_llama(len(tokenizer), seed=0), tokenizer=tokenizer, max_length=1024, batch_size=2)
-    totals, samples = evaluate(lm, load_task("truthfulqa_mc_liu2024", DATA), limit=3)
-    again, same = evaluate(lm, load_task("truthfulqa_mc_liu2024", DATA), limit=3)
-    assert totals["invalid,none"] == sum(sample["invalid"] for sample in samples)
-    assert [sample["resps"] for sample in samples] == [sample["resps"] for sample in same]
-    assert len(samples) == again["sample_len"] == 3
 
 
 def test_every_load_is_a_task_of_its_own(tmp_path: Path) -> None:
@@ -293,18 +155,19 @@ def test_names_and_styles() -> None:
         full_names(["gsm8k"], "liu2023")
     with pytest.raises(UserError, match="Did you mean 'gsm8k'"):
         full_names(["gsm8"], "liu2024")
-    with pytest.raises(UserError, match="at least one task"):
-        full_names([], "liu2024")
+    for nothing in ([], "gsm8k"):
+        with pytest.raises(UserError, match="at least one task"):
+            full_names(nothing, "liu2024")
 
 
 def test_every_yaml_is_indexed_and_says_what_an_experiment_needs() -> None:
     assert len(sorted(TASKS_DIR.glob("**/*.yaml"))) == len(task_manager().all_subtasks)
     for name in task_names():
-        _, _, config, ours = find(name)
-        assert ours["metric"] in {item["metric"] for item in config["metric_list"]}
-        assert set(ours) >= {"metric", "expert", "files", "columns"}
+        _, _, config, extras = find(name)
+        assert extras.metric in {item["metric"] for item in config["metric_list"]}
+        assert extras.expert and extras.files and extras.columns
         splits = {config.get(key) for key in ("training_split", "validation_split", "test_split", "fewshot_split")}
-        assert splits - {None} <= set(ours["files"])
+        assert splits - {None} <= set(extras.files)
 
 
 @pytest.mark.parametrize("path", sorted((TASKS_DIR.parents[1] / "conf" / "task").glob("*.yaml")), ids=lambda p: p.stem)
@@ -337,14 +200,25 @@ metadata:
 MISTAKES = {
     "YAML": ("task: own", "task: {own", "unknown task 'own'; but FILE is not valid YAML"),
     "key": ("process_", "proces_", "unknown key in FILE 'proces_results'. Did you mean 'process_results'?"),
-    "our key": ("columns:", "column:", "key of metadata.proxytune in FILE 'column'. Did you mean 'columns'?"),
+    "our key": ("columns:", "column:", "FILE: unknown key 'metadata.proxytune.column'. Did you mean 'metadata.proxytu"),
+    "our value": (
+        "{test: own.jsonl}",
+        "[own.jsonl]",
+        "FILE: metadata.proxytune.files=['own.jsonl'] is not allowed: it is",
+    ),
+    "kind": (
+        "question: text",
+        "question: txt",
+        "FILE: metadata.proxytune.columns.question: 'txt' is not a kind of col",
+    ),
+    "index": ("question: text", "question: index of choice", "column, of which 'question' is the index, 'choice'"),
     "no columns": ("    columns: {question: text, answer: text}\n", "", "FILE: metadata.proxytune names files"),
-    "no split": ("test_split: test\n", "", "FILE: a test_split (or validation_split) is missing"),
+    "no split": ("test_split: test\n", "", "FILE: test_split (or validation_split) is missing"),
     "output_type": ("generate_until", "generate", "output_type in FILE 'generate'. Did you mean 'generate_until'?"),
-    "function": ("score_exact", "score_exat", "FILE: Module 'proxytune.tasks.metrics' has no function 'score_exat'."),
+    "function": ("score_exact", "score_exat", "FILE: Module 'proxytune.tasks.metrics' has no function 'score_exat'"),
     "module": ("tasks.metrics", "tasks.metrcs", "FILE: Cannot import module 'proxytune.tasks.metrcs' for function"),
-    "no module": ("proxytune.tasks.metrics.", "", "FILE: Invalid function reference 'score_exact': no module path."),
-    "column": ("{{question}}", "{{qestion}}", "FILE: a template cannot be filled in: 'qestion' is undefined."),
+    "no module": ("proxytune.tasks.metrics.", "", "FILE: Invalid function reference 'score_exact': no module path"),
+    "column": ("{{question}}", "{{qestion}}", "FILE: a template cannot be filled in: 'qestion' is undefined"),
     "template": ("{{question}}", "{{question}", "FILE: a template cannot be filled in: "),
     "headline": ("    metric: exact_match", "    metric: acc", "metric of task 'own' (metadata.proxytune.metric"),
     "aggregation": ("mean", "men", "task 'own': the aggregation of metric 'exact_match' in metric_list is not known"),
@@ -366,6 +240,18 @@ def test_a_task_of_ones_own(own_yaml: Path) -> None:
     jsonl(own_yaml.parent / "own.jsonl", GSM8K)
     assert task_info(task := load_task("own", own_yaml.parent)).metric == "exact_match"
     assert prompt(task, task.eval_docs[0]) == "Two and two?"
+
+
+def test_a_task_with_its_own_metric_is_a_yaml_and_a_function(own_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own_yaml.parent / "own_metric.py").write_text("def score(doc, results):\n    return {'length': len(results[0])}\n")
+    monkeypatch.syspath_prepend(str(own_yaml.parent))
+    own_yaml.write_text(
+        OWN.replace("proxytune.tasks.metrics.score_exact", "own_metric.score").replace("exact_match", "length")
+    )
+    jsonl(own_yaml.parent / "own.jsonl", GSM8K, GSM8K)
+    info = task_info(task := load_task("own", own_yaml.parent))
+    totals, _ = evaluate(Parrot(["ab", "abcd"]), task)
+    assert totals[f"{info.metric},{info.filter}"] == 3.0
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -427,9 +313,9 @@ def test_bad_data_is_one_clear_line(case: str, tmp_path: Path) -> None:
 
 
 def test_no_data(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         load_task("gsm8k_liu2024", tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no file .*gsm8k/test\.jsonl"):
+    with pytest.raises(UserError, match=r"there is no file .*gsm8k/test\.jsonl"):
         load_task("gsm8k_liu2024", tmp_path)
 
 
@@ -489,8 +375,33 @@ def test_bad_outputs(content: bytes, message: str, tmp_path: Path) -> None:
         score_outputs("truthfulqa_mc", "liu2024", path)
 
 
+def test_questions_that_come_again_are_counted(tmp_path: Path) -> None:
+    row = {"question": "Two and two?", "output": " 4", "answer": "#### 4"}
+    other = {**row, "question": "Two and three?", "output": " 4", "answer": "#### 5"}
+    path = jsonl(tmp_path / "o.jsonl", row, other, row, {**row, "output": " 5"})
+    scores = score_outputs("gsm8k", "liu2024", path)
+    assert scores == {"task": "gsm8k_liu2024", "n": 4, "repeated_questions": 2, "exact_match": 0.5}
+    published = [{"Question": text, "mc_output": " A", "mc_answer_idx": "A"} for text in ("a?", "b?", "a?")]
+    scores = score_outputs("truthfulqa_mc", "liu2024", jsonl(tmp_path / "p.jsonl", *published))
+    assert scores["repeated_questions"] == 1
+    unnamed = [{"output": " A", "answer": "A"}] * 3
+    assert "repeated_questions" not in score_outputs("truthfulqa_mc", "liu2024", jsonl(tmp_path / "u.jsonl", *unnamed))
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
+    write(path := tmp_path / "o.jsonl", b'\n{"output": " A", "answer": "A"}\n \n{"output": " B", "answer": "A"}\n')
+    scores = score_outputs("truthfulqa_mc", "liu2024", path)
+    assert (scores["n"], scores["blank_lines"], scores["acc"]) == (2, 2, 0.5)
+
+
 def test_outputs_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*none\.jsonl"):
         score_outputs("gsm8k", "liu2024", tmp_path / "none.jsonl")
-    with pytest.raises(UserError, match="Did you mean 'gsm8k'"):
-        score_outputs("gsm", "liu2024", tmp_path / "none.jsonl")
+    for wrong, style, said in (
+        ("gsm", "liu2024", "Did you mean 'gsm8k'"),
+        ("mmlu", "fan2024", "'mmlu_fan2024' is not scored from generated text: its YAML names no `outputs:`"),
+        ("triviaqa", "lm_eval", "give style=fan2024 or liu2024"),
+        ("arc_easy", None, "unknown task to score from text 'arc_easy'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            score_outputs(wrong, style, tmp_path / "none.jsonl")

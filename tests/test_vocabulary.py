@@ -1,14 +1,32 @@
 """Token ids mean the same to every member, or the family is refused; heads are cut to what the tokenizer knows."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny import EXPERTS, save_member, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from proxytune.errors import UserError
 from proxytune.models import Ensemble, FamilySpec, Inputs, Member, load
-from proxytune.models.vocabulary import missing_tokens, vocabulary_size
+from proxytune.models.vocabulary import (
+    check_head,
+    check_policy,
+    known_words,
+    missing_tokens,
+    token_ids,
+    unknown_token,
+    vocabulary_size,
+)
 
 EXTRA = ("<fill>", "<mid>", "<end>")
+
+
+def words(vocabulary: dict[str, int], **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words without an unknown token, unless `special` names one."""
+    model = models.WordLevel(vocabulary, unk_token=special.get("unk_token", ""))
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), **special)
 
 
 def renamed(token: str, by: str):
@@ -21,6 +39,67 @@ def renamed(token: str, by: str):
 
 def test_equal_vocabularies_miss_nothing():
     assert missing_tokens(tiny_tokenizer(), tiny_tokenizer(), "antiexpert") == ()
+
+
+def test_the_size_of_a_vocabulary_with_gaps_is_its_largest_id_plus_one():
+    assert vocabulary_size(words({"a": 0, "b": 3, "c": 9})) == 10
+    assert vocabulary_size(tiny_tokenizer()) == len(tiny_tokenizer())
+
+
+def test_tokens_between_gaps_are_compared_by_id():
+    base, other = words({"a": 0, "b": 3, "c": 9}), words({"a": 0, "c": 9, "d": 5})
+    with pytest.raises(UserError, match=r"only base knows 1 token \(3 'b'\); only expert:x knows 1 token \(5 'd'\)"):
+        missing_tokens(base, other, "expert:x")
+    assert missing_tokens(base, other, "expert:x", "base_only") == (3,)
+    assert missing_tokens(other, base, "expert:x", "base_only") == (5,)
+    clash = words({"a": 0, "b": 4, "x": 3, "c": 9})
+    with pytest.raises(UserError, match=r"1 ids differ \(3 is 'b' in base and 'x' in expert:x\)"):
+        missing_tokens(base, clash, "expert:x")
+
+
+def test_a_refusal_lists_three_tokens_and_says_that_there_are_more():
+    base = words({"a": 0, "b": 1, "c": 2, "d": 3, "e": 4})
+    with pytest.raises(UserError, match=r"only base knows 4 tokens \(1 'b', 2 'c', 3 'd', \.\.\.\)"):
+        missing_tokens(base, words({"a": 0}), "expert:x")
+
+
+def test_a_policy_that_does_not_exist_is_refused():
+    check_policy("refuse")
+    check_policy("base_only")
+    with pytest.raises(UserError, match="Did you mean 'refuse'"):
+        check_policy("refuze")
+
+
+def test_a_token_that_a_member_does_not_know_is_its_unknown_token_or_else_its_end():
+    known = {"a": 0, "end": 1, "unk": 2}
+    assert unknown_token(words(known, unk_token="unk", eos_token="end")) == 2
+    assert unknown_token(words(known, eos_token="end")) == 1
+    assert unknown_token(words({"unk": 0, "end": 1}, unk_token="unk", eos_token="end")) == 0
+    with pytest.raises(UserError, match="has no unknown and no end-of-sequence token"):
+        unknown_token(words(known))
+
+
+def test_a_head_needs_a_row_for_every_token_that_is_not_missing():
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=8)))
+    check_head(model, 8, (), "base")
+    check_head(model, 10, (8, 9), "base")
+    with pytest.raises(UserError, match=r"base: the model's head has 8 rows, but .* up to id 9"):
+        check_head(model, 10, (8,), "base")
+
+
+def test_a_word_without_a_token_is_named_and_other_errors_are_not_swallowed():
+    tokenizer = words({"red": 0, "blue": 1})
+    assert token_ids(tokenizer, "red") == [0]
+    with pytest.raises(UserError, match="no token for 'green': it knows only 2 words") as error:
+        token_ids(tokenizer, "green")
+    assert type(error.value.__cause__) is Exception
+    for bug in (KeyError("x"), ValueError("x"), TypeError("x")):
+        with pytest.raises(type(bug)), known_words(tokenizer, "red"):
+            raise bug
+    with pytest.raises(UserError, match="no token for 'red'"), known_words(words({}), "red blue"):
+        raise Exception("a fault of the tokenizers library")
+    with pytest.raises(UserError, match="no token for 'red': "), known_words(tokenizer, "red"):
+        raise Exception("every word by itself is known")
 
 
 def test_an_id_with_two_meanings_is_refused_by_name_under_either_policy():

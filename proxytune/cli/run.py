@@ -72,7 +72,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
 
 def _task_names(task: schema.TaskConfig) -> list[str]:
     """The full names of the tasks; an unknown one is found here, before a family is built."""
-    from proxytune.tasks.registry import find, full_names
+    from proxytune.tasks import find, full_names
 
     names = full_names(task.names, task.style)
     for name in names:

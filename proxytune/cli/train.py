@@ -116,14 +116,13 @@ def _jobs(settings: TrainConfig, family: FamilySpec, tuning: Tuning, output_dir:
 
 def _examples(tasks: schema.TaskConfig, multitask: bool, data_dir: str | None) -> dict[str, Pairs]:
     """The training examples of each model by its name: that of the expert that belongs to the task."""
-    from proxytune.tasks import brought_by_family, full_names, training_examples
-    from proxytune.tasks.registry import find
+    from proxytune.tasks import brought_by_family, find, full_names, training_examples
 
     found: dict[str, Pairs] = {}
     for task in full_names(tasks.names, tasks.style):
         with brought_by_family(task, None if tasks.data_dir else data_dir):
             pairs = training_examples(task, data_dir)
-        name = find(task).ours.get("expert") or task
+        name = find(task).extras.expert or task
         if multitask:
             found.setdefault(MULTITASK, []).extend(pairs)
         elif name in found:

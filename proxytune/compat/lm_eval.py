@@ -25,6 +25,7 @@ NAMES = (
     Name("lm_eval.models.utils", "normalize_gen_kwargs", "the same generation settings as HFLM"),
     Name("lm_eval.models.huggingface:HFLM", "_loglikelihood_tokens", "HFLM tokenises, we score", overridden=True),
     Name("lm_eval.api.task:Task", "build_all_requests", "requests are built once for all arms", overridden=True),
+    Name("lm_eval.api.task:Task", "doc_iterator", "a limit is spread over the subjects of a task", overridden=True),
     Name("lm_eval.api.task:Task", "instances", "the requests of a task, which hold the last arm's answers"),
     Name("lm_eval.api.samplers:ContextSampler", "df", "the pool of few-shot examples"),
     Name("lm_eval.api.samplers:ContextSampler", "replace_df", "examples of the item's own subject"),
@@ -88,6 +89,11 @@ def task_yaml(manager: TaskManager, name: str) -> tuple[Mapping[str, Any], Path 
 def fewshot_examples(task: Any) -> Sequence[Mapping[str, Any]]:
     """The documents that few-shot examples of `task` (a ConfigurableTask) are taken from."""
     return task.sampler.df
+
+
+def most_fewshot_examples(task: Any) -> int:
+    """How many examples a prompt of `task` can have: lm-eval draws one more where the item itself may be among them."""
+    return len(task.sampler.df) - (task.config.fewshot_split == task.config.test_split)
 
 
 def set_fewshot_examples(task: Any, examples: Sequence[Mapping[str, Any]]) -> None:

@@ -50,7 +50,7 @@ def run(
         store_path: SQLite file of finished answers, shared by any runs; None keeps them in memory only.
         data_dir: where the tasks' data lie; None: the family's own `data_dir`, or the hub.
         seed: of few-shot sampling, decoding noise and the bootstrap.
-        limit: the first items of each task only (>= 1); None: all.
+        limit: so many items of each task (>= 1), the first, or of a task over subjects spread over these; None: all.
         num_fewshot: overrides the tasks' own number of examples.
         only: names of the arms to evaluate; None: all.
         config: the full resolved configuration, kept in the provenance.

@@ -23,7 +23,7 @@ from proxytune.experiment.statistics import (
     relative_performance,
 )
 from proxytune.fusion.arm import Arm
-from proxytune.record import NO_FRACTIONS, ArmRecord, Estimate, RuleRecord, TaskRecord, Weights
+from proxytune.record import NO_FRACTIONS, ArmRecord, DataRecord, Estimate, RuleRecord, TaskRecord, Weights
 from proxytune.tasks import TaskInfo
 
 _GROUPS = {
@@ -43,8 +43,7 @@ class Outcome:
     values: Values
     metrics: dict[str, float | None]
     answers: Mapping[int, list[ItemAnswer]]
-    data: Mapping[str, Any]
-    """Where the items come from (`tasks.data_record`)."""
+    data: DataRecord
     failed: Mapping[int, str]
     """Items at which the arm failed -> the error; their value is NaN."""
 
@@ -61,7 +60,7 @@ def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]
         n=len(some.values),
         grouped_by=grouped_by,
         n_groups=None if design.groups is None else int(design.groups.max()) + 1,
-        data=dict(some.data),
+        data=some.data,
         n_truncated=sum(any(one.cut > 0 for one in answers) for answers in some.answers.values()),
         missing=found.missing,
         references=found.references,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from jinja2 import TemplateError
 from lm_eval.api.task import ConfigurableTask
 
-from proxytune.compat.lm_eval import fewshot_examples
+from proxytune.compat.lm_eval import most_fewshot_examples
 from proxytune.console import quiet_logger
 from proxytune.errors import UserError, unknown_name
-from proxytune.tasks.local import LocalSplits, NoLocalData, has_file, reader
+from proxytune.record import DataRecord
+from proxytune.tasks.columns import Columns
+from proxytune.tasks.data import LocalSplits, NoLocalData, has_file
+from proxytune.tasks.documents import BySubject
 from proxytune.tasks.registry import Entry, find, task_names
-from proxytune.tasks.subjects import BySubject
 
 log = logging.getLogger(__name__)
 
@@ -40,25 +42,25 @@ def task_info(task: ConfigurableTask) -> TaskInfo:
 
     Raises UserError for a headline that is none of the task's metrics, and for a metric that cannot be aggregated.
     """
-    ours = (task.config.metadata or {}).get("proxytune", {})
-    metric = ours.get("metric", next(iter(task.higher_is_better())))
-    if metric not in task.higher_is_better():
-        kind = f"metric of task {task.config.task!r} (metadata.proxytune.metric, one of metric_list)"
-        raise unknown_name(kind, metric, task.higher_is_better())
-    if not isinstance(task.higher_is_better()[metric], bool):
-        what = f"task {task.config.task!r}: higher_is_better of metric {metric!r} in metric_list"
-        raise UserError(f"{what} is {task.higher_is_better()[metric]}; it is true or false")
-    for name, aggregation in task.aggregation().items():
+    name, directions, extras = task.task_name, task.higher_is_better(), find(task.task_name).extras
+    metric = next(iter(directions)) if extras.metric is None else extras.metric
+    if metric not in directions:
+        kind = f"metric of task {name!r} (metadata.proxytune.metric, one of metric_list)"
+        raise unknown_name(kind, metric, directions)
+    if not isinstance(directions[metric], bool):
+        what = f"task {name!r}: higher_is_better of metric {metric!r} in metric_list"
+        raise UserError(f"{what} is {directions[metric]}; it is true or false")
+    for other, aggregation in task.aggregation().items():
         if aggregation is None:
-            what = f"task {task.config.task!r}: the aggregation of metric {name!r} in metric_list"
-            raise UserError(f"{what} is not known to lm-eval; give mean, or a !function.")
+            what = f"task {name!r}: the aggregation of metric {other!r} in metric_list"
+            raise UserError(f"{what} is not known to lm-eval: give mean, or a !function")
     filters = [item["name"] for item in task.config.filter_list or []]
     return TaskInfo(
         metric=metric,
-        filter=ours.get("filter", filters[0] if filters else "none"),
-        higher_is_better=task.higher_is_better()[metric],
-        expert=ours.get("expert"),
-        paper=ours.get("paper"),
+        filter=extras.filter or next(iter(filters), "none"),
+        higher_is_better=directions[metric],
+        expert=extras.expert,
+        paper=extras.paper,
     )
 
 
@@ -69,7 +71,7 @@ def load_task(
 
     `num_fewshot` None is the YAML's own number (0 unless it says otherwise); examples come from its `fewshot_split`.
     `split` is what is evaluated; None is the YAML's test split, or its validation split where it has no other.
-    Raises UserError: unknown task, a group of tasks, data that cannot be had or read, no split to take examples from.
+    Raises UserError: unknown task, a group of tasks, data that cannot be found or read, no split to take examples from.
     """
     entry = find(name)
     overrides = _fewshot(name, entry, num_fewshot)
@@ -80,32 +82,12 @@ def load_task(
     if split is not None:
         overrides["test_split"] = split
     task = build_task(name, overrides)
-    examples = len(fewshot_examples(task))
-    if task.config.num_fewshot > examples:
-        raise UserError(
-            f"num_fewshot={task.config.num_fewshot}: task {name!r} has {examples} examples to take them from."
-        )
+    wanted = task.config.num_fewshot
+    if wanted and wanted > (most := most_fewshot_examples(task)):
+        raise UserError(f"num_fewshot={wanted} is not allowed: task {name!r} has examples for at most {most}")
     if isinstance(task, BySubject):
         task.check_examples()
     return task
-
-
-def data_record(task: ConfigurableTask, n: int) -> dict[str, Any]:
-    """Where the `n` evaluated items come from: {file, sha256} or {dataset, name}; {split, read, skipped: {why: count}}.
-
-    `read` counts the lines of the file or the rows of the split: n of them were evaluated, the others skipped.
-    """
-    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
-    data, docs = task.dataset, len(task.eval_docs)
-    if isinstance(data, LocalSplits):
-        file = data.source(split)
-        where = {"file": str(file.path), "sha256": file.sha256}
-        read, blank = len(file.rows) + file.blank, file.blank
-    else:
-        where = {"dataset": task.config.dataset_path, "name": task.config.dataset_name}
-        read, blank = len(data[split]) if split in data else docs, 0
-    skipped = {"blank lines": blank, "left out by the task": read - blank - docs, "beyond the limit": docs - n}
-    return where | {"split": split, "read": read, "skipped": {why: count for why, count in skipped.items() if count}}
 
 
 def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
@@ -114,44 +96,96 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
     Raises UserError: data that cannot be had, a function that is not there, a template that does not fit the data.
     """
     entry = find(name)
-    fields = {"metadata": {**entry.config["metadata"], "proxytune": entry.ours}} if entry.ours else {}
     try:
         with quiet_logger("lm_eval"):
             # a group of one: lm-eval's way to override fields of a registered task
-            loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **fields, **overrides}]})
+            loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **overrides}]})
     except OSError as error:  # no network, no such data set, gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "Give local files with task.data_dir=PATH."
-        raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}). {advice}") from error
+        advice = "give local files with task.data_dir=PATH"
+        raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}): {advice}") from error
     except TemplateError as error:
-        raise UserError(f"{entry.file}: a template cannot be filled in: {error}.") from error
+        raise UserError(f"{entry.file}: a template cannot be filled in: {error}") from error
     except (AttributeError, ImportError, ValueError) as error:
         reason, found, _ = str(error).partition(" (from YAML in")  # so lm-eval says it of a !function
         if not found:
             raise
-        raise UserError(f"{entry.file}: {reason}.") from error
+        raise UserError(f"{entry.file}: {reason}") from error
     task = loaded["tasks"][entry.task]
     task.set_config("task", name)
     return task
 
 
+def data_record(task: ConfigurableTask, items: Sequence[int]) -> DataRecord:
+    """Where the `items` evaluated (numbers of documents) come from; all that was read besides counts as skipped."""
+    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+    data, docs = task.dataset, task.eval_docs
+    if isinstance(data, LocalSplits):
+        file = data.source(split)
+        where = {"file": str(file.path), "sha256": file.sha256}
+        read, blank = len(file.rows) + file.blank, file.blank
+    else:
+        where = {"dataset": task.config.dataset_path, "name": task.config.dataset_name}
+        read, blank = len(data[split]) if split in data else len(docs), 0
+    skipped = {
+        "blank lines": blank,
+        "left out by the task": read - blank - len(docs),
+        "beyond the limit": len(docs) - len(items),
+    }
+    return DataRecord(
+        **where,
+        split=split,
+        read=read,
+        skipped={why: count for why, count in skipped.items() if count},
+        groups=task.items_of_groups(items) if isinstance(task, BySubject) else {},
+    )
+
+
+def training_examples(name: str, data_dir: str | Path | None = None) -> list[tuple[str, str]]:
+    """[(prompt, answer)] of the training split: the zero-shot prompt, and what should follow it, delimiter included.
+
+    Made by the same code as the evaluation prompts. Of several right answers the first is taken. The evaluation split
+    is not read.
+    Raises UserError for a task without a training split, and as `load_task` does.
+    """
+    split = find(name).config.get("training_split")
+    if split is None:
+        raise UserError(f"task {name!r} has no training split")
+    task = load_task(name, data_dir, num_fewshot=0, split=split)
+    return [(prompt(task, doc), task.config.target_delimiter + answer(task, doc)) for doc in task.eval_docs]
+
+
+def prompt(task: ConfigurableTask, doc: Mapping[str, Any]) -> str:
+    """The zero-shot prompt of one document, as lm-eval builds it."""
+    return task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
+
+
+def answer(task: ConfigurableTask, doc: Mapping[str, Any]) -> str:
+    """The (first) right answer of one document."""
+    target = task.doc_to_target(doc)
+    if isinstance(target, list):
+        target = target[0]
+    return task.doc_to_choice(doc)[target] if isinstance(target, int) else target
+
+
 def _local_data(name: str, entry: Entry, folder: Path) -> Any:
-    """What lm-eval calls for the data of a task that reads local files."""
-    if "files" not in entry.ours:
-        raise NoLocalData(f"task {name!r} reads the hub alone; task.data_dir serves {', '.join(task_names())}.")
+    """What lm-eval calls, with metadata that says nothing about local files, for the data of the task."""
+    extras = entry.extras
+    if not extras.files:
+        raise NoLocalData(f"task {name!r} reads the hub alone; task.data_dir is for {', '.join(task_names())}")
     if not folder.is_dir():
-        raise UserError(f"task.data_dir: no folder {folder}.")
-    return reader(folder, entry.ours["files"], entry.ours["columns"])
+        raise UserError(f"task.data_dir: there is no folder {folder}")
+    return lambda **_: LocalSplits(folder, extras.files, Columns(extras.columns))
 
 
 def _instead_of_test(name: str, entry: Entry, folder: Path) -> str | None:
     """The validation split, if there is a file of it, none of the test split, and no model is trained on it."""
-    files = entry.ours["files"]
+    files = entry.extras.files
     if not {"test", "validation"} <= set(files) or entry.config.get("training_split") == "validation":
         return None
     if has_file(folder, files["test"]) or not has_file(folder, files["validation"]):
         return None
-    log.warning("task %s: no %s under %s; the validation split is evaluated.", name, files["test"], folder)
+    log.warning("task %s: there is no %s under %s: the validation split is evaluated", name, files["test"], folder)
     return "validation"
 
 
@@ -159,9 +193,9 @@ def _fewshot(name: str, entry: Entry, num_fewshot: int | None) -> dict[str, Any]
     """The overrides for `num_fewshot` examples; with none, the split they would come from is not read at all."""
     count = entry.config.get("num_fewshot") or 0 if num_fewshot is None else num_fewshot
     if count < 0:
-        raise UserError(f"num_fewshot: a number of examples, 0 or more, is expected, not {count}.")
+        raise UserError(f"num_fewshot={count} is not allowed: it is a number of examples, 0 or more")
     if count == 0:
         return {"num_fewshot": 0, "fewshot_split": None, "fewshot_config": {"samples": []}}
     if entry.config.get("fewshot_split") is None and entry.config.get("training_split") is None:
-        raise UserError(f"num_fewshot={count}: task {name!r} has no split to take examples from; use 0.")
+        raise UserError(f"num_fewshot={count}: task {name!r} has no split to take examples from: use 0")
     return {"num_fewshot": count}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +12,61 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.tasks.columns import Columns
+from proxytune.tasks.data import read_jsonl
 from proxytune.tasks.loading import build_task
-from proxytune.tasks.local import read_jsonl
-from proxytune.tasks.registry import find, full_names, task_names
-from proxytune.tasks.rows import Columns
+from proxytune.tasks.registry import Extras, find, full_names, task_names
 
 
 def score_outputs(task: str, style: str | None, path: str | Path) -> dict[str, Any]:
-    """{task, n, metric: value, ...} of a JSON-lines file with one output a row; blank_lines where some were skipped.
+    """{task, n, metric: value, ...} of a JSON-lines file with one output a row.
 
     A row has the generated text as `output` and what the metric compares it with; files published with a paper may use
     the names found there (`metadata.proxytune.published` in the task's YAML). A metric no item has a value for is nan.
+    Where there are any, `blank_lines` counts the lines that were skipped, and `repeated_questions` the rows whose
+    question stood in an earlier row: these count in `n` and in the metrics.
     Raises UserError: a task or style that is unknown or not scored from text, no such file, a bad line, a column
     missing or of another kind, no rows.
     """
     (name,) = full_names([task], style)
-    ours = find(name).ours if name in task_names() else {}
-    if "outputs" not in ours:
+    extras = find(name).extras if name in task_names() else Extras()
+    if not extras.outputs:
         raise _not_scorable(task, name)
-    file = read_jsonl(Path(path), Columns(ours["outputs"], ours.get("published")))
+    columns = Columns(extras.outputs, extras.published)
+    asked: Counter[str] = Counter()
+
+    def check(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        asked.update(_question(row, extras))
+        return columns.of(row, where)
+
+    file = read_jsonl(Path(path), check)
     scorer = _scorer(name)
     scores = [scorer.process_results(row, [row["output"]]) for row in file.rows]
-    counts = {"n": len(file.rows)} | ({"blank_lines": file.blank} if file.blank else {})
-    return {"task": name, **counts} | {m: of([score[m] for score in scores]) for m, of in scorer.aggregation().items()}
+    counts = {"blank_lines": file.blank, "repeated_questions": asked.total() - len(asked)}
+    return (
+        {"task": name, "n": len(file.rows)}
+        | {what: count for what, count in counts.items() if count}
+        | {metric: of([score[metric] for score in scores]) for metric, of in scorer.aggregation().items()}
+    )
+
+
+def _question(row: Mapping[str, Any], extras: Extras) -> list[str]:
+    """What the row asks, as JSON: its column with the name of the task's first (published files write it large).
+
+    Empty where the row does not say it.
+    """
+    column = next(iter(extras.columns), None)
+    return [json.dumps(value) for key, value in row.items() if key.lower() == column][:1]
 
 
 def _not_scorable(task: str, name: str) -> UserError:
     """The error for `task`, called `name` in its style: the styles in which it is scored, or what its YAML lacks."""
-    scorable = [known for known in task_names() if "outputs" in find(known).ours]
+    scorable = [known for known in task_names() if find(known).extras.outputs]
     styles = [known.removeprefix(f"{task}_") for known in scorable if known.startswith(f"{task}_")]
     if styles:
-        return UserError(f"task {name!r} is not scored from generated text: give style={' or '.join(styles)}.")
+        return UserError(f"task {name!r} is not scored from generated text: give style={' or '.join(styles)}")
     if name in task_names():
-        return UserError(f"task {name!r} is not scored from generated text: its YAML names no `outputs:`.")
+        return UserError(f"task {name!r} is not scored from generated text: its YAML names no `outputs:`")
     return unknown_name("task to score from text", name, scorable)
 
 

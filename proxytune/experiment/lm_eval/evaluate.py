@@ -41,7 +41,8 @@ def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items:
         # lm-eval has counted what stands in for the failed answers.
         values[[sample["doc_id"] in failed for sample in samples]] = np.nan
         metrics = dict.fromkeys(metrics) | {info.metric: mean(values).value}
-    return Outcome(samples, values, metrics, lm.item_answers, data_record(task, len(samples)), failed)
+    data = data_record(task, [sample["doc_id"] for sample in samples])
+    return Outcome(samples, values, metrics, lm.item_answers, data, failed)
 
 
 def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:

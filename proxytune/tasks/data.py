@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 from datasets import Dataset
 
 from proxytune.errors import UserError
-from proxytune.tasks.rows import Columns, short
+from proxytune.tasks.columns import Columns, short
+
+Row = dict[str, Any]
 
 
 class NoLocalData(UserError):
@@ -23,7 +25,7 @@ class NoLocalData(UserError):
 
 @contextmanager
 def brought_by_family(task: str, folder: str | Path | None) -> Iterator[None]:
-    """Around the reading of `folder`, which the models brought (None: they did not): an error blames no other key."""
+    """While `folder`, which came with the models, is read (None: it did not): an error blames no other key."""
     try:
         yield
     except NoLocalData as error:
@@ -41,9 +43,9 @@ class JSONLines:
 
     path: Path
     sha256: str
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     blank: int
-    """Lines without anything on them, which are skipped."""
+    """Blank lines, which are skipped."""
 
 
 class LocalSplits(Mapping[str, Dataset]):
@@ -60,15 +62,15 @@ class LocalSplits(Mapping[str, Dataset]):
         return self._split(split)[1]
 
     def source(self, split: str) -> JSONLines:
-        """Where the split's rows come from."""
+        """The file that the split's rows come from."""
         return self._split(split)[0]
 
     def _split(self, split: str) -> tuple[JSONLines, Dataset]:
         if split not in self._files:
             known = ", ".join(self._files)
-            raise UserError(f"task.data_dir: the task names no local file for the split {split!r}, only for {known}.")
+            raise UserError(f"task.data_dir: the task names no local file for the split {split!r}, only for {known}")
         if split not in self._read:
-            file = read_jsonl(locate(self._folder, self._files[split]), self._columns)
+            file = read_jsonl(locate(self._folder, self._files[split]), self._columns.of)
             self._read[split] = file, Dataset.from_list(file.rows)
         return self._read[split]
 
@@ -77,15 +79,6 @@ class LocalSplits(Mapping[str, Dataset]):
 
     def __len__(self) -> int:
         return len(self._files)
-
-
-def reader(folder: Path, files: Mapping[str, str], columns: Mapping[str, str]) -> Callable[..., LocalSplits]:
-    """An lm-eval `custom_dataset`, which is called with metadata that says nothing about local files."""
-
-    def read(**_: Any) -> LocalSplits:
-        return LocalSplits(folder, files, Columns(columns))
-
-    return read
 
 
 def locate(folder: Path, file: str) -> Path:
@@ -100,8 +93,8 @@ def locate(folder: Path, file: str) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"task.data_dir: {path} could be any of {', '.join(p.name for p in found)}; keep one of them.")
-    raise NoLocalData(f"task.data_dir: no file {path}.")
+        raise UserError(f"task.data_dir: {path} could be any of {', '.join(p.name for p in found)}: keep one of them")
+    raise NoLocalData(f"task.data_dir: there is no file {path}")
 
 
 def has_file(folder: Path, file: str) -> bool:
@@ -114,36 +107,36 @@ def _excerpts(path: Path) -> list[Path]:
     return [other for other in sorted(path.parent.glob("*")) if name.fullmatch(other.name)]
 
 
-def read_jsonl(path: Path, columns: Columns) -> JSONLines:
-    """The rows of a JSON-lines file in UTF-8, reduced to `columns`; blank lines are skipped and counted.
+def read_jsonl(path: Path, check: Callable[[Row, str], Row]) -> JSONLines:
+    """What `check(row, where)` makes of each row of a JSON-lines file in UTF-8; blank lines are skipped and counted.
 
-    Raises UserError naming file and line: no such file, no JSON object, a key twice, a column that is missing, null or
-    of another kind, no rows. What JSON has not (NaN, Infinity) is refused.
+    Raises UserError naming file and line: no such file, no JSON object, a key twice, no rows. What JSON lacks (NaN,
+    Infinity) is refused.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     lines = content.removesuffix(b"\n").split(b"\n")
-    rows = [_row(line, f"{path}, line {i}", columns) for i, line in enumerate(lines, start=1) if line.strip()]
+    rows = [_row(line, f"{path}, line {i}", check) for i, line in enumerate(lines, start=1) if line.strip()]
     if not rows:
-        raise UserError(f"{path} has no rows; one JSON object a line is expected.")
+        raise UserError(f"{path} has no rows: one JSON object per line is expected")
     return JSONLines(path, hashlib.sha256(content).hexdigest(), rows, blank=len(lines) - len(rows))
 
 
-def _row(line: bytes, where: str, columns: Columns) -> dict[str, Any]:
+def _row(line: bytes, where: str, check: Callable[[Row, str], Row]) -> Row:
     try:
         row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_refuse)
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8: {error.reason} at byte {error.start}.") from error
+        raise UserError(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON: {error}.") from error
+        raise UserError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where} is a {type(row).__name__}; a JSON object is expected.")
-    return columns.of(row, where)
+        raise UserError(f"{where} is a {type(row).__name__}: a JSON object is expected")
+    return check(row, where)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -153,4 +146,4 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
