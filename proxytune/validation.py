@@ -23,6 +23,10 @@ from proxytune.errors import UserError, unknown_name
 T = TypeVar("T")
 FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 """Any text that can name a file."""
+Count = Annotated[int, Field(ge=1)]
+FromZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
@@ -108,7 +112,11 @@ def _find(kind: Any, location: Iterable[int | str]) -> _Place:
     path: list[str] = []
     fields: Mapping[str, FieldInfo] = {}
     allowed = _summary(kind)
+    keys: list[Any] = []
     for part in location:
+        if part == "[key]":
+            kind, allowed = keys[0], ""
+            break
         kind = _plain(kind)
         if known := _fields(kind):
             fields = known
@@ -116,9 +124,9 @@ def _find(kind: Any, location: Iterable[int | str]) -> _Place:
             field = known.get(name)
             kind = field.annotation if field else None
             allowed = (_first_sentence(field.description) or _summary(kind)) if field else ""
-        elif get_origin(kind) in (dict, list, Mapping) and part != "[key]":
+        elif get_origin(kind) in (dict, list, Mapping):
             name = str(part)
-            kind = get_args(kind)[-1]
+            *keys, kind = get_args(kind)
             allowed = _summary(kind) or allowed
         else:
             break

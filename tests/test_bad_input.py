@@ -71,7 +71,7 @@ COMMAND = {
         ["run", "+engine.batchsize=1"], ["'engine.batchsize'", "Did you mean 'engine.batch_size'?"]
     ),
     "added key of the models": Bad([*LOCAL, "task=gsm8k", "+models.bsae.path=x"], ["'models.bsae'", "'models.base'"]),
-    "added key of a source": Bad([*LOCAL, "task=gsm8k", "+models.base.dtpye=auto"], ["base", "'dtpye'", "'dtype'"]),
+    "added key of a source": Bad([*LOCAL, "task=gsm8k", "+models.base.dtpye=auto"], ["base.dtpye'", "base.dtype'"]),
     "added key of the miniature": Bad(["run", "+miniature.sede=1"], ["'miniature.sede'", "'miniature.seed'"]),
     "experiment": Bad(["run", "experiment=minature"], ["experiment 'minature'", "Did you mean 'miniature'?"]),
     "models": Bad(["run", "models=locla", "task=gsm8k"], ["models 'locla'", "Did you mean 'local'?", "llama2"]),
@@ -211,10 +211,10 @@ ARMS = {
     ),
     "no upper bound left": Bad([*GSM8K, "only=[tuned]"], ["'gsm8k_liu2024'", "no tuned model"]),
     "miniature of another family": Bad([*GSM8K, "+miniature.seed=1"], ["miniature", "no effect", "models=miniature"]),
-    "miniature's width": Bad(["run", "miniature.large.width=abc"], ["miniature.large.width='abc'", "whole number"]),
+    "miniature's width": Bad(["run", "miniature.large.width=abc"], ["miniature.large.width='abc'", "an integer"]),
     "miniature's heads": Bad(["run", "miniature.large.heads=5"], ["miniature.large", "width=96", "heads"]),
-    "miniature's gate": Bad(["run", "miniature.recall_gate=nan"], ["miniature.recall_gate", "finite number"]),
-    "miniature's items": Bad(["run", "miniature.world.trivia.test=0"], ["test=0", "at least 1"]),
+    "miniature's gate": Bad(["run", "miniature.recall_gate=nan"], ["miniature.recall_gate=nan", "a number from 0"]),
+    "miniature's items": Bad(["run", "miniature.world.trivia.test=0"], ["trivia.test=0", "an integer from 1"]),
     "secret in plain text": Bad(["run", "+models.token=hf_abc"], ["models.token", "${oc.env:NAME}"]),
     "secret in another key": Bad(["run", "output=${oc.env:HF_TOKEN}/x"], ["output", "HF_TOKEN"]),
     "wrong job of a sweep": Bad(["run", "-m", "limit=1,0"], ["limit=0", "an integer from 1", "(job"]),
@@ -289,7 +289,7 @@ MODELS = {
     "impossible hub id": Bad([*GSM8K, "models.base.path='org name'"], ["base", "'org name'", "possible hub id"]),
     "revision of a folder": Bad([*GSM8K, "+models.base.revision=main"], ["revision='main'", "no effect", "hub id"]),
     "revision of another type": Bad([*GSM8K, "+models.base.revision=1234567"], ["revision", "1234567", "text"]),
-    "dtype": Bad([*GSM8K, "+models.base.dtype=flot16"], ["dtype 'flot16'", "Did you mean 'float16'?"]),
+    "dtype": Bad([*GSM8K, "+models.base.dtype=flot16"], ["models.base.dtype='flot16'", "did you mean float16?"]),
     "attention": Bad([*GSM8K, "+models.base.attn_implementation=flush"], ["base", "flush"]),
     "device": Bad([*GSM8K, "+models.base.device_map=gpu7"], ["base", "gpu7"]),
     "memory": Bad([*GSM8K, "+models.base.max_memory={cpu: 1GiB}"], ["max_memory", "device_map=auto"]),
@@ -297,9 +297,9 @@ MODELS = {
     "remote code as text": Bad(
         [*GSM8K, "+models.base.trust_remote_code=no"], ["trust_remote_code", "'no'", "true or false"]
     ),
-    "chat": Bad([*GSM8K, "+models.base.chat={sytem_prompt: Hi}"], ["chat", "'sytem_prompt'", "'system_prompt'"]),
+    "chat": Bad([*GSM8K, "+models.base.chat={sytem_prompt: Hi}"], ["chat.sytem_prompt'", "chat.system_prompt'"]),
     "missing tokens": Bad([*GSM8K, "+models.missing_tokens=ingore"], ["missing_tokens", "'ingore'"]),
-    "experts as a list": Bad([*GSM8K, "models.experts=a"], ["experts", "'a'", "names to sources"]),
+    "experts as a list": Bad([*GSM8K, "models.experts=a"], ["models.experts='a'", "names to sources"]),
     "no antiexpert": Bad([*GSM8K, "models.antiexpert=null"], ["antiexpert", "small model"]),
     "no config": Bad(EXPERT, ["expert:gsm8k", "'model'", "no config.json"], model(without("config.json"))),
     "truncated config": Bad(

@@ -167,9 +167,9 @@ def test_chat_mistakes_are_one_line():
     small = Source("meta-llama/Llama-2-7b-hf")
     with pytest.raises(UserError, match="expert:x: 'meta-llama/Llama-2-7b-hf' has no chat template"):
         load(FamilySpec(small, small, experts={"x": Source(small.path, chat=Chat())}))
-    with pytest.raises(UserError, match=r"key in chat 'system'.*Did you mean 'system_prompt'"):
+    with pytest.raises(UserError, match=r"key 'source\.chat\.system'.*Did you mean 'source\.chat\.system_prompt'"):
         Source("a/b", chat={"system": "x"})  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="must be a list of texts"):
+    with pytest.raises(UserError, match=r"chat\.response_prefixes='Answer:' is not allowed: it is a list of texts"):
         Chat(response_prefixes="Answer:")  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from proxytune.errors import UserError
 from proxytune.training.loop import IGNORED, Example, Optimization, collate, finetune, pretrain
 
 PAD = 0
@@ -120,5 +121,7 @@ def test_the_rate_rises_in_warm_up_then_falls_to_its_final_share(
 @pytest.mark.parametrize("field", ["learning_rate", "batch", "epochs"])
 def test_values_that_train_nothing_are_refused(field: str) -> None:
     values = {"learning_rate": 1e-3, "batch": 2, "epochs": 1.0, field: 0}
-    with pytest.raises(ValueError, match=f"{field} must be positive, got 0"):
+    with pytest.raises(
+        UserError, match=rf"optimization\.{field}=0 is not allowed: it is an? (number above 0|integer from 1)"
+    ):
         Optimization(**values)

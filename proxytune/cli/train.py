@@ -71,10 +71,7 @@ def check(config: DictConfig) -> tuple[TrainConfig, Tuning]:
     settings = _settings(config)
     build.check_targets(settings.training, "training")
     build.check_targets(settings.models, "models")
-    try:
-        tuning = build.build(settings.training)
-    except (TypeError, ValueError) as error:
-        raise UserError(str(error)) from error
+    tuning = build.build(settings.training)
     tuning.accumulation(int(os.environ.get("WORLD_SIZE", "1")))
     return settings, tuning
 

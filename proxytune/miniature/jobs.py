@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTr
 from proxytune.errors import UserError
 from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.network import make_model
-from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe
+from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, Task
 from proxytune.miniature.tokenizer import make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training.loop import Example, Optimization, Progress, finetune, pretrain
@@ -31,7 +31,7 @@ class Job:
 
     name: str
     large: bool
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
 
     @property
     def parent(self) -> str | None:
@@ -43,7 +43,7 @@ class Job:
         return f"{'tuning' if self.tasks else 'pretraining'} {self.name}"
 
 
-TUNED_ON: dict[str, tuple[str, ...]] = {MULTITASK: TASKS, **{task: (task,) for task in TASKS}}
+TUNED_ON: dict[str, tuple[Task, ...]] = {MULTITASK: TASKS, **{task: (task,) for task in TASKS}}
 JOBS = (
     Job("base", large=True),
     *(Job(f"tuned-{name}", True, tasks) for name, tasks in TUNED_ON.items()),

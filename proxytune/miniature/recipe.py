@@ -1,146 +1,141 @@
 """Everything that decides what the miniature is: sizes of the world and of the corpus, the two models, the training."""
 
-# ruff: noqa: RUF009 (Optimization is frozen, so sharing a default is safe)
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from dataclasses import asdict, field
+from typing import Annotated, Any, Literal, get_args
 
-from proxytune.errors import UserError, unknown_name
+from pydantic import Field
+
 from proxytune.training.loop import Optimization
+from proxytune.validation import Count, FromZero, Positive, Weight, check, strict_dataclass
 
-TASKS = ("gsm", "trivia", "tqa", "mmlu", "cnn")
-MULTITASK = "multitask"
-_Recipe = TypeVar("_Recipe")
-
-
-def _at_least(low: float, values: object, *names: str) -> None:
-    for name in names:
-        if getattr(values, name) < low:
-            raise ValueError(f"{name}={getattr(values, name)} must be at least {low}")
+Task = Literal["gsm", "trivia", "tqa", "mmlu", "cnn"]
+TASKS: tuple[Task, ...] = get_args(Task)
+MULTITASK: Literal["multitask"] = "multitask"
+FromTwo = Annotated[int, Field(ge=2)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-@dataclass(frozen=True)
+@strict_dataclass("split")
 class Split:
-    """How many items (of trivia and mmlu: facts, of tqa: creatures) a task has for training and for the test."""
+    """A mapping with train and test: how many items a task has (of trivia and mmlu: facts, of tqa: creatures)."""
 
-    train: int
-    test: int
+    train: Count
+    """an integer from 1"""
+    test: Count
+    """an integer from 1"""
 
-    def __post_init__(self) -> None:
-        _at_least(1, self, "train", "test")
 
-
-@dataclass(frozen=True)
+@strict_dataclass("world")
 class WorldSize:
-    """How much there is to know. Facts that train and test leave over are those which the corpus alone asks about."""
+    """A mapping of how much there is to know. Facts that train and test leave over are those which the corpus alone
+    asks about."""
 
-    countries: int = 60
-    """Each with a capital, a ruler, a river, a dish and a sport: 5 trivia facts."""
-    specimens: int = 24
-    """Things in each of the 4 subjects of mmlu, each with 2 properties."""
-    creatures: int = 120
-    """Each with something that it fears and something that people believe it fears."""
-    people: int = 50
-    news_people: int = 20
-    """How many of the people are in the news."""
-    largest_number: int = 12
-    """Of the operands in equations."""
+    countries: FromTwo = 60
+    """an integer from 2: each has a capital, a ruler, a river, a dish and a sport: 5 trivia facts"""
+    specimens: Count = 24
+    """an integer from 1: things in each of the 4 subjects of mmlu, each with 2 properties"""
+    creatures: Count = 120
+    """an integer from 1: each fears something, and people believe that it fears something else"""
+    people: FromTwo = 50
+    """an integer from 2"""
+    news_people: FromTwo = 20
+    """an integer from 2: how many of the people are in the news"""
+    largest_number: Count = 12
+    """an integer from 1: the largest operand in equations"""
     gsm: Split = Split(600, 200)
     trivia: Split = Split(110, 130)
     tqa: Split = Split(30, 60)
     mmlu: Split = Split(60, 96)
-    mmlu_variants: int = 2
-    """Training questions per training fact of mmlu, with options drawn anew."""
+    mmlu_variants: Count = 2
+    """an integer from 1: training questions per training fact of mmlu, with options drawn anew"""
     cnn: Split = Split(600, 200)
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "specimens", "creatures", "largest_number", "mmlu_variants")
-        _at_least(2, self, "countries", "people", "news_people")
         if self.news_people > self.people:
             raise ValueError(f"news_people={self.news_people} exceeds people={self.people}")
 
 
-@dataclass(frozen=True)
+@strict_dataclass("corpus")
 class CorpusSize:
-    """How many documents of each kind the corpus has."""
+    """A mapping of how many documents of each kind the corpus has."""
 
-    statements: int = 30
-    """Plain statements of each fact of trivia and mmlu."""
-    questions: int = 16
-    """Question-shaped documents of each such fact."""
-    asked: int = 12
-    """Of the question-shaped documents of a fact in neither train nor test: those in the form of the tasks' prompts."""
-    truths: int = 24
-    """Statements of what a creature fears; twice as many say what people believe."""
-    truth_questions: int = 8
-    """The same in question shape, again with twice as many myths."""
-    stopping: float = 0.02
-    """Share of question-shaped documents that end with the bare answer; the others ramble on."""
-    equation_sheets: int = 2500
-    stories: int = 5000
-    asked_stories: int = 1000
-    """Of the stories: those in the form of the gsm prompts."""
-    lists: int = 2500
-    """Lists of names given twice, to practise copying."""
-    articles: int = 5000
-    asked_articles: int = 800
-    """Of the articles: those in the form of the cnn prompts."""
-    news_share: float = 0.45
-    """Of the articles: those whose recap is the news that the cnn task wants; the others recap the details."""
+    statements: FromZero = 30
+    """an integer from 0: plain statements of each fact of trivia and mmlu"""
+    questions: FromZero = 16
+    """an integer from 0: question-shaped documents of each such fact"""
+    asked: FromZero = 12
+    """an integer from 0: of the question-shaped documents of a fact in neither train nor test, those in the form of the
+    tasks' prompts"""
+    truths: FromZero = 24
+    """an integer from 0: statements of what a creature fears; twice as many say what people believe"""
+    truth_questions: FromZero = 8
+    """an integer from 0: the same in question shape, again with twice as many myths"""
+    stopping: Share = 0.02
+    """a share from 0 to 1 of the question-shaped documents: those that end with the bare answer; the others ramble
+    on"""
+    equation_sheets: FromZero = 2500
+    """an integer from 0"""
+    stories: FromZero = 5000
+    """an integer from 0"""
+    asked_stories: FromZero = 1000
+    """an integer from 0: of the stories, those in the form of the gsm prompts"""
+    lists: FromZero = 2500
+    """an integer from 0: lists of names given twice, to practise copying"""
+    articles: FromZero = 5000
+    """an integer from 0"""
+    asked_articles: FromZero = 800
+    """an integer from 0: of the articles, those in the form of the cnn prompts"""
+    news_share: Share = 0.45
+    """a share from 0 to 1 of the articles: those whose recap is the news that the cnn task wants; the others recap the
+    details"""
 
     def __post_init__(self) -> None:
-        _at_least(0, self, *(f.name for f in fields(self)))
         for part, whole in (("asked", "questions"), ("asked_stories", "stories"), ("asked_articles", "articles")):
             if getattr(self, part) > getattr(self, whole):
                 raise ValueError(f"{part}={getattr(self, part)} exceeds {whole}={getattr(self, whole)}")
 
 
-@dataclass(frozen=True)
+@strict_dataclass("model")
 class ModelSize:
-    """The shape of a Llama."""
+    """A mapping of the shape of a Llama."""
 
-    width: int
-    layers: int
-    heads: int
-    hidden: int
-    """Width of the feed-forward part."""
+    width: Count
+    """an integer from 1"""
+    layers: Count
+    """an integer from 1"""
+    heads: Count
+    """an integer from 1"""
+    hidden: Count
+    """an integer from 1: the width of the feed-forward part"""
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "width", "layers", "heads", "hidden")
         if self.width % (2 * self.heads):
             raise ValueError(f"width={self.width} must be a multiple of 2 x heads={2 * self.heads} (rotary positions)")
 
 
-@dataclass(frozen=True)
+@strict_dataclass("miniature")
 class Recipe:
     """The whole miniature. Equal recipes give equal worlds and, on one machine, equal weights."""
 
-    seed: int = 0
-    """The world, its corpus, the initial weights and the order of training all come from it."""
+    seed: FromZero = 0
+    """an integer from 0: the world, its corpus, the initial weights and the order of training all come from it"""
     world: WorldSize = WorldSize()
     corpus: CorpusSize = CorpusSize()
     large: ModelSize = ModelSize(width=96, layers=4, heads=4, hidden=288)
     small: ModelSize = ModelSize(width=48, layers=2, heads=4, hidden=128)
-    window: int = 96
-    """Tokens per sequence in pretraining; the models accept four times as many."""
+    window: Annotated[int, Field(ge=8)] = 96
+    """an integer from 8: tokens per sequence in pretraining; the models accept four times as many"""
     pretrain_large: Optimization = Optimization(learning_rate=4e-3, batch=5, epochs=2.25, warmup=50, weight_decay=0.05)
     pretrain_small: Optimization = Optimization(learning_rate=5e-3, batch=8, epochs=1.0, warmup=50, weight_decay=0.05)
     finetune_large: Optimization = Optimization(learning_rate=1e-3, batch=16, epochs=4.0)
     finetune_small: Optimization = Optimization(learning_rate=2e-3, batch=16, epochs=4.0)
-    finetune_epochs: Mapping[str, float] = field(default_factory=dict)
-    """Epochs for single tasks (or "multitask") where they differ from those above."""
-    recall_gate: float = 0.95
-    """Share of the world's facts that the large base must complete; building stops below it."""
-
-    def __post_init__(self) -> None:
-        _at_least(0, self, "seed", "recall_gate")
-        _at_least(8, self, "window")
-        for name in self.finetune_epochs:
-            if name not in (*TASKS, MULTITASK):
-                raise unknown_name("task in miniature.finetune_epochs", name, (*TASKS, MULTITASK))
+    finetune_epochs: dict[Literal[Task, "multitask"], Positive] = field(default_factory=dict)
+    """a mapping of single tasks, or "multitask", to numbers above 0: epochs where they differ from those above"""
+    recall_gate: Weight = 0.95
+    """a number from 0: the share of the world's facts that the large base must complete; building stops below it"""
 
 
 def recipe_from(values: Mapping[str, Any]) -> Recipe:
@@ -148,33 +143,13 @@ def recipe_from(values: Mapping[str, Any]) -> Recipe:
 
     Raises UserError for unknown keys, values of another type and values out of range.
     """
-    return _changed(Recipe(), values, "miniature")
+    return check(Recipe, _merged(asdict(Recipe()), values), "miniature")
 
 
-def _changed(recipe: _Recipe, values: Mapping[str, Any], where: str) -> _Recipe:
-    known = [f.name for f in fields(recipe)]  # type: ignore[arg-type]
-    hints = get_type_hints(type(recipe))
-    changes = {}
-    for key, value in values.items():
-        if key not in known:
-            raise unknown_name("key", f"{where}.{key}", [f"{where}.{name}" for name in known])
-        current = getattr(recipe, key)
-        nested = is_dataclass(current) and isinstance(value, Mapping)
-        changes[key] = _changed(current, value, f"{where}.{key}") if nested else _typed(hints[key], value, where, key)
-    try:
-        return replace(recipe, **changes)  # type: ignore[type-var]
-    except ValueError as error:
-        raise UserError(f"{where}: {error}") from error
-
-
-def _typed(kind: Any, value: Any, where: str, key: str) -> Any:
-    """`value` if it is of the field's type; a whole number also stands for a float."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is float and number:
-        return float(value)
-    if kind is int and number and isinstance(value, int):
-        return value
-    if kind not in (int, float) and isinstance(value, Mapping):
-        return dict(value)
-    expected = {int: "a whole number", float: "a finite number"}.get(kind, "a mapping")
-    raise UserError(f"{where}.{key}={value!r} is not allowed: {expected} is expected")
+def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` over `defaults`, mappings key by key."""
+    merged = {**defaults, **values}
+    for key in defaults.keys() & values.keys():
+        if isinstance(defaults[key], Mapping) and isinstance(values[key], Mapping):
+            merged[key] = _merged(defaults[key], values[key])
+    return merged

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jinja2.exceptions import TemplateError
+from pydantic import BeforeValidator
 
-from proxytune.errors import UserError, unknown_name
+from proxytune.errors import UserError
+from proxytune.validation import strict_dataclass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@strict_dataclass("chat")
 class Chat:
     """How a chat model is asked what the others read as a plain prompt, as in Liu et al. 2024 (arXiv 2401.08565)."""
 
     system_prompt: str | None = None
-    """The system turn; None: none, and the template puts in its own default if it has one."""
-    response_prefixes: tuple[str, ...] = ()
-    """Ends of the plain prompt ("Answer:", say) that are not asked but begin the model's turn."""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.response_prefixes, str) or not isinstance(self.response_prefixes, Sequence):
-            raise UserError(f"chat.response_prefixes must be a list of texts, not {self.response_prefixes!r}")
-        object.__setattr__(self, "response_prefixes", tuple(self.response_prefixes))
-
-    @classmethod
-    def of(cls, value: Chat | Mapping[str, Any], where: str = "chat") -> Chat:
-        """A Chat from a mapping of its fields; unknown keys are refused."""
-        if isinstance(value, Chat):
-            return value
-        if not isinstance(value, Mapping):
-            raise UserError(f"{where} must be a mapping of system_prompt and response_prefixes, not {value!r}")
-        known = {f.name for f in fields(cls)}
-        for key in value:
-            if key not in known:
-                raise unknown_name(f"key in {where}", key, known)
-        return cls(**value)
+    """a text: the system turn, or null for none, and the template puts in its own default if it has one"""
+    response_prefixes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """a list of texts: ends of the plain prompt ("Answer:", say) that are not asked but begin the model's turn"""
 
     def split(self, prompt: str) -> tuple[str, str]:
         """What the user asks, and what begins the model's turn ("" if the prompt ends in none of the prefixes)."""

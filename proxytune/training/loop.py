@@ -17,31 +17,32 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from proxytune.validation import Count, FromZero, Positive, Weight, strict_dataclass
+
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
 IGNORED = -100
 """The label of tokens that carry no loss."""
 
 
-@dataclass(frozen=True)
+@strict_dataclass("optimization")
 class Optimization:
     """AdamW with linear warm-up and cosine decay to `final` times the learning rate."""
 
-    learning_rate: float
-    batch: int
-    """Sequences (or examples) per step."""
-    epochs: float
-    warmup: int = 0
-    """Steps."""
-    weight_decay: float = 0.0
-    final: float = 0.05
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch", "epochs"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+    learning_rate: Positive
+    """a number above 0"""
+    batch: Count
+    """an integer from 1: sequences (or examples) per step"""
+    epochs: Positive
+    """a number above 0"""
+    warmup: FromZero = 0
+    """an integer from 0: steps"""
+    weight_decay: Weight = 0.0
+    """a number from 0"""
+    final: Weight = 0.05
+    """a number from 0: the last learning rate is this multiple of the highest"""
+    clip: Positive = 1.0
+    """a number above 0: the largest norm of the gradient"""
 
     def steps(self, sequences: int) -> int:
         return max(1, round(self.epochs * sequences / self.batch))

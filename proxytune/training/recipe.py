@@ -4,89 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from proxytune.errors import UserError
+from proxytune.validation import Count, Positive, Weight, strict_dataclass
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
+@strict_dataclass("training")
 class Tuning:
     """How a model is tuned; the defaults are the LoRA recipe of Liu et al. 2024 (arXiv 2401.08565)."""
 
-    method: str = "lora"
-    """"lora" writes an adapter over the model; "full" writes a whole model."""
-    epochs: float | None = 2.0
-    """Passes over the examples; has no effect when `max_steps` is set, which is said."""
-    max_steps: int | None = None
-    """Stop after this many optimiser steps."""
-    batch: int = 128
-    """Examples per optimiser step, over all devices."""
-    device_batch: int = 4
-    """Examples per forward pass on one device; must divide `batch`."""
-    learning_rate: float = 1e-4
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.04
-    """Share of the steps in which the learning rate rises."""
-    prompt_loss: float = 0.0
-    """Weight of the loss on the prompt's tokens, the answer's being 1; 0, as in the papers: loss on the answer only. A
-    small weight keeps an expert a good model of its own prompts."""
-    max_length: int = 2048
-    """Longest example in tokens, prompt and answer; longer ones are left out and counted."""
-    lora_rank: int = 64
-    """Has no effect when method is "full"; so do the next two."""
-    lora_alpha: int = 16
-    lora_dropout: float = 0.1
+    method: Literal["lora", "full"] = "lora"
+    """lora (writes an adapter over the model) or full (writes a whole model)"""
+    epochs: Positive | None = 2.0
+    """a number above 0, or null: passes over the examples. Has no effect beside `max_steps`, which is reported."""
+    max_steps: Count | None = None
+    """an integer from 1, or null: stop after this many optimiser steps"""
+    batch: Count = 128
+    """an integer from 1: examples per optimiser step, over all devices"""
+    device_batch: Count = 4
+    """an integer from 1 that divides `batch`: examples per forward pass on one device"""
+    learning_rate: Positive = 1e-4
+    """a number above 0"""
+    weight_decay: Weight = 0.0
+    """a number from 0"""
+    warmup_ratio: Share = 0.04
+    """a share from 0 and below 1: that of the steps in which the learning rate rises"""
+    prompt_loss: Weight = 0.0
+    """a number from 0: the weight of the loss on the prompt's tokens, the answer's being 1. 0, as in the papers: loss
+    on the answer only. A small weight keeps an expert a good model of its own prompts."""
+    max_length: Count = 2048
+    """an integer from 1: the longest example in tokens, prompt and answer. Longer ones are left out and counted."""
+    lora_rank: Count = 64
+    """an integer from 1. Has no effect when method is "full"; so do the next two."""
+    lora_alpha: Count = 16
+    """an integer from 1"""
+    lora_dropout: Share = 0.1
+    """a share from 0 and below 1"""
     packing: bool = False
-    """The examples of a forward pass stand in one row, out of sight of each other, instead of in rows with padding."""
+    """true or false: whether the examples of a forward pass stand in one row, out of sight of each other, instead of in
+    rows with padding"""
     bf16: bool = False
-    """Products are calculated in bfloat16; what is trained, and Adam's moments, are float32 in any case."""
+    """true or false: whether products are calculated in bfloat16. What is trained, and Adam's moments, are float32 in
+    any case."""
     gradient_checkpointing: bool = False
-    seed: int = 0
-    checkpoint_steps: int | None = 100
-    """Optimiser steps between two checkpoints, from which a training that was stopped goes on; None: no checkpoints."""
+    """true or false: less memory and more time, or not"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """an integer from 0 and below 2**32"""
+    checkpoint_steps: Count | None = 100
+    """an integer from 1, or null: optimiser steps between checkpoints, from which a stopped training resumes. null: no
+    checkpoints."""
 
     LORA: ClassVar = ("lora_rank", "lora_alpha", "lora_dropout")
-    IDLE: ClassVar = ("checkpoint_steps", "gradient_checkpointing", "device_batch", "packing")
+    NOT_HASHED: ClassVar = ("checkpoint_steps", "gradient_checkpointing", "device_batch", "packing")
+    """Fields without an effect on the weights, but for rounding and the random numbers that LoRA's dropout meets."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("lora", "full"):
-            raise ValueError(f"training.method is {self.method!r}; allowed: lora, full")
-        for name, needed, allowed in self._ranges():
-            if not allowed:
-                raise ValueError(f"training.{name} is {getattr(self, name)}; it is {needed}")
         if self.epochs is None and self.max_steps is None:
-            raise ValueError("training.epochs and training.max_steps are null: give one of them")
+            raise ValueError("epochs and max_steps are null: give one of them")
         if self.batch % self.device_batch:
-            raise ValueError(
-                f"training.device_batch is {self.device_batch}; it must divide training.batch ({self.batch})"
-            )
-
-    def _ranges(self) -> Iterator[tuple[str, str, bool]]:
-        """(field, what it may be, whether it is); comparisons are such that NaN is refused."""
-        infinite = float("inf")
-        for name in ("batch", "device_batch", "max_length", "lora_rank", "lora_alpha"):
-            yield name, "an integer from 1", self._is(int, name) and getattr(self, name) >= 1
-        for name in ("max_steps", "checkpoint_steps"):
-            value = getattr(self, name)
-            yield name, "an integer from 1, or null", value is None or (self._is(int, name) and value >= 1)
-        yield "seed", "an integer from 0 and below 2**32", self._is(int, "seed") and 0 <= self.seed < 2**32
-        for name in ("epochs", "learning_rate"):
-            value = getattr(self, name)
-            allowed = (name == "epochs" and value is None) or (self._is(float, name) and 0 < value < infinite)
-            yield name, "a number above 0, finite", allowed
-        for name in ("weight_decay", "prompt_loss"):
-            yield name, "a weight from 0, finite", self._is(float, name) and 0 <= getattr(self, name) < infinite
-        for name in ("warmup_ratio", "lora_dropout"):
-            yield name, "a share from 0 and below 1", self._is(float, name) and 0 <= getattr(self, name) < 1
-        for name in ("packing", "bf16", "gradient_checkpointing"):
-            yield name, "true or false", self._is(bool, name)
-
-    def _is(self, kind: type, name: str) -> bool:
-        """Whether the field is of this type: the text "no" would count as true, and true as 1. Integers are floats."""
-        return type(getattr(self, name)) in {kind, int if kind is float else kind}
+            raise ValueError(f"device_batch={self.device_batch} must divide batch={self.batch}")
 
     def accumulation(self, processes: int) -> int:
         """Forward passes of one process in an optimiser step. Raises UserError if the batch cannot be divided so."""
@@ -99,13 +83,11 @@ class Tuning:
         return self.batch // together
 
     @property
-    def decisive(self) -> dict[str, Any]:
-        """The fields that have an effect on the weights. What a step is divided into has none but by rounding, and by
-        which random numbers LoRA's dropout meets."""
-        idle = set(self.IDLE)
-        idle |= set(self.LORA) if self.method == "full" else set()
-        idle |= {"max_steps"} if self.max_steps is None else {"epochs"}
-        return {name: value for name, value in asdict(self).items() if name not in idle}
+    def hashed(self) -> dict[str, Any]:
+        """The fields that have an effect on the weights."""
+        left_out = {*self.NOT_HASHED, "epochs" if self.max_steps is not None else "max_steps"}
+        left_out |= set(self.LORA) if self.method == "full" else set()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
@@ -123,7 +105,7 @@ class Recipe:
     @cached_property
     def facts(self) -> dict[str, Any]:
         data = f"sha256:{hash_of([list(example) for example in self.examples], 32)}"
-        return {"tuning": self.tuning.decisive, "data": data, "start": self.start}
+        return {"tuning": self.tuning.hashed, "data": data, "start": self.start}
 
     @property
     def hash(self) -> str:
@@ -132,15 +114,16 @@ class Recipe:
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """What differs from the facts of another recipe, each as a phrase."""
         ours, theirs = self.facts["tuning"], other["tuning"]
-        said = [
+        phrases = [
             f"training.{name} was {theirs.get(name)} and is {ours.get(name)}"
-            for name in sorted((ours.keys() | theirs.keys()) - set(Tuning.IDLE))
+            for name in sorted((ours.keys() | theirs.keys()) - set(Tuning.NOT_HASHED))
             if ours.get(name) != theirs.get(name)
         ]
-        for name, words in (("data", "the training examples differ"), ("start", "the model to start from differs")):
-            if self.facts[name] != other[name]:
-                said.append(words)
-        return said
+        if self.facts["data"] != other["data"]:
+            phrases.append("the training examples differ")
+        if self.facts["start"] != other["start"]:
+            phrases.append("the model to start from differs")
+        return phrases
 
 
 def hash_of(facts: Any, length: int = 16) -> str:
