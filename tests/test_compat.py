@@ -26,8 +26,6 @@ DOCUMENTED = {
         "hydra",
         "hydra.core.global_hydra",
         "hydra.core.hydra_config",
-        "hydra.core.override_parser.overrides_parser",
-        "hydra.core.override_parser.types",
         "hydra.errors",
         "hydra.types",
         "hydra.utils",
@@ -42,7 +40,6 @@ DOCUMENTED = {
 """What other rooms may import of these packages: what their documentation shows."""
 ALLOWED = {
     ("fusion/solvers/search.py", "_make"): "documented: how a namedtuple is made of a sequence",
-    ("cli/build.py", "_set_parent"): "a part of a configuration that refers to the others",
 }
 """Private names that a file may use nevertheless."""
 

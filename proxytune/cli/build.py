@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from proxytune.cli import schema
 from proxytune.cli.schema import ArmConfig
+from proxytune.compat.omegaconf import place_in
 from proxytune.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def members(config: DictConfig, *names: str) -> dict[str, Any]:
     """`models` with these members alone, resolved where it stands: the others need not exist, but may be named."""
     left_out = {"base", "antiexpert", "experts", "tuned"} - set(names)
     part = OmegaConf.masked_copy(config.models, [name for name in config.models if name not in left_out])
-    part._set_parent(config)
+    place_in(part, config)
     return schema.resolve(part)
 
 
