@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from proxytune.errors import UserError
 
@@ -112,13 +112,13 @@ def make_output_folder(path: Path) -> None:
         raise UserError(f"output={path}: cannot write there ({error.strerror}); choose another folder") from error
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
+def write_json(path: Path, record: Mapping[str, object]) -> None:
     """Indented JSON without NaN: undefined numbers are null. Raises UserError as `atomic_write` does."""
     with atomic_write(path) as file:
         file.write(_json(record, indent=2) + "\n")
 
 
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """One JSON object a line, as `write_json` writes it."""
     with atomic_write(path) as file:
         for row in rows:

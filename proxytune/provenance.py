@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import proxytune
 
@@ -30,7 +29,7 @@ def library_versions() -> dict[str, str]:
     }
 
 
-def machine_facts() -> dict[str, Any]:
+def machine_facts() -> dict[str, object]:
     """What kind of machine it is, without its name."""
     import torch
 

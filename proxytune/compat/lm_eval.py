@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
@@ -86,8 +86,8 @@ def task_yaml(manager: TaskManager, name: str) -> tuple[Mapping[str, Any], Path 
     return entry.cfg or {}, entry.yaml_path
 
 
-def fewshot_examples(task: Any) -> Sequence[Mapping[str, Any]]:
-    """The documents that few-shot examples of `task` (a ConfigurableTask) are taken from."""
+def fewshot_examples(task: ConfigurableTask) -> Sequence[Mapping[str, Any]]:
+    """The documents that few-shot examples of `task` are taken from."""
     return task.sampler.df
 
 
@@ -96,5 +96,5 @@ def most_fewshot_examples(task: Any) -> int:
     return len(task.sampler.df) - (task.config.fewshot_split == task.config.test_split)
 
 
-def set_fewshot_examples(task: Any, examples: Sequence[Mapping[str, Any]]) -> None:
+def set_fewshot_examples(task: ConfigurableTask, examples: Sequence[Mapping[str, Any]]) -> None:
     task.sampler.replace_df(examples)

@@ -42,7 +42,7 @@ NAMES = (
 sdpa_attention = sdpa_attention_forward
 
 
-def quantization_config(description: Mapping[str, Any]) -> Any:
+def quantization_config(description: Mapping[str, object]) -> object:
     """A quantisation config of the method that `description` names."""
     return AutoQuantizationConfig.from_dict(dict(description))
 
