@@ -67,8 +67,8 @@ def test_compose_takes_one_adapter_model_in_two_roles(adapter_family):
 def test_voices_that_are_equal_run_once(family, monkeypatch):
     one = tiny_llama(family.vocab_size, seed=1)
     calls = []
-    one.register_forward_hook(lambda *_: calls.append(1))
     model = FusedCausalLM.compose(one, {"math": family["expert:math"], "self": one}, one, Static(1.0), family.tokenizer)
+    one.register_forward_hook(lambda *_: calls.append(1))
     model.generate(TOKENS, max_new_tokens=5, eos_token_id=-1)
     assert len(calls) == 5
     assert sum(p.numel() for p in model.parameters()) == sum(
@@ -139,7 +139,7 @@ def test_adapters_that_cannot_be_switched_are_refused(adapter_family, family):
     shared, size = adapter_family["antiexpert"].model, family.vocab_size
     with pytest.raises(UserError, match="needs a PeftModel"):
         Member("antiexpert", family["base"].model, size, adapter=ADAPTERS_OFF)
-    with pytest.raises(UserError, match=r"unknown adapter of expert:x 'maths'. Did you mean 'math'"):
+    with pytest.raises(UserError, match=r"expert:x: unknown adapter 'maths'. Did you mean 'math'"):
         Member("expert:x", shared, size, adapter="maths")
     shared.merge_adapter(["math"])
     try:

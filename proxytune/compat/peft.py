@@ -7,8 +7,10 @@ looked up once, only their two state attributes change, and the state that was f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from peft import PeftModel
@@ -25,36 +27,43 @@ NAMES = (
     Name("peft.tuners.tuners_utils:BaseTunerLayer", "merged_adapters", "adapters that are part of the weights"),
     Name("peft.tuners.tuners_utils:BaseTunerLayer", "base_layer", "a part of the names of weights under adapters"),
     Name("peft.tuners.tuners_utils:BaseTuner", "prefix", "begins the names of adapter weights"),
+    Name("peft.tuners.tuners_utils:BaseTunerLayer", "_get_available_adapters", "a layer may lack some adapters"),
     Name("peft.utils.other", "AuxiliaryTrainingWrapper", "a layer that an adapter replaces (modules_to_save)"),
     Name("peft.utils.other:AuxiliaryTrainingWrapper", "_active_adapter", "the copy that it uses"),
     Name("peft.utils.other:AuxiliaryTrainingWrapper", "_disable_adapters", "whether it uses the original"),
     Name("peft.utils.other:AuxiliaryTrainingWrapper", "original_module", "a part of the names of replaced weights"),
+    Name("peft.utils.other:AuxiliaryTrainingWrapper", "_get_available_adapters", "the same"),
     Name("peft.utils.other:ModulesToSaveWrapper", "modules_to_save", "a part of the names of replacing weights"),
+    Name("peft.utils.other:TrainableTokensWrapper", "token_adapter", "a part of the names of weights under it"),
+    Name("peft.tuners.trainable_tokens:TrainableTokensLayer", "trainable_tokens_delta", "a part of its weights' names"),
 )
+_WRAPPERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 
-_layers: WeakKeyDictionary[PeftModel, tuple[tuple[str, ...], list[nn.Module]]] = WeakKeyDictionary()
-"""The adapter layers of each model, with the adapters it had when they were looked up."""
+_AdapterLayer = tuple[nn.Module, frozenset[str]]
+_layers: WeakKeyDictionary[PeftModel, tuple[tuple[str, ...], list[_AdapterLayer]]] = WeakKeyDictionary()
+"""The adapter layers of each model, each with the adapters in it, and the adapters the model had at that time."""
 
 
 @contextmanager
 def switched(model: PeftModel, adapter: str | None) -> Iterator[None]:
     """`model` with `adapter` alone, or without any if None, for the time of the context."""
     layers = _adapter_layers(model)
-    found = [(layer.__dict__["_active_adapter"], layer.__dict__["_disable_adapters"]) for layer in layers]
-    for layer in layers:
-        layer.__dict__.update(_active_adapter=[] if adapter is None else [adapter], _disable_adapters=adapter is None)
+    found: list[tuple[Any, Any]] = [(layer._active_adapter, layer._disable_adapters) for layer, _ in layers]
+    for layer, adapters in layers:
+        active = [adapter] if adapter in adapters else []
+        layer.__dict__.update(_active_adapter=active, _disable_adapters=adapter is None)
     try:
         yield
     finally:
-        for layer, (active, disabled) in zip(layers, found, strict=True):
+        for (layer, _), (active, disabled) in zip(layers, found, strict=True):
             layer.__dict__.update(_active_adapter=active, _disable_adapters=disabled)
 
 
-def _adapter_layers(model: PeftModel) -> list[nn.Module]:
+def _adapter_layers(model: PeftModel) -> Sequence[_AdapterLayer]:
     names = tuple(model.peft_config)
     if model not in _layers or _layers[model][0] != names:
-        kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-        _layers[model] = names, [module for module in model.modules() if isinstance(module, kinds)]
+        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+        _layers[model] = names, [(layer, frozenset(layer._get_available_adapters())) for layer in layers]
     return _layers[model][1]
 
 
@@ -69,6 +78,6 @@ def weights_without_adapters(model: PeftModel) -> dict[str, Tensor]:
     prefix = tuner.prefix if isinstance(tuner, BaseTuner) else "lora_"
     weights = {}
     for name, weight in model.get_base_model().state_dict().items():
-        if prefix not in name and ".modules_to_save." not in name:
-            weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = weight
+        if not any(part in name for part in (prefix, ".modules_to_save.", ".trainable_tokens_")):
+            weights[_WRAPPERS.sub("", name)] = weight
     return weights

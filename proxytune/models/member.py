@@ -12,9 +12,9 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from proxytune.compat.peft import has_merged_adapters, switched
-from proxytune.errors import UserError, unknown_name
-from proxytune.models.loading.adapters import ADAPTERS_OFF
+from proxytune.compat.peft import switched
+from proxytune.errors import UserError
+from proxytune.models.loading.adapters import ADAPTERS_OFF, check_state
 
 
 class KVState:
@@ -64,16 +64,10 @@ class Member:
     """The token it reads in place of a missing one."""
 
     def __post_init__(self) -> None:
-        if self.adapter is None:
-            return
-        if not isinstance(self.model, PeftModel):
-            raise UserError(f"{self.role}: adapter {self.adapter!r} needs a PeftModel, not {type(self.model).__name__}")
-        if self.adapter != ADAPTERS_OFF and self.adapter not in self.model.peft_config:
-            raise unknown_name(f"adapter of {self.role}", self.adapter, self.model.peft_config)
-        if has_merged_adapters(self.model):
-            raise UserError(
-                f"{self.role}: the shared module has merged adapters, which can't be switched: unmerge them"
-            )
+        try:
+            check_state(self.model, self.adapter)
+        except UserError as error:
+            raise UserError(f"{self.role}: {error}") from error
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +85,7 @@ class Member:
     @torch.inference_mode()
     def read(self, state: KVState, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
         """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); the logits of the last `keep` positions, [B, K, V]."""
-        tokens = self._known(tokens.to(self.device))
+        tokens = self.known(tokens.to(self.device))
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device)
         positions = state.extend(mask)
         with self.active():
@@ -105,7 +99,7 @@ class Member:
             )
         return self._aligned(output.logits)
 
-    def _known(self, tokens: Tensor) -> Tensor:
+    def known(self, tokens: Tensor) -> Tensor:
         """`tokens` with those this member does not know replaced by its unknown token."""
         if not self.missing:
             return tokens

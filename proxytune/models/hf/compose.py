@@ -17,6 +17,7 @@ from proxytune.models.family import Source
 from proxytune.models.loading.checks import check_sources
 from proxytune.models.loading.load import load_members
 from proxytune.models.loading.tokenizers import load_tokenizers
+from proxytune.models.loading.trial import check_reading
 from proxytune.models.member import Member
 from proxytune.models.vocabulary import MissingTokens, check_head, check_policy, vocabulary_size
 
@@ -41,8 +42,10 @@ def gather(
     if tokenizer is None:
         raise UserError("models in memory do not say what their token ids mean: pass tokenizer=, the base's.")
     loaded = load_members(sources, tokenizers, tokenizer, policy)
-    members = {role: loaded.get(role) or _member(role, part, tokenizer) for role, part in parts.items()}
-    return Ensemble(members, tokenizer)
+    given = {role: _member(role, part, tokenizer) for role, part in parts.items() if role not in loaded}
+    _check_apart(given)
+    check_reading(given.values())
+    return Ensemble({role: loaded.get(role) or given[role] for role in parts}, tokenizer)
 
 
 def check_rule(rule: object, experts: int) -> None:
@@ -75,3 +78,16 @@ def _member(role: str, part: Any, tokenizer: PreTrainedTokenizerBase) -> Member:
         return replace(part, role=role)
     check_head(part, vocabulary_size(tokenizer), (), role)
     return Member(role, part.eval(), vocabulary_size(tokenizer))
+
+
+def _check_apart(members: Mapping[str, Member]) -> None:
+    """UserError where PEFT has put an adapter into a module that is given as another role's plain model as well."""
+    first: dict[int, Member] = {}
+    for role, member in members.items():
+        module = member.model.get_base_model() if isinstance(member.model, PeftModel) else member.model
+        other = first.setdefault(id(module), member)
+        if other.model is not member.model:
+            raise UserError(
+                f"{other.role} and {role} are one module, into which PEFT has put its adapter: load the plain model a "
+                f"second time, or give both as Member(role, peft_model, vocab_size, adapter=NAME or ADAPTERS_OFF)"
+            )

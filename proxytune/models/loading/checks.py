@@ -11,6 +11,7 @@ import torch
 from proxytune.errors import UserError, unknown_name
 from proxytune.models.family import FamilySpec, Source, is_local
 from proxytune.models.hf.config import FusedConfig
+from proxytune.models.loading.adapters import check_adapter
 from proxytune.models.loading.files import locate, read_json
 
 
@@ -82,6 +83,7 @@ def _check_adapter(adapter: str, source: Source) -> None:
         raise UserError(f"{adapter!r} has no adapter_config.json: it is not a PEFT adapter")
     if locate(adapter, "adapter_model.safetensors", source.adapter_revision) is None:
         raise UserError(f"adapter {adapter!r} has no adapter_model.safetensors; pickled weights are not read")
+    check_adapter(source)
     over = read_json(config).get("base_model_name_or_path")
     if over and _differ(over, source.path):
         raise UserError(

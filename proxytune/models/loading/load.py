@@ -18,6 +18,7 @@ from proxytune.models.loading.identity import identity
 from proxytune.models.loading.memory import check_memory
 from proxytune.models.loading.modules import load_module, load_modules
 from proxytune.models.loading.tokenizers import load_tokenizers
+from proxytune.models.loading.trial import check_reading
 from proxytune.models.member import Member
 from proxytune.models.vocabulary import MissingTokens, check_head, missing_tokens, unknown_token, vocabulary_size
 
@@ -61,6 +62,7 @@ def load_members(
             missing=missing[role],
             unknown=unknown_token(tokenizers[role]) if missing[role] else 0,
         )
+    check_reading(members.values())
     return members
 
 

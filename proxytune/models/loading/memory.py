@@ -18,6 +18,7 @@ from transformers import AutoConfig
 from proxytune.errors import UserError
 from proxytune.models.family import Source, is_local
 from proxytune.models.loading import control_group
+from proxytune.models.loading.adapters import module_of
 
 _log = logging.getLogger(__name__)
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2}
@@ -58,7 +59,7 @@ def _own_bytes(sources: Mapping[str, Source], role: str, source: Source) -> int 
     if not _counted(source):
         return None
     before = list(sources.values())[: list(sources).index(role)]
-    module = 0 if any(other.module == source.module for other in before) else weight_bytes(source)
+    module = 0 if any(module_of(other) == module_of(source) for other in before) else weight_bytes(source)
     adapter = 0 if source.adapter is None or _same_adapter(source, before) else adapter_bytes(source)
     return None if module is None or adapter is None else module + adapter
 

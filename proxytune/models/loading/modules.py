@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -11,30 +12,47 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from proxytune.compat.transformers import call_unquantized, quantization_config
 from proxytune.errors import UserError
 from proxytune.models.family import Source
-from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, load_adapter
+from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, module_of, needs_others_first
 from proxytune.models.loading.attention import share_keys
 from proxytune.models.loading.files import source_errors
+
+_log = logging.getLogger(__name__)
 
 
 def load_modules(sources: Mapping[str, Source]) -> dict[str, tuple[Module, str | None]]:
     """By role the module and the adapter state it is used in: an adapter's name, ADAPTERS_OFF, or None without any."""
-    modules: dict[Source, Module] = {}
-    names: dict[tuple[Source, str, str | None], str] = {}
+    groups: dict[Hashable, dict[str, Source]] = {}
     for role, source in sources.items():
-        if source.module not in modules:
-            module = modules[source.module] = load_module(role, source)
-            if source.attn_implementation is None:
-                share_keys(module)
-        if source.adapter is not None and _adapter(source) not in names:
-            names[_adapter(source)] = name = f"adapter{len(names)}"
-            modules[source.module] = load_adapter(modules[source.module], role, source, name)
-    shared = {module for module, _, _ in names}
-    states = {r: names.get(_adapter(s), ADAPTERS_OFF) if s.module in shared else None for r, s in sources.items()}
-    return {role: (modules[source.module], states[role]) for role, source in sources.items()}
+        groups.setdefault(module_of(source), {})[role] = source
+    loaded = {role: used for key, group in groups.items() for role, used in _load_group(key, group).items()}
+    return {role: loaded[role] for role in sources}
 
 
-def _adapter(source: Source) -> tuple[Source, str, str | None]:
-    return source.module, source.adapter or "", source.adapter_revision
+def _load_group(key: Hashable, sources: Mapping[str, Source]) -> dict[str, tuple[Module, str | None]]:
+    """One module for all `sources`, with their adapters on it."""
+    role, source = next(iter(sources.items()))
+    if key != source.module:
+        _log.info("%s: adapter %r changes the weights under it and gets a module of its own", role, source.adapter)
+    plain = load_module(role, source)
+    if source.attn_implementation is None:
+        share_keys(plain)
+    model: Module = plain
+    given = [(s.adapter, s.adapter_revision) for s in sources.values()]
+    before = hashes(model) if len(set(given)) > 1 else {}
+    names: dict[tuple[str | None, str | None], str] = {}
+    for role, source in sorted(sources.items(), key=lambda item: needs_others_first(item[1])):
+        adapter = source.adapter, source.adapter_revision
+        if source.adapter is not None and adapter not in names:
+            names[adapter] = name = f"adapter{len(names)}"
+            model = load_adapter(model, role, source, name)
+    after = hashes(model) if before else {}
+    if changed := [name for name in before if after.get(name) != before[name]]:
+        raise UserError(
+            f"{', '.join(sources)}: an adapter has changed {changed[0]!r} of the module that they share, so that "
+            "switching it off does not give the plain model: give each a copy of the model's folder as path"
+        )
+    states = [names.get(adapter, ADAPTERS_OFF if names else None) for adapter in given]
+    return {role: (model, state) for role, state in zip(sources, states, strict=True)}
 
 
 def load_module(role: str, source: Source) -> PreTrainedModel:
