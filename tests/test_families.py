@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
+from invented import FOLDER, needs_real
 from omegaconf import OmegaConf
 from standins import ROOT, fill_standins, use
 
@@ -21,7 +22,6 @@ from proxytune.models.distinct import DistinctMembers
 CONF = ROOT / "conf"
 NOT_REAL = {"miniature", "local", "smollm2_selfcheck", "smollm2_transfer"}
 FAMILIES = sorted(path.stem for path in (CONF / "models").glob("*.yaml") if path.stem not in NOT_REAL)
-SHARED = ROOT.parent / "shared" / "data"
 VOCABULARY = {"llama2": 32_000, "tinyllama": 32_000, "codellama": 32_000, "llama3": 128_256, "qwen25": 151_665}
 
 
@@ -119,12 +119,11 @@ def test_llama2_chat_prompt_is_the_published_one():
     assert tokens.count(1) == 1 and tokens[0] == 1, "one beginning-of-sequence token"
 
 
+@needs_real
 def test_truthfulqa_chat_prompts_equal_all_published_ones():
     """The experiment's system prompt and our rendering give the 817 published chat prompts to the letter."""
-    if not SHARED.is_dir():
-        pytest.skip("../shared/data is absent")
-    published = _lines(SHARED / "published/liu2024/truthfulqa_mc/llama2-chat-70B-helpful-prompt.jsonl")
-    plain = _lines(SHARED / "truthfulqa/liu2024_mc_prompts.jsonl")
+    published = _lines(FOLDER / "published/liu2024/truthfulqa_mc/llama2-chat-70B-helpful-prompt.jsonl")
+    plain = _lines(FOLDER / "truthfulqa/liu2024_mc_prompts.jsonl")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         models = compose("run", ["experiment=liu2024_instruction_truthfulqa_70b", "output=x"]).models
     config = OmegaConf.to_container(models, resolve=True)

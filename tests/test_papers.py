@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from invented import FOLDER
 
 from proxytune.cli import main as command
 from proxytune.errors import UserError
@@ -103,9 +104,9 @@ def test_published_outputs_agree_with_reference(shared_published):
 
 @pytest.fixture
 def shared_published():
-    folder = Path(__file__).parents[2] / "shared" / "data" / "published" / "liu2024"
+    folder = FOLDER / "published" / "liu2024"
     if not folder.is_dir():
-        pytest.skip("../shared/data/published is absent")
+        pytest.skip(f"no published outputs in {FOLDER} ($PROXYTUNE_TEST_DATA)")
     return folder
 
 

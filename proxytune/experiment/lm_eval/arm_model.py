@@ -68,12 +68,18 @@ class ArmLM(HFLM):
         self._scored: list[ItemAnswer] = []
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        for context, continuation in (request.args for request in requests):
+            if context == "" and self._start and not self.tok_encode(continuation, add_special_tokens=False):
+                raise _nothing_to_score(context, continuation)
         results = super().loglikelihood(requests, disable_tqdm=True)
         for request, answer in zip(requests, self._scored, strict=True):
             self._note(request, answer)
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        for request in requests:
+            if self._start and not (request.args[0] and self.tok_encode(request.args[0])):
+                raise UserError(f"item {request.doc_id} is an empty text, which has nothing to score: leave it out")
         super().loglikelihood_rolling(requests, disable_tqdm=True)  # every window of every item in one pass
         results = []
         for request in requests:
@@ -102,14 +108,37 @@ class ArmLM(HFLM):
             self._note(request, ItemAnswer(answer, cut))
         return ["" if isinstance(answer, Failed) else answer.text for answer in answers]
 
-    def tok_encode(self, string: str, *args: Any, **kwargs: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """HFLM's tokens; raises UserError for a word that the tokenizer has no token for."""
+        if self.prefix_token_id is None:  # HFLM looks for it in the text, unless it is told
+            add_special_tokens = add_special_tokens is None or add_special_tokens
         with known_words(self.tokenizer, string):
-            return super().tok_encode(string, *args, **kwargs)
+            return super().tok_encode(string, add_special_tokens, **options)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The base's template, with lm-eval's --apply_chat_template; UserError where there is none, or another one."""
+        own = [role for role in self.shared.roles if self.shared.ensemble[role].render is not None]
+        if own:
+            raise UserError(
+                f"--apply_chat_template: {own[0]} has a chat template of its own already (chat): leave one out"
+            )
+        if self.tokenizer.chat_template is None:
+            raise UserError("--apply_chat_template: the base's tokenizer has no chat template: leave the option out")
+        return super().apply_chat_template(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
         """Nothing: HFLM would ask the hub; the run's own record names the members."""
         return {}
+
+    @property
+    def _start(self) -> list[int]:
+        """What stands for an empty prompt, as in HFLM: the beginning-of-sequence token, or else that of the end."""
+        if self.prefix_token_id is None:
+            raise UserError(
+                "the base's tokenizer has neither a beginning- nor an end-of-sequence token, so that nothing can stand "
+                "for an empty prompt: give it one, or write a prompt"
+            )
+        return [self.prefix_token_id]
 
     @property
     def failed(self) -> dict[int, str]:
@@ -124,6 +153,8 @@ class ArmLM(HFLM):
     def _score_request(
         self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]
     ) -> tuple[ScoreRequest, int]:
+        if not continuation:
+            raise _nothing_to_score(*(texts or ("", "")))
         # The last token is never read, so that one more fits.
         room = self.max_length + 1 - len(continuation)
         if room < 1:
@@ -132,7 +163,7 @@ class ArmLM(HFLM):
                 f"({self.max_length} tokens)"
             )
         # HFLM has moved the context's last spaces to the continuation, so that an own prompt has none either.
-        prompt, cut = self._prompt(texts[0].rstrip() if texts else "", context, room)
+        prompt, cut = self._prompt(texts[0].rstrip() if texts else "", context or self._start, room)
         return ScoreRequest(prompt, tuple(continuation)), cut
 
     def _generate_request(self, context: str, gen_kwargs: Mapping[str, Any], seed: int) -> tuple[GenerateRequest, int]:
@@ -143,9 +174,10 @@ class ArmLM(HFLM):
                 f"max_gen_toks = {decoding['max_new_tokens']} leaves no room for a prompt in the smallest member's "
                 f"window ({self.max_length} tokens)"
             )
-        eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
+        end = self.eot_token_id
+        eos = None if end is None else self.tok_decode([end], skip_special_tokens=False)
         until = tuple(stop_strings(decoding.pop("until"), eos=eos))
-        prompt, cut = self._prompt(context, self.tok_encode(context) or [self.prefix_token_id], room)
+        prompt, cut = self._prompt(context, self.tok_encode(context) or self._start, room)
         # Greedy answers do not depend on the seed, and are found again under another one.
         return GenerateRequest(prompt, until=until, seed=seed if decoding["temperature"] > 0 else 0, **decoding), cut
 
@@ -167,6 +199,15 @@ class ArmLM(HFLM):
     def _seed_of(self, request: Instance, repetition: int) -> int:
         digest = hashlib.sha256(f"{self.seed} {request.doc_id} {request.idx} {repetition}".encode()).digest()
         return int.from_bytes(digest[:7], "big")
+
+
+def _nothing_to_score(context: str, continuation: str) -> UserError:
+    """HFLM asserts that there is a token to score. None would count as certain: log-probability 0."""
+    return UserError(
+        f"nothing is left to score of the continuation {continuation!r} after the context ending in {context[-40:]!r}: "
+        "it is empty, or the tokenizer merges it into the context's last token: change the task's doc_to_text, "
+        "target_delimiter or choices"
+    )
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
