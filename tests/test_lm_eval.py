@@ -150,7 +150,7 @@ def test_both_command_lines_agree(folders: dict[str, str], here: Path):
         ({"base": None, "pretrained": "BASE"}, "is not a saved FusedCausalLM"),
         ({"base": None, "pretrained": "BASE", "missing_tokens": "base_only"}, "brings its own base"),
         ({"base": None, "pretrained": "BASE", "alfa": 1}, "Did you mean 'alpha'"),
-        ({"base": {"pth": "BASE"}}, "Did you mean 'path'"),
+        ({"base": {"pth": "BASE"}}, "Did you mean 'model_args.base.path'"),
     ],
 )
 def test_mistakes_are_one_line(arguments: dict, message: str, folders: dict[str, str]):
