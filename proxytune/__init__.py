@@ -10,11 +10,17 @@ if TYPE_CHECKING:
     from proxytune.fusion.match_kl import MatchKL
     from proxytune.fusion.static import Static
     from proxytune.models.hf.causal_lm import FusedCausalLM
+    from proxytune.models.hf.config import FusedConfig
 
 __version__ = "0.1.0"
-__all__ = ["FusedCausalLM", "MatchKL", "Static"]
+__all__ = ["FusedCausalLM", "FusedConfig", "MatchKL", "Static"]
 
-_HOMES = {"FusedCausalLM": "models.hf.causal_lm", "MatchKL": "fusion.match_kl", "Static": "fusion.static"}
+_HOMES = {
+    "FusedCausalLM": "models.hf.causal_lm",
+    "FusedConfig": "models.hf.config",
+    "MatchKL": "fusion.match_kl",
+    "Static": "fusion.static",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -113,11 +113,17 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         cls, pretrained_model_name_or_path: str | PathLike, **kwargs: Any
     ) -> FusedCausalLM:
         """What `save_pretrained` wrote, from a folder or a hub id; options: see `proxytune.models.hf.saved.read`."""
-        return read(cls, str(pretrained_model_name_or_path), **kwargs)
+        path = str(pretrained_model_name_or_path)
+        ensemble, rule, generation_config = read(path, **kwargs)
+        model = cls.from_ensemble(ensemble, rule)
+        model.config.name_or_path = model.name_or_path = path
+        model.generation_config = generation_config
+        return model
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """One folder per member, the rule in config.json, the tokenizer beside it; see `saved.write`."""
-        write(self, save_directory, **kwargs)
+        members = Ensemble({role: self.ensemble[role] for role in self.roles}, self.tokenizer)
+        write(save_directory, members, self.rule, cast(FusedConfig, self.config), self.generation_config, **kwargs)
 
     def alone(self, role: str) -> FusedCausalLM:
         """One member alone over the same vocabulary: an assistant_model for `generate`, say. Nothing is copied."""

@@ -15,59 +15,70 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub import snapshot_download
 from peft import PeftModel
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from proxytune.compat.peft import weights_without_adapters
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.fusion import RULES, Rule
 from proxytune.models.chat import ChatPrompt
+from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import FamilySpec, Source, is_local
+from proxytune.models.hf.config import FusedConfig
 from proxytune.models.loading.files import hub_errors
 from proxytune.models.loading.load import load
 from proxytune.models.member import ADAPTERS_OFF, Member
-
-if TYPE_CHECKING:
-    from proxytune.models.hf.causal_lm import FusedCausalLM
-    from proxytune.models.hf.config import FusedConfig
 
 _FROM_AUTO = ("adapter_kwargs", "trust_remote_code")
 """What the Auto classes pass on. Nothing of it reaches the members: they never run code of their own from here."""
 
 _SHIM = "modeling_proxytune"
-_SHIM_CODE = """from proxytune.models.hf.causal_lm import FusedCausalLM
-from proxytune.models.hf.config import FusedConfig
+_SHIM_CODE = """from proxytune import FusedCausalLM, FusedConfig
 
 __all__ = ["FusedCausalLM", "FusedConfig"]
 """
 """All the code that `trust_remote_code` lets run: an import of the installed package."""
 
 
+class Saved(NamedTuple):
+    """What a folder holds."""
+
+    ensemble: Ensemble
+    rule: Rule | None
+    generation_config: GenerationConfig
+
+
 @loading_bars()
-def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: str = "50GB") -> None:
+def write(
+    save_directory: str | PathLike,
+    members: Ensemble,
+    rule: Rule | None,
+    config: FusedConfig,
+    generation_config: GenerationConfig,
+    max_shard_size: str = "50GB",
+) -> None:
     """Writes safetensors, configs and tokenizers. UserError for what could not be read back the same."""
     folder = Path(save_directory)
     if folder.is_file():
-        raise UserError(f"can't save into {str(folder)!r}: it is a file.")
-    members = {role: model.ensemble[role] for role in model.roles}
-    homes = _homes(members)
-    config = deepcopy(model.config)
-    config.family = _family(members, homes, model)
-    config.rule = None if model.rule is None else describe_rule(model.rule)
+        raise UserError(f"can't save into {str(folder)!r}: it is a file")
+    homes = _homes(members.members)
+    config = deepcopy(config)
+    config.family = _family(members, homes)
+    config.rule = None if rule is None else describe_rule(rule)
     FamilySpec.of(config.family)
-    for member in {id(member.model): member for member in members.values()}.values():
+    for member in {id(member.model): member for member in members.members.values()}.values():
         home = folder / homes[id(member.model)]
         _write_module(member.model, home, max_shard_size)
-        (member.tokenizer or model.tokenizer).save_pretrained(home)
-    for role, member in members.items():
+        (member.tokenizer or members.tokenizer).save_pretrained(home)
+    for role, member in members.members.items():
         if isinstance(member.model, PeftModel) and member.adapter not in (None, ADAPTERS_OFF):
             _write_adapter(member.model, str(member.adapter), folder / _slug(role))
-    model.tokenizer.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    members.tokenizer.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
     config.auto_map = {"AutoConfig": f"{_SHIM}.FusedConfig", "AutoModelForCausalLM": f"{_SHIM}.FusedCausalLM"}
     config.save_pretrained(folder)
     (folder / f"{_SHIM}.py").write_text(_SHIM_CODE, encoding="utf-8")
@@ -75,7 +86,6 @@ def write(model: FusedCausalLM, save_directory: str | PathLike, max_shard_size: 
 
 @loading_bars()
 def read(
-    cls: type[FusedCausalLM],
     path: str,
     config: FusedConfig | None = None,
     rule: Rule | None = None,
@@ -84,36 +94,39 @@ def read(
     device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     **others: Any,
-) -> FusedCausalLM:
-    """The model that `write` wrote to a folder or a hub id; `rule` replaces the saved one. UserError for damage."""
+) -> Saved:
+    """What `write` wrote to a folder or a hub id; `rule` replaces the saved one. UserError for damage."""
     for name, value in others.items():
         if value not in (None, False, "") and not name.startswith("_") and name not in _FROM_AUTO:
-            raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}.")
+            raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}")
     folder = _fetch(path, revision)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{path!r} is not a saved FusedCausalLM: it has no config.json.")
-    try:
-        config = config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:  # of a kind that only code beside it knows, say
-        raise UserError(f"{path!r} is not a saved FusedCausalLM: {str(error).splitlines()[0]}") from error
-    family = getattr(config, "family", None)
-    if config is None or family is None:
-        raise UserError(f"{path!r} is not a saved FusedCausalLM: its config.json describes no family.")
+    config = config or _read_config(path, folder)
+    if config.family is None:
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: its config.json describes no family")
     given = {"dtype": _name(dtype), "device_map": _device(device_map), "attn_implementation": attn_implementation}
     options = {name: value for name, value in given.items() if value is not None}
-    ensemble = load(_inside(FamilySpec.of(family), folder, options))
+    ensemble = load(_inside(FamilySpec.of(config.family), folder, options))
     if rule is None and config.rule is not None:
         rule = build_rule(config.rule)
-    model = cls.from_ensemble(ensemble, rule)
-    model.config.name_or_path = model.name_or_path = path
-    model.generation_config = type(model.generation_config).from_pretrained(folder)
-    return model
+    return Saved(ensemble, rule, GenerationConfig.from_pretrained(folder))
+
+
+def _read_config(path: str, folder: Path) -> FusedConfig:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # of a kind that only code beside it knows, say
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, FusedConfig):
+        raise UserError(f"{path!r} is not a saved FusedCausalLM: its model_type is {config.model_type}")
+    return config
 
 
 def describe_rule(rule: Rule) -> dict[str, Any]:
     """A rule as plain data: its id and its parameters."""
     if RULES.get(rule.id) not in (None, type(rule)):
-        raise UserError(f"{type(rule).__name__} has the id {rule.id!r} of another rule: give it one of its own.")
+        raise UserError(f"{type(rule).__name__} has the id {rule.id!r} of another rule: give it one of its own")
     return {"id": rule.id, **asdict(cast(Any, rule))}
 
 
@@ -122,7 +135,7 @@ def build_rule(description: Mapping[str, Any]) -> Rule:
     parameters = dict(description)
     kind = RULES.get(parameters.pop("id"))
     if kind is None:
-        raise UserError(f"no rule has the id {description['id']!r}: pass your own as from_pretrained(..., rule=...).")
+        raise UserError(f"no rule has the id {description['id']!r}: pass your own as from_pretrained(..., rule=...)")
     return kind(**parameters)
 
 
@@ -141,20 +154,21 @@ def _homes(members: Mapping[str, Member]) -> dict[int, str]:
     return homes
 
 
-def _family(members: Mapping[str, Member], homes: Mapping[int, str], model: FusedCausalLM) -> dict[str, Any]:
+def _family(ensemble: Ensemble, homes: Mapping[int, str]) -> dict[str, Any]:
     sources: dict[str, dict[str, Any]] = {}
-    for role, member in members.items():
+    for role, member in ensemble.members.items():
         source = sources[role] = {"path": homes[id(member.model)]}
         if member.adapter not in (None, ADAPTERS_OFF):
             source["adapter"] = _slug(role)
         if isinstance(member.render, ChatPrompt):
             source["chat"] = asdict(member.render.chat)
         elif member.render is not None:
-            raise UserError(f"{role}: its prompt is rendered by {member.render!r}, which can't be saved.")
+            raise UserError(f"{role}: its prompt is rendered by {member.render!r}, which can't be saved")
     family: dict[str, Any] = {role: sources[role] for role in ("base", "antiexpert") if role in sources}
-    family["experts"] = {role.removeprefix("expert:"): sources[role] for role in model.experts}
-    vocabulary = model.tokenizer.get_vocab()
-    differ = any(m.tokenizer is not None and m.tokenizer.get_vocab() != vocabulary for m in members.values())
+    family["experts"] = {role.removeprefix("expert:"): sources[role] for role in sources if role.startswith("expert:")}
+    vocabulary = ensemble.tokenizer.get_vocab()
+    others = [member.tokenizer for member in ensemble.members.values() if member.tokenizer is not None]
+    differ = any(tokenizer.get_vocab() != vocabulary for tokenizer in others)
     family["missing_tokens"] = "base_only" if differ else "refuse"
     return family
 
@@ -182,7 +196,7 @@ def _fetch(path: str, revision: str | None) -> Path:
     if is_local(path):
         folder = Path(path).expanduser()
         if not folder.is_dir():
-            raise UserError(f"no such folder: {path!r}.")
+            raise UserError(f"no such folder: {path!r}")
         return folder
     with hub_errors(path, revision):
         return Path(snapshot_download(path, revision=revision))
@@ -207,7 +221,7 @@ def _inside(spec: FamilySpec, folder: Path, options: Mapping[str, Any]) -> Famil
 
 def _sub_folder(folder: Path, name: str) -> str:
     if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UserError(f"a saved FusedCausalLM holds its members in sub-folders, not in {name!r}.")
+        raise UserError(f"a saved FusedCausalLM holds its members in sub-folders, not in {name!r}")
     return str(folder / name)
 
 
@@ -219,6 +233,6 @@ def _device(device_map: str | Mapping[str, Any] | None) -> str | None:
     """A device map of the family: one device, also as {"": device}, or "auto"."""
     if isinstance(device_map, Mapping):
         if list(device_map) != [""]:
-            raise UserError(f"device_map={dict(device_map)!r}: the members of a family go to one device, or to auto.")
+            raise UserError(f"device_map={dict(device_map)!r}: the members of a family go to one device, or to auto")
         device_map = device_map[""]
     return None if device_map is None else str(device_map)
