@@ -31,7 +31,7 @@ def trio(seed: int, T: int, *shape: int, change: float = 2.0) -> tuple[torch.Ten
 
 def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = a.log_softmax(-1), b.log_softmax(-1)
-    return (a.exp() * (a - b)).sum(-1)
+    return (a.exp() * (a - b)).masked_fill(a.isneginf(), 0.0).sum(-1)
 
 
 def definition(logits: torch.Tensor, d: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -40,12 +40,18 @@ def definition(logits: torch.Tensor, d: torch.Tensor, w: torch.Tensor) -> torch.
     return torch.stack([kl(moved, logits), kl(logits, moved)])
 
 
-def loss_float64(base, expert, antiexpert, alpha) -> torch.Tensor:
-    """L of one expert [n], for [n, V] logits and a weight, or one per row [n]."""
-    base, expert, antiexpert = base.double(), expert.double(), antiexpert.double()
-    target = torch.stack([kl(expert, antiexpert), kl(antiexpert, expert)])
-    w = torch.as_tensor(alpha).double().expand(1, len(base))
-    return (definition(base, (expert - antiexpert)[None], w) - target).square().sum(0)
+def loss_float64(base, experts, antiexpert, weights) -> torch.Tensor:
+    """L [n] for base and antiexpert [n, V], experts [T, n, V] and weights [T, n] or one number; -inf masks a token."""
+    base, experts, antiexpert = base.double(), experts.double(), antiexpert.double()
+    weights = torch.as_tensor(weights).double().expand(experts.shape[:-1])
+    unknown = experts.isneginf() | antiexpert.isneginf()
+    known, tuned = (
+        antiexpert.expand_as(experts).masked_fill(unknown, -torch.inf),
+        experts.masked_fill(unknown, -torch.inf),
+    )
+    targets = torch.stack([kl(tuned, known), kl(known, tuned)])
+    value = definition(base, (experts - antiexpert).masked_fill(unknown, 0.0), weights)
+    return (value[:, None] - targets).square().sum((0, 1))
 
 
 # Calculus
@@ -102,7 +108,7 @@ def test_elimination_finds_the_best_point_with_few_evaluations(seed, change, bou
     with mock.patch.object(Tilt, "divergences", autospec=True, side_effect=Tilt.divergences) as asked:
         known = best_point(tilt, target, points)
     torch.testing.assert_close(known.loss, losses.amin(0))
-    values = torch.stack([tilt.divergences(p.expand(1, 16)) for p in points], -1)
+    values = torch.stack([tilt.divergences(p.expand(1, 16)) for p in points], 1)
     assert (known.lower <= values + 1e-4).all()
     assert (values <= known.upper + 1e-4).all()
     torch.testing.assert_close(losses.gather(0, known.best[None])[0], losses.amin(0))
@@ -132,12 +138,12 @@ TWO_MINIMA = [
 def test_of_two_minima_the_lower_one_is_found(base, d, antiexpert, minima, lowest):
     base, d, antiexpert = (torch.tensor([x]) for x in (base, d, antiexpert))
     alphas = torch.linspace(0, 2, 2001)
-    losses = torch.cat([loss_float64(base, antiexpert + d, antiexpert, alpha) for alpha in alphas])
+    losses = torch.cat([loss_float64(base, (antiexpert + d)[None], antiexpert, alpha) for alpha in alphas])
     dips = [a for a, x, y, z in zip(alphas[1:], losses, losses[1:], losses[2:], strict=False) if y < x and y < z]
     assert [a.item() for a in dips] == pytest.approx(minima, abs=0.01)
     alpha = EXACT.fuse(base, (antiexpert + d)[None], antiexpert).weights[0]
     assert alpha.item() == pytest.approx(minima[lowest], abs=0.01)
-    assert loss_float64(base, antiexpert + d, antiexpert, alpha).item() <= losses.min().item() * (1 + 1e-5)
+    assert loss_float64(base, (antiexpert + d)[None], antiexpert, alpha).item() <= losses.min().item() * (1 + 1e-5)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -145,10 +151,31 @@ def test_of_two_minima_the_lower_one_is_found(base, d, antiexpert, minima, lowes
 def test_exact_is_never_above_the_grid_between_bounds_of_both_signs(seed, change, sharpness):
     base, experts, antiexpert = trio(seed, 1, 8, 30, change=change)
     rule = MatchKL(low=-1.0, high=1.5, step=0.25)
-    alpha = rule.fuse(sharpness * base, experts, antiexpert).weights[0]
-    row = sharpness * base, experts[0], antiexpert
+    alpha = rule.fuse(sharpness * base, experts, antiexpert).weights
+    row = sharpness * base, experts, antiexpert
     grid = torch.stack([loss_float64(*row, point) for point in rule.points]).amin(0)
     assert (loss_float64(*row, alpha) <= grid * (1 + 1e-4) + 1e-7).all()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 10**6),
+    st.integers(1, 3),
+    st.integers(2, 200),
+    st.tuples(*[st.floats(-1, 4)] * 3),
+    st.sampled_from([0.0, 0.0, 0.1, 0.5]),
+)
+def test_exact_is_never_above_the_grid_however_far_apart_logits_are(seed, T, V, scales, masked):
+    g = torch.Generator().manual_seed(seed)
+    base, antiexpert, change = (
+        10**scale * torch.randn(*shape, 64, V, generator=g) for scale, shape in zip(scales, [(), (), (T,)], strict=True)
+    )
+    models = base, antiexpert + change * torch.rand(64, 1, generator=g), antiexpert
+    for model in models:  # the first token stays, so that each model knows one
+        model[..., 1:].masked_fill_(torch.rand(64, V - 1, generator=g) < masked, -torch.inf)
+    exact, grid = (loss_float64(*models, MatchKL(solver=s).fuse(*models).weights) for s in ("exact", "grid"))
+    rounding = 1e-5 * max(model[model.isfinite()].abs().max() for model in models)
+    assert (exact.sqrt() <= grid.sqrt() + rounding).all()
 
 
 def test_a_minimum_between_zero_and_the_first_point_is_found():
@@ -274,7 +301,7 @@ def test_logits_far_apart_stay_finite(scale):
     fused = EXACT.fuse(base, experts, antiexpert)
     assert fused.logits.isfinite().all()
     grid = MatchKL(solver="grid").fuse(base, experts, antiexpert)
-    losses = [loss_float64(base, experts[0], antiexpert, rule.weights[0]) for rule in (fused, grid)]
+    losses = [loss_float64(base, experts, antiexpert, rule.weights) for rule in (fused, grid)]
     assert (losses[0] <= losses[1] * (1 + 1e-4)).all()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from proxytune.fusion.solvers.search import line_search
+from proxytune.fusion.solvers.search import line_search, settle
 from proxytune.fusion.solvers.tilt import Tilt
 
 MAX_STEPS = 60
@@ -15,8 +18,8 @@ CLEARLY = 1e-3
 """The share of the loss by which another start must be better to count: less is rounding."""
 STALLED = 1e-5
 """A step that lowers the loss by a smaller share is the last."""
-GIVE_UP = 1e4
-"""Damping at which no step lowers the loss any more."""
+DAMPING, GIVE_UP = 1e-3, 1e4
+"""The first step's, and one at which no step lowers the loss any more."""
 
 
 def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
@@ -24,61 +27,71 @@ def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
 
     Descends from the best equal weights and, where that does not reach the target, also from each expert's best weight
     alone; a later result counts only where it is clearly lower.
+
+    With two experts (64 rows of `language_like` logits in scripts/benchmark_solver.py, 8,000 tokens) the divergences
+    miss the target by 0.002 nats in the median row, at 5 ms a row. One expert at a time misses it by 0.05 (0.8 ms), all
+    441 points of the joint grid by 0.04 (10 ms). Which experts are used stays arbitrary where several weights are
+    equally good: in the miniature the joint weights score no better than one expert at a time.
     """
-    equal, _ = line_search(tilt.together(), target, points)
-    w, loss = _descend(tilt, target, equal.expand(len(tilt.d), -1), points)
-    for t in range(len(tilt.d)):
+    T, n = len(tilt.d), target.shape[1]
+    w, loss = points[0].repeat(T, n), torch.full_like(target[0], torch.inf)
+    lines = [tilt.together(), *(tilt.only(t) for t in range(T))]
+    directions = torch.cat([w.new_ones(1, T), torch.eye(T, device=w.device)])
+    for line, direction in zip(lines, directions, strict=True):
         rows = (loss > SOLVED).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        some, some_target = tilt.rows(rows), target[:, rows]
-        start = torch.zeros_like(w[:, rows])
-        start[t] = line_search(some.only(t), some_target, points)[0][0]
-        other, other_loss = _descend(some, some_target, start.clamp(points[0], points[-1]), points)
+        some = target[:, rows]
+        start = direction[:, None] * line_search(line.rows(rows), some, points)[0]
+        other, other_loss = _descend(tilt.rows(rows), some, start.clamp(points[0], points[-1]), points)
         better = other_loss < (1 - CLEARLY) * loss[rows]
         w[:, rows] = torch.where(better, other, w[:, rows])
         loss[rows] = torch.where(better, other_loss, loss[rows])
     return w
 
 
-def _descend(
-    tilt: Tilt, target: Tensor, w: Tensor, points: Tensor, damping: float | Tensor = 1e-3, steps: int = MAX_STEPS
-) -> tuple[Tensor, Tensor]:
-    """Projected Levenberg-Marquardt from w [T, n]: every accepted step lowers the loss [n]."""
+class Descent(NamedTuple):
+    """Where a descent stands."""
+
+    active: Tensor  # [n]: another step may lower the loss
+    w: Tensor  # [T, n]
+    loss: Tensor  # [n]
+    gap: Tensor  # [2, n]: the divergences minus the target
+    jacobian: Tensor  # [2, T, n]: the derivatives of the divergences
+    damping: Tensor  # [n]
+
+
+def _descend(tilt: Tilt, target: Tensor, w: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Projected Levenberg-Marquardt from w [T, n]; returns weights and loss [n]."""
+    start = _at(tilt, target, w, torch.full_like(target[0], DAMPING))
+    end = settle(partial(_try_step, points), tilt, target, start, MAX_STEPS)
+    return end.w, end.loss
+
+
+def _at(tilt: Tilt, target: Tensor, w: Tensor, damping: Tensor) -> Descent:
     value, jacobian = tilt.gradients(w)
     gap = value - target
     loss = gap.square().sum(0)
-    damping = torch.as_tensor(damping, device=loss.device).expand_as(loss)
-    for steps_left in reversed(range(steps)):
-        active = (loss > SOLVED) & (damping < GIVE_UP)
-        moving = int(active.sum())
-        if moving == 0:
-            break
-        if 2 * moving <= len(loss):  # the others are done
-            r = active.nonzero()[:, 0]
-            w, loss = w.clone(), loss.clone()
-            w[:, r], loss[r] = _descend(tilt.rows(r), target[:, r], w[:, r], points, damping[r], steps_left + 1)
-            break
-        trial = (w + _step(w, gap, jacobian, damping, points)).clamp(points[0], points[-1])
-        trial_value, trial_jacobian = tilt.gradients(trial)
-        trial_gap = trial_value - target
-        trial_loss = trial_gap.square().sum(0)
-        better = active & (trial_loss < loss)
-        stalled = better & (loss - trial_loss < STALLED * loss)
-        damping = torch.where(stalled, GIVE_UP, torch.where(better, damping / 10, damping * 10))
-        w, loss, gap = (torch.where(better, a, b) for a, b in ((trial, w), (trial_loss, loss), (trial_gap, gap)))
-        jacobian = torch.where(better, trial_jacobian, jacobian)
-    return w, loss
+    return Descent(loss > SOLVED, w, loss, gap, jacobian, damping)
 
 
-def _step(w: Tensor, gap: Tensor, jacobian: Tensor, damping: Tensor, points: Tensor) -> Tensor:
+def _try_step(points: Tensor, tilt: Tilt, target: Tensor, here: Descent) -> Descent:
+    """Steps where that lowers the loss; elsewhere the next step will be more damped."""
+    there = _at(tilt, target, (here.w + _step(here, points)).clamp(points[0], points[-1]), here.damping / 10)
+    better = there.loss < here.loss
+    stalled = here.loss - there.loss < STALLED * here.loss
+    there = there._replace(active=there.active & ~stalled)
+    damped = here._replace(active=here.damping * 10 < GIVE_UP, damping=here.damping * 10)
+    return Descent._make(torch.where(better, a, b) for a, b in zip(there, damped, strict=True))
+
+
+def _step(at: Descent, points: Tensor) -> Tensor:
     """The shortest damped Gauss-Newton step [T, n], -J'(JJ' + damping)^-1 gap, over weights not held by a bound."""
-    gradient = (jacobian * gap[:, None]).sum(0)
-    held = ((w <= points[0]) & (gradient > 0)) | ((w >= points[-1]) & (gradient < 0))
-    j = jacobian.masked_fill(held, 0.0)
+    gradient = (at.jacobian * at.gap[:, None]).sum(0)
+    held = ((at.w <= points[0]) & (gradient > 0)) | ((at.w >= points[-1]) & (gradient < 0))
+    j = at.jacobian.masked_fill(held, 0.0)
     (a, b), (_, c) = (j[:, None] * j).sum(2)  # JJ' = [[a, b], [b, c]] per row
-    damped = damping * (a + c) + 1e-30
-    a, c = a + damped, c + damped
-    determinant = a * c - b * b
-    solved = torch.stack([c * gap[0] - b * gap[1], a * gap[1] - b * gap[0]]) / determinant
+    damping = at.damping * (a + c) + 1e-30
+    a, c = a + damping, c + damping
+    solved = torch.stack([c * at.gap[0] - b * at.gap[1], a * at.gap[1] - b * at.gap[0]]) / (a * c - b * b)
     return -(j * solved[:, None]).sum(0)

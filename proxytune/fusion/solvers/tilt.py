@@ -57,6 +57,8 @@ class Tilt:
 
     def rows(self, index: Tensor) -> Tilt:
         """The same families for some of the rows, `index` [k], ascending."""
+        if len(index) == len(self.psi0):
+            return self
         some = copy.copy(self)
         some.log_p, some.d = self.log_p[index], [d[index] for d in self.d]
         some.psi0, some.mean0 = self.psi0[index], self.mean0[:, index]
