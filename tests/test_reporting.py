@@ -146,9 +146,9 @@ def test_a_limit_over_groups_is_said_and_one_without_is_not(record):
     record["tasks"]["gsm8k"]["data"] = limited
     record["tasks"]["mmlu"]["data"] = limited | {"groups": {"law": 199, "art": 1, "music": 0}}
     record["tasks"]["text"]["data"] = {"skipped": {}, "groups": {"prose": 200}}
-    said = [remark for remark in reported(record).remarks if "limit" in remark]
+    said = [remark for remark in reported(record).remarks if "spread" in remark]
     assert said == [
-        "mmlu: the limit is spread over the groups of items in proportion to their sizes: 200 items of 2 of 3 groups."
+        "mmlu: 200 of 209 items, spread over the groups in proportion to their sizes: 2 of 3 groups have any."
     ]
 
 

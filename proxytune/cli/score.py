@@ -1,4 +1,7 @@
-"""`proxytune score`: the metrics of outputs that were generated elsewhere, in full digits."""
+"""`proxytune score`: the metrics of outputs that were generated elsewhere, in full digits.
+
+Rows that repeat a question are scored like all others; the line repeated_questions says how many there are.
+"""
 
 from __future__ import annotations
 

@@ -107,11 +107,12 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
         counts = ", ".join(f"{arm} {count}" for arm, count in invalid.items() if count)
         if counts:
             yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
-        if "beyond the limit" in task.data.skipped and (groups := task.data.groups):
+        groups, beyond = task.data.groups, task.data.skipped.get("beyond the limit")
+        if groups and beyond:
             reached = sum(count > 0 for count in groups.values())
             yield (
-                f"{name}: the limit is spread over the groups of items in proportion to their sizes: "
-                f"{task.n} items of {reached} of {len(groups)} groups."
+                f"{name}: {task.n} of {task.n + beyond} items, spread over the groups in proportion to their sizes: "
+                f"{reached} of {len(groups)} groups have any."
             )
         if task.grouped_by is not None:
             yield f"{name}: errors and intervals are clustered by {task.grouped_by} ({task.n_groups} groups)."
