@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jinja2.exceptions import TemplateError
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
-from proxytune.errors import UserError
+from proxytune.errors import UserError, unknown_name
+from proxytune.models.vocabulary import tokens_before
 from proxytune.validation import strict_dataclass
 
 if TYPE_CHECKING:
@@ -17,6 +19,23 @@ if TYPE_CHECKING:
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _date(value: str) -> str:
+    try:
+        return date.fromisoformat(value).isoformat()
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a date: give one like 2024-07-26") from error
+
+
+PUBLISHED = {
+    "liu2024": (
+        "[INST]{% if messages[0].role == 'system' %}<<SYS>>\n{{ messages[0].content }}\n<</SYS>>\n\n{% endif %}"
+        " {{ messages[-1].content }} [/INST]"
+    ),
+}
+"""Templates that published code writes in place of the model's own: https://github.com/alisawuffles/proxy-tuning has no
+blank before <<SYS>> and one after the system prompt, for the expert of proxy-tuning only."""
 
 
 @strict_dataclass("chat")
@@ -28,10 +47,20 @@ class Chat:
     response_prefixes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     """a list of texts: ends of the plain prompt ("Answer:", say) that are not asked but begin the model's turn"""
 
+    template: str | None = None
+    """a name among the model's chat templates, "liu2024" (the framing in that paper's code), or null: the model's own,
+    which is "default" where it has several"""
+    date: Annotated[str, AfterValidator(_date)] = "2024-07-26"
+    """a date like "2024-07-26": what a template that names today's date is told, so that prompts are alike every day"""
+
     def split(self, prompt: str) -> tuple[str, str]:
         """What the user asks, and what begins the model's turn ("" if the prompt ends in none of the prefixes)."""
         prefix = next((p for p in self.response_prefixes if prompt.endswith(p)), "")
         return prompt.removesuffix(prefix).strip(), prefix
+
+    def strftime(self, form: str) -> str:
+        """`date` in a form of `time.strftime`: templates know today's date as `strftime_now`."""
+        return date.fromisoformat(self.date).strftime(form)
 
 
 @dataclass(frozen=True)
@@ -44,10 +73,8 @@ class ChatPrompt:
 
     @classmethod
     def of(cls, chat: Chat, tokenizer: PreTrainedTokenizerBase, role: str) -> ChatPrompt:
-        """Raises UserError where the model has no chat template, or one that refuses the system prompt."""
-        if not isinstance(tokenizer.chat_template, str):
-            raise UserError(f"{role}: {tokenizer.name_or_path!r} has no chat template, so chat has no meaning for it")
-        prompt = cls(chat, tokenizer.chat_template, tokenizer)
+        """Raises UserError where the model has no such chat template, or one that refuses the system prompt."""
+        prompt = cls(chat, _template(chat, tokenizer, role), tokenizer)
         try:
             prompt("")
         except TemplateError as error:
@@ -58,14 +85,26 @@ class ChatPrompt:
         """The rendered turns, without a beginning-of-sequence token where tokenising the text adds it anyway."""
         asked, prefix = self.chat.split(prompt)
         system = [] if self.chat.system_prompt is None else [{"role": "system", "content": self.chat.system_prompt}]
-        messages = [*system, {"role": "user", "content": asked}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            [*system, {"role": "user", "content": asked}],
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=True,
+            strftime_now=self.chat.strftime,
+        )
         assert isinstance(text, str)
-        if _adds_bos(self.tokenizer):
+        if tokens_before(self.tokenizer)[:1] == [self.tokenizer.bos_token_id]:
             text = text.removeprefix(str(self.tokenizer.bos_token))
         space = " " if prefix and not text[-1:].isspace() else ""
         return text + space + prefix
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+def _template(chat: Chat, tokenizer: PreTrainedTokenizerBase, role: str) -> str:
+    own = tokenizer.chat_template
+    known = PUBLISHED | (own if isinstance(own, dict) else {} if own is None else {"default": own})
+    wanted = "default" if chat.template is None else chat.template
+    if chat.template is None and own is None:
+        raise UserError(f"{role}: {tokenizer.name_or_path!r} has no chat template, so chat has no meaning for it")
+    if wanted not in known:
+        raise unknown_name(f"chat template of {role}", wanted, known)
+    return known[wanted]

@@ -6,9 +6,12 @@ of 64, say), and the padding rows of two checkpoints differ, so logits are cut t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from proxytune.errors import UserError, unknown_name
 
@@ -78,9 +81,45 @@ def check_head(model: PreTrainedModel | PeftModel, vocab_size: int, missing: tup
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """What `tokenizer` makes of `text`, special tokens included; UserError for a word that it has no token for."""
+    """What a model reads for `text`: its tokens after what `tokenizer` puts before a text, and nothing after them.
+
+    A text that begins with its own beginning-of-sequence token (a rendered chat, say) gets no second one, and a
+    tokenizer that ends texts with an end-of-sequence token, as many do after fine-tuning, does not end these.
+    Raises UserError for a word that the tokenizer has no token for.
+    """
     with known_words(tokenizer, text):
-        return tokenizer(text)["input_ids"]
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    before = tokens_before(tokenizer)
+    begun = bool(before) and text.lstrip().startswith(str(tokenizer.convert_ids_to_tokens(before[0])))
+    return tokens if begun else [*before, *tokens]
+
+
+def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that `tokenizer` puts before every text."""
+    if not tokenizer("")["input_ids"]:
+        return []
+    special = set(tokenizer.all_special_ids)
+    words = (str(tokenizer.decode([i])) for i in range(tokenizer.vocab_size) if i not in special)
+    word, alone = next((w, ids) for w in words if (ids := tokenizer(w, add_special_tokens=False)["input_ids"]))
+    whole = tokenizer(word)["input_ids"]
+    return whole[: next(i for i in range(len(whole)) if whole[i : i + len(alone)] == alone)]
+
+
+def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that decides which tokens `tokenizer` makes of a text and which text of tokens, as plain data."""
+    facts = {
+        "class": type(tokenizer).__qualname__,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "clean_up": getattr(tokenizer, "clean_up_tokenization_spaces", None),
+    }
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        state = json.loads(backend.to_str())  # less what each call sets anew
+        return facts | {name: part for name, part in state.items() if name not in ("padding", "truncation")}
+    with TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {file.name: file.read_bytes().hex() for file in sorted(Path(folder).iterdir()) if file.is_file()}
+    return facts | files
 
 
 @contextmanager

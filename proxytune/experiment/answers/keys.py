@@ -18,6 +18,7 @@ from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Rule
 from proxytune.models.ensemble import Ensemble
+from proxytune.models.vocabulary import tokenizer_state
 from proxytune.provenance import digest, source_hash
 
 
@@ -26,11 +27,7 @@ class Keys:
 
     def __init__(self, ensemble: Ensemble, arms: Iterable[Arm]) -> None:
         """Raises UserError for a member without an identity and for a rule that cannot be described."""
-        tokenizer = ensemble.tokenizer
-        common = {
-            "tokenizer": _hash([sorted(tokenizer.get_vocab().items()), tokenizer.eos_token_id]),
-            "version": code_version(),
-        }
+        common = {"tokenizer": _hash(tokenizer_state(ensemble.tokenizer)), "version": code_version()}
         self.of_arm = {
             arm.name: _hash(common | {"members": [_member(ensemble, r) for r in arm.roles], "rule": _rule(arm.rule)})
             for arm in arms

@@ -20,6 +20,7 @@ from proxytune.engines.requests import Answer, GenerateRequest, Prompt, ScoreReq
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import Failed, SharedAnswers
 from proxytune.fusion.arm import Arm
+from proxytune.models.chat import Chat
 from proxytune.models.vocabulary import known_words, token_ids
 
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -59,6 +60,7 @@ class ArmLM(HFLM):
             tokenizer=_with_padding(ensemble.tokenizer),
             max_length=min((window for window in windows if window is not None), default=DEFAULT_WINDOW),
             batch_size=_ALL_WINDOWS,
+            chat_template_args={"strftime_now": Chat().strftime},
         )
         self.shared = shared
         self.arm = arm
@@ -109,9 +111,9 @@ class ArmLM(HFLM):
         return ["" if isinstance(answer, Failed) else answer.text for answer in answers]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """HFLM's tokens; raises UserError for a word that the tokenizer has no token for."""
-        if self.prefix_token_id is None:  # HFLM looks for it in the text, unless it is told
-            add_special_tokens = add_special_tokens is None or add_special_tokens
+        """What the members read for `string`; raises UserError for a word that the tokenizer has no token for."""
+        if add_special_tokens is None:
+            return token_ids(self.tokenizer, string)
         with known_words(self.tokenizer, string):
             return super().tok_encode(string, add_special_tokens, **options)
 

@@ -6,25 +6,28 @@ import hashlib
 import json
 import re
 from dataclasses import asdict
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
 from proxytune.models.family import Source, is_local
 from proxytune.models.loading.files import locate
 
-_CONTENT = (
-    "config.json",
-    "adapter_config.json",
-    "*.safetensors",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.jinja",
-    "*.py",  # with trust_remote_code
+_IDLE = (
+    ".*",
+    "*.md",
+    "LICENSE*",
+    "*.bin",  # pickled weights and the states of optimisers, which are not read
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "recipe.json",  # what training notes beside the model
+    "training.json",
+    "trainer_state.json",
 )
-"""The files of a model folder that decide what the model answers."""
+"""The files of a model folder that cannot change an answer. All others count, known or not."""
 _COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
@@ -37,6 +40,8 @@ def identity(source: Source) -> str:
     if source.adapter is not None:
         parts.append(f"adapter={_content(source.adapter, source.adapter_revision)}")
     parts.append(f"dtype={source.dtype}")
+    if source.trust_remote_code:
+        parts.append("trust_remote_code")
     if source.attn_implementation is not None:
         parts.append(f"attn={source.attn_implementation}")
     if source.quantization is not None:
@@ -56,13 +61,20 @@ def _content(path: str, revision: str | None, gguf_file: str | None = None) -> s
 
 
 def _folder_hash(folder: Path, gguf_file: str | None) -> str:
-    named = [folder / gguf_file] if gguf_file is not None else [f for p in _CONTENT for f in folder.glob(p)]
-    files = sorted({file for file in named if file.is_file()})
     digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
+    for file in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
+        if file.is_file() and _counts(file, gguf_file):
+            stat = file.stat()
+            name = file.relative_to(folder).as_posix()
+            digest.update(f"{name} {_file_hash(file, stat.st_size, stat.st_mtime_ns)}\n".encode())
     return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def _counts(file: Path, gguf_file: str | None) -> bool:
+    other_weights = "*.gguf" if gguf_file is None else "*.safetensors"
+    if file.suffix == ".gguf" and gguf_file is not None:
+        return file.name == gguf_file
+    return not any(fnmatch(file.name, pattern) for pattern in (*_IDLE, other_weights))
 
 
 @lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -17,6 +18,11 @@ from proxytune.models.loading.attention import share_keys
 from proxytune.models.loading.files import source_errors
 
 _log = logging.getLogger(__name__)
+_BUFFERS = re.compile(
+    r"(^|\.)(((attn|attention|self_attention)\.(masked_)?bias)|causal_mask|position_ids"
+    r"|rotary_emb\.(inv_freq|cos_cached|sin_cached))$"
+)
+"""Tensors in files of older releases (the first GPT-2, say) that models now compute; not every architecture says so."""
 
 
 def load_modules(sources: Mapping[str, Source]) -> dict[str, tuple[Module, str | None]]:
@@ -75,6 +81,11 @@ def load_module(role: str, source: Source) -> PreTrainedModel:
         )
     if lacking := sorted(info["missing_keys"]):
         raise UserError(f"{role}: the weights of {source.path!r} lack {len(lacking)} tensors, first {lacking[0]!r}")
+    if unread := sorted(name for name in info["unexpected_keys"] if not _BUFFERS.search(name)):
+        raise UserError(
+            f"{role}: {source.path!r} holds {len(unread)} tensors, first {unread[0]!r}, for which the model of its "
+            "config.json has no place: restore the config.json that the weights were saved with"
+        )
     if source.gguf_file is not None:
         call_unquantized(model)
     return model.eval().requires_grad_(False)
