@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 import proxytune
 from proxytune import experiment
 from proxytune.cli import main
-from proxytune.cli.application import config_dir
 from proxytune.errors import UserError
+from proxytune.folders import config_dir
 from proxytune.record import Record
 
 Command = Callable[..., SimpleNamespace]

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from proxytune.cli import build, schema
-from proxytune.cli.application import config_dir
+from proxytune.folders import config_dir
 
 CONF = config_dir()
 GROUPS = ("models", "fusion", "arms", "task", "engine", "miniature", "experiment")

@@ -18,8 +18,8 @@ from lm_eval.api.model import LM
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from proxytune import experiment
-from proxytune.cli import application, main, run
+from proxytune import experiment, folders
+from proxytune.cli import main, run
 from proxytune.errors import UserError
 from proxytune.experiment.arms import resolve
 from proxytune.models import FamilySpec
@@ -56,7 +56,7 @@ LOCAL = ["models=local", "task=gsm8k", "models.base.path=a", "models.antiexpert.
 def config() -> dict[str, Any]:
     """A whole configuration over the local family, as a file would hold it."""
     overrides = [*LOCAL, "+models.experts.gsm8k={path: b, adapter: c}", "output=out", "store=null"]
-    with initialize_config_dir(str(application.config_dir()), version_base="1.3"):
+    with initialize_config_dir(str(folders.config_dir()), version_base="1.3"):
         values = OmegaConf.to_container(compose("run", overrides), resolve=True)
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]

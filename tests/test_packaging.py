@@ -63,7 +63,7 @@ def test_the_installed_command_finds_its_configurations(installed: Path, tmp_pat
     config = yaml.safe_load(printed)
     assert config["seed"] == 3
     assert config["models"]["_target_"] == "proxytune.miniature.family"
-    where = run(installed, tmp_path, "-c", "from proxytune.cli.application import config_dir; print(config_dir())")
+    where = run(installed, tmp_path, "-c", "from proxytune.folders import config_dir; print(config_dir())")
     assert Path(where.strip()) == installed / "proxytune" / "conf"
 
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from invented import FOLDER
+from omegaconf import OmegaConf
 
 from proxytune.cli import main as command
 from proxytune.errors import UserError
-from proxytune.reporting.papers import FORMATS, PAPERS, paper_tables, render
+from proxytune.folders import config_dir
+from proxytune.reporting.papers import FORMATS, PAPERS, own_table, paper_tables, render
 from proxytune.reporting.papers.figures import reference, reference_folder
 
 
@@ -110,6 +113,13 @@ def shared_published():
     return folder
 
 
+def settings_of(experiment, *overrides):
+    """The configuration that a run of the experiment records."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        config = compose("run", [f"experiment={experiment}", "output=here", *overrides])
+    return {**OmegaConf.to_container(config, resolve=True), "experiment": experiment}
+
+
 def record(experiment, tasks, **arms):
     entry = {
         "metric": "acc",
@@ -122,10 +132,15 @@ def record(experiment, tasks, **arms):
 
 @pytest.fixture
 def run(tmp_path):
-    def write(experiment, tasks, **arms):
+    def write(experiment, tasks, config=None, roles=None, **arms):
         path = tmp_path / f"{experiment}-{len(list(tmp_path.iterdir()))}" / "results.json"
         path.parent.mkdir()
-        path.write_text(json.dumps(record(experiment, tasks, **arms)))
+        made = record(experiment, tasks, **arms)
+        made["provenance"]["config"] |= config or {}
+        for entry in made["tasks"].values():
+            for arm, arm_roles in (roles or {}).items():
+                entry["arms"][arm]["roles"] = arm_roles
+        path.write_text(json.dumps(made))
         return path
 
     return write
@@ -168,6 +183,121 @@ def test_first_of_two_runs_is_shown_and_said(run):
     assert any("first run given" in note for note in table.notes)
 
 
+ROLES = {
+    "base": ["base"],
+    "expert": ["expert:triviaqa"],
+    "tuned": ["tuned:triviaqa"],
+    "proxy": ["base", "expert:triviaqa", "antiexpert"],
+}
+EXPERIMENT = "liu2024_triviaqa_13b"
+MARKED = {
+    ("limit=4",): dict.fromkeys(ROLES, "limit=4, not null"),
+    ("num_fewshot=0", "seed=1"): dict.fromkeys(ROLES, "num_fewshot=0, not null; seed=1, not 0"),
+    ("task.style=fan2024",): dict.fromkeys(ROLES, "task.style=fan2024, not liu2024"),
+    ("arms.proxy.rule.weights=0.5",): {"proxy": "arms.proxy.rule.weights=0.5, not 1.0"},
+    ("models.antiexpert.path=small",): {"proxy": "models.antiexpert.path=small, not meta-llama/Llama-2-7b-hf"},
+    ("models.base.dtype=float32", "models.base.device_map=cpu"): dict.fromkeys(
+        ("base", "proxy"), "models.base.dtype=float32, not auto"
+    ),
+    ("models.experts.triviaqa.path=/mine/chat",): dict.fromkeys(
+        ("expert", "proxy"),
+        "models.experts.triviaqa.path=/mine/chat, not ${oc.env:PROXYTUNE_TRAINED,./trained}/liu2024/llama2-7b/triviaqa",
+    ),
+    ("engine.batch_size=2", "models.tuned.triviaqa.path=/mine/liu2024/llama2-13b/triviaqa", "only=[base,proxy]"): {},
+}
+
+
+@pytest.mark.parametrize("overrides", [(), *MARKED])
+def test_a_row_that_is_not_the_papers_setting_is_marked_with_what_differs(run, overrides):
+    """Against the configuration that Hydra composes for the run; where a model lies or how it runs is no difference."""
+    values = dict.fromkeys(ROLES, 0.5)
+    path = run(EXPERIMENT, ["triviaqa_liu2024"], settings_of(EXPERIMENT, *overrides), ROLES, **values)
+    table = only("liu2024", "task_tuning", [path])
+    expected = MARKED.get(overrides, {})
+    cells = table.figures.query("task == 'triviaqa' and ours.notna()").set_index("arm")
+    assert cells["differs"].to_dict() == {arm: expected.get(arm, "") for arm in ROLES}
+    assert table.figures.query("ours.isna()")["differs"].eq("").all()
+    text = render([table], "markdown")
+    assert text.count("ours¹") == len(expected)
+    for said in set(expected.values()):
+        assert f"¹ Not the paper's setting: {said}." in text
+    assert "| n | 4 |" in text
+
+
+def test_a_random_model_in_a_papers_experiment_is_not_shown_as_the_papers(run):
+    """models=local replaces whole sources: their paths, and the roles that the paper has not."""
+    local = {"_target_": "proxytune.models.FamilySpec", "base": {"path": "random"}, "antiexpert": "small"}
+    config = settings_of(EXPERIMENT, "limit=4") | {"models": local | {"experts": {}, "tuned": {"mine": "large"}}}
+    path = run(
+        EXPERIMENT, ["triviaqa_liu2024"], config, {"base": ["base"], "tuned": ["tuned:mine"]}, base=0.0, tuned=0.1
+    )
+    table = only("liu2024", "task_tuning", [path])
+    assert table.differences == [
+        "limit=4, not null; models.base.path=random, not meta-llama/Llama-2-13b-hf",
+        "limit=4, not null; models.tuned.mine=large, not null",
+    ]
+    for format in ("terminal", "latex", "csv"):
+        assert "random, not meta-llama/Llama-2-13b-hf" in " ".join(render([table], format).split())
+    assert r"ours$^1$" in render([table], "latex")
+
+
+def test_a_secret_place_of_trained_models_is_the_papers(run, monkeypatch):
+    """The recorded configuration has *** for what comes from the environment, whatever is set later."""
+    config = settings_of(EXPERIMENT)
+    config["models"]["experts"]["triviaqa"]["path"] = "***/liu2024/llama2-7b/triviaqa"
+    path = run(EXPERIMENT, ["triviaqa_liu2024"], config, ROLES, **dict.fromkeys(ROLES, 0.5))
+    for place in (None, "/elsewhere"):
+        monkeypatch.setenv("PROXYTUNE_TRAINED", place) if place else monkeypatch.delenv("PROXYTUNE_TRAINED", False)
+        assert only("liu2024", "task_tuning", [path]).differences == []
+
+
+def own_run(run, large, small, tasks, **arms):
+    path = run("unused", tasks, **arms)
+    made = json.loads(path.read_text())
+    members = {"base": large, "antiexpert": small}
+    made["provenance"] = {"members": {r: {"identity": p, "source": {"path": p}} for r, p in members.items()}}
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_a_papers_layout_shows_ones_own_families_under_their_own_names(run, capsys):
+    tasks = ["gsm8k_liu2024", "my_task"]
+    one = own_run(run, "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B", tasks, base=0.2, proxy=0.5, mine=0.4, tuned=0.6)
+    two = own_run(run, "a/large", "a/small", tasks[1:], base=0.1, tuned=0.5, expert=0.2)
+    three = own_run(run, "b/large", "b/small", tasks[1:], base=0.3)
+    table = own_table("liu2024", [one, two, three])
+    family = "Qwen2.5-0.5B → Qwen2.5-7B"
+    assert figure(table, family, "proxy", "gap_closed", "ours") == pytest.approx(75)
+    assert figure(table, family, "mine", "relative_performance", "ours") == pytest.approx(100 * 4 / 6)
+    assert figure(table, "small → large", "expert", "gap_closed", "ours") == pytest.approx(25)
+    assert list(table.figures["label"].unique()) == [
+        *(f"{family} {label}" for label in ("base (untuned)", "proxy-tuned", "directly tuned", "mine")),
+        *("small → large expert", "small → large base (untuned)", "small → large directly tuned"),
+        "small → large (2) base (untuned)",
+    ]
+    arguments = [f"runs=[{one},{two},{three}]", "format=markdown"]
+    assert command(["table", "layout=liu2024", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert f"| {family} proxy-tuned | ours | 50.0 ± 1.0 | 50.0 ± 1.0 | 75.0% | 83.3% |" in text
+    assert "Not the paper's setting" not in text and "| paper |" not in text
+    averaged = own_table("fan2024", [one])
+    assert figure(averaged, family, "mine", "avg", "ours") == pytest.approx(40)
+
+
+def test_a_metric_that_is_no_fraction_keeps_its_unit_and_is_in_no_average(run):
+    path = own_run(run, "a", "b", ["bits"], base=5.0, tuned=1.0, proxy=2.0)
+    made = json.loads(path.read_text())
+    made["tasks"]["bits"] |= {"metric": "bits_per_byte", "higher_is_better": False}
+    path.write_text(json.dumps(made))
+    table = own_table("liu2024", [path])
+    assert (figure(table, "b → a", "proxy", "bits", "ours"), table.layout.tasks["bits"]) == (
+        2.0,
+        "bits (bits_per_byte) ↓",
+    )
+    assert figure(table, "b → a", "proxy", "gap_closed", "ours") == pytest.approx(75)
+    assert pd.isna(figure(table, "b → a", "proxy", "relative_performance", "ours"))
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("paper", PAPERS)
 def test_formats(paper, format, run, capsys):
@@ -204,6 +334,10 @@ def test_every_markdown_row_has_every_column():
         (["paper=fan2024", "format=latx"], "Did you mean 'latex'?"),
         (["paper=fan2024", "runs=[nowhere]"], "nowhere does not exist"),
         (["paper=fan2024", "runs=7"], "runs=7 is not allowed"),
+        (["layout=fan2023"], "Did you mean 'fan2024'?"),
+        (["layout=fan2024"], "layout=fan2024 needs runs=[FOLDER,...]"),
+        (["layout=fan2024", "paper=fan2024"], "paper=... has no effect with layout=..."),
+        (["layout=fan2024", "table=icl"], "table=... has no effect with layout=..."),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):

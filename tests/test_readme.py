@@ -15,7 +15,7 @@ from tiny import save_family
 
 from proxytune import FusedCausalLM, Static, miniature
 from proxytune.cli import main
-from proxytune.cli.application import config_dir
+from proxytune.folders import config_dir
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

@@ -57,6 +57,7 @@ def _every_arm_has_its_cell(paper: str, experiment: str, record: dict) -> None:
     tables = [t for t in paper_tables(paper, ["run"]) if experiment in t.layout.experiments]
     assert tables
     for table in tables:
+        assert set(table.differences) == {"limit=4, not null"}
         cells = table.figures.set_index(["panel", "arm", "task"])
         columns = {task: column for column, task in table.layout.runs.items()}
         for task, entry in record["tasks"].items():

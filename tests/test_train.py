@@ -22,8 +22,8 @@ from transformers import AutoModelForCausalLM
 from trl.trainer import add_fused_lm_head
 
 from proxytune.cli import main
-from proxytune.cli.application import config_dir
 from proxytune.errors import UserError
+from proxytune.folders import config_dir
 from proxytune.models import FamilySpec, Source, load
 from proxytune.models.loading import memory
 from proxytune.training import Tuning, sft, trainer, tune

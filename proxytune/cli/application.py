@@ -15,13 +15,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-import proxytune
 from proxytune.cli import secrets
 from proxytune.cli.arguments import flag_parser, help_text, parse
 from proxytune.cli.hydra_errors import COMPOSING, one_line
 from proxytune.cli.hydra_security import check_hydra
 from proxytune.compat.hydra import Hydra, application
 from proxytune.errors import UserError
+from proxytune.folders import config_dir
 
 log = logging.getLogger("proxytune")
 
@@ -132,13 +132,6 @@ def _folder(path: str) -> Path:
     if not Path(path).is_dir():
         raise UserError(f"--config-dir {path}: there is no such folder")
     return Path(path).absolute()
-
-
-def config_dir() -> Path:
-    """The folder of configurations: inside the installed package, or beside it in a checkout."""
-    package = Path(proxytune.__file__).parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 def _remove_notes(folder: Path) -> None:

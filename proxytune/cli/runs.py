@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxytune.cache import cache_root
 from proxytune.cli.arguments import once
 from proxytune.errors import UserError, unknown_name
+from proxytune.folders import cache_root
 
 ACTIONS = {
     "list": "list [FOLDER]: the finished runs under FOLDER (default: outputs), how they differ and what came out",

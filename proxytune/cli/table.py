@@ -1,4 +1,4 @@
-"""`proxytune table`: a paper's tables, with the figures of our own runs beside the paper's."""
+"""`proxytune table`: a paper's tables with the figures of your own runs, or a paper's layout for your own families."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from proxytune.cli.arguments import pairs
 from proxytune.errors import UserError
 
 KEYS = {
-    "paper": "liu2024 or fan2024",
+    "paper": "liu2024 or fan2024: its tables, the figures of runs of its experiments (conf/experiment) beside its own",
     "table": "one of the paper's tables; leave out for all",
-    "runs": "[FOLDER,...]: run folders or their results.json files, of the paper's experiments (conf/experiment)",
+    "layout": "liu2024 or fan2024: one table laid out like the paper's, for runs of any families and tasks",
+    "runs": "[FOLDER,...]: run folders or their results.json files",
     "format": "terminal (default), markdown, latex or csv",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`proxytune table paper=... [table=...] [runs=[...]] [format=...]`; raises UserError for the user's mistakes."""
+    """`proxytune table paper=...|layout=... [runs=[...]] ...`; raises UserError for the user's mistakes."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(_help())
         return 0
     given = _parse(arguments)
-    from proxytune.reporting.papers import paper_tables, render
+    from proxytune.reporting.papers import own_table, paper_tables, render
 
-    tables = paper_tables(given["paper"], _runs(given.get("runs", [])), given.get("table"))
+    runs = _runs(given.get("runs", []))
+    if "layout" in given:
+        tables = [own_table(given["layout"], runs)]
+    else:
+        tables = paper_tables(given["paper"], runs, given.get("table"))
     print(render(tables, given.get("format", "terminal")), end="")
     return 0
 
@@ -40,8 +45,10 @@ def _parse(arguments: Sequence[str]) -> dict[str, Any]:
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"cannot read the arguments: {str(error).splitlines()[0]}") from error
     assert isinstance(given, dict)
-    if "paper" not in given:
-        raise UserError(f"paper=... is missing: {KEYS['paper']}")
+    if "paper" not in given and "layout" not in given:
+        raise UserError(f"paper=... is missing: {KEYS['paper']}; or layout=...: {KEYS['layout']}")
+    for key in {"paper", "table"} & given.keys() if "layout" in given else ():
+        raise UserError(f"{key}=... has no effect with layout=...: leave one of them out")
     return {str(key): value for key, value in given.items()}
 
 
@@ -54,5 +61,6 @@ def _runs(given: Any) -> list[str]:
 
 def _help() -> str:
     listing = "\n".join(f"  {key:<7} {meaning}" for key, meaning in KEYS.items())
-    usage = "usage: proxytune table paper=PAPER [table=TABLE] [runs=[FOLDER,...]] [format=FORMAT]"
+    usage = """usage: proxytune table paper=PAPER [table=TABLE] [runs=[FOLDER,...]] [format=FORMAT]
+       proxytune table layout=PAPER runs=[FOLDER,...] [format=FORMAT]"""
     return f"{usage}\n\n{__doc__}\n\n{listing}"

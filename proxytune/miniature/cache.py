@@ -16,8 +16,8 @@ from typing import Any
 
 import proxytune.training.loop
 from proxytune.atomic import atomic_folder
-from proxytune.cache import cache_root
 from proxytune.errors import UserError
+from proxytune.folders import cache_root
 from proxytune.miniature.items import make_items
 from proxytune.miniature.jobs import JOBS, Pairs
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from proxytune.atomic import atomic_write
-from proxytune.cache import cache_root
 from proxytune.errors import UserError, unknown_name
+from proxytune.folders import cache_root
 
 PREFIX = "trained:"
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
 from proxytune.errors import UserError
-from proxytune.record import Record
+from proxytune.record import ArmRecord, Record, TaskRecord, read_record
 from proxytune.reporting.papers.layouts import Layout, Paper
+from proxytune.reporting.papers.settings import differences, shipped
 
 KEYS = ["panel", "arm", "task"]
 
@@ -32,26 +34,45 @@ def reference(paper: Paper, layout: Layout) -> pd.DataFrame:
     return frame[columns]
 
 
-def experiment_of(record: Record, path: Path | str) -> str:
-    """The experiment that a run came from."""
+class Run(NamedTuple):
+    """A run that fills cells of a table."""
+
+    panel: str
+    """The experiment or the family, of which the layout knows the panel."""
+    record: Record
+    experiment: str | None = None
+    """The paper's, which the run's settings are compared with."""
+
+    def differs(self, name: str, arm: ArmRecord) -> str:
+        """What of the arm's settings is not the experiment's; "" where nothing is."""
+        if self.experiment is None:
+            return ""
+        return "; ".join(differences(self.record.provenance.config or {}, shipped(self.experiment), name, arm.roles))
+
+
+def run_of_experiment(path: Path | str) -> Run:
+    """The run at `path`; raises UserError for one that names no experiment."""
+    record = read_record(path)
     name = (record.provenance.config or {}).get("experiment")
     if not name:
         raise UserError(f"runs: {path} names no experiment; a paper's table needs runs of `experiment=<name>`")
-    return str(name)
+    return Run(str(name), record, str(name))
 
 
-def measured(layout: Layout, runs: Iterable[tuple[str, Record]]) -> pd.DataFrame:
-    """Our figures for one table from (experiment, record) pairs: panel, arm, task, ours, stderr (percent), n."""
+def measured(layout: Layout, runs: Iterable[Run]) -> pd.DataFrame:
+    """Our figures for one table: panel, arm, task, direction, ours, stderr (percent where fractions), n, differs."""
     rows = [
-        [layout.panel(experiment, name), name, column, _percent(arm.value), _percent(arm.stderr), task.n]
-        for experiment, record in runs
-        if experiment in layout.experiments
-        for column, task in ((column, record.tasks.get(task)) for column, task in layout.runs.items())
+        [layout.panel(run.panel, name), name, column, *_figures(task, arm), run.differs(name, arm)]
+        for run in runs
+        if run.panel in layout.experiments
+        for column, task in ((column, run.record.tasks.get(task)) for column, task in layout.runs.items())
         if task is not None
         for name, arm in task.arms.items()
     ]
-    return pd.DataFrame(rows, columns=[*KEYS, "ours", "stderr", "n"])
+    return pd.DataFrame(rows, columns=[*KEYS, "direction", "ours", "stderr", "n", "differs"])
 
 
-def _percent(value: float | None) -> float:
-    return math.nan if value is None else 100 * value
+def _figures(task: TaskRecord, arm: ArmRecord) -> tuple[str, float, float, int]:
+    scale = 100 if task.is_fraction else 1
+    value, stderr = (math.nan if number is None else scale * number for number in (arm.value, arm.stderr))
+    return "higher" if task.higher_is_better else "lower", value, stderr, task.n

@@ -48,12 +48,22 @@ class Paper:
     citation: str
     statement: str
     """Which of the two summary figures the paper printed."""
+    labels: Mapping[str, str]
+    """Arm -> what the paper calls it, in its order."""
     tables: tuple[Layout, ...]
 
 
+_LIU_LABELS = {
+    "expert": "expert",
+    "base": "base (untuned)",
+    "proxy": "proxy-tuned",
+    "tuned": "directly tuned",
+    "tuned_lora": "LoRA-tuned",
+}
+
+
 def _liu_rows(*arms: str) -> dict[tuple[str, str], str]:
-    labels = {"base": "base (untuned)", "proxy": "proxy-tuned", "tuned": "directly tuned", "tuned_lora": "LoRA-tuned"}
-    large = {(size, arm): f"{size} {labels[arm]}" for size in ("13B", "70B") for arm in arms}
+    large = {(size, arm): f"{size} {_LIU_LABELS[arm]}" for size in ("13B", "70B") for arm in arms}
     return {("7B", "expert"): "7B directly tuned (the expert)", **large}
 
 
@@ -80,6 +90,7 @@ LIU2024 = Paper(
         "Liu et al. 2024 print gap_closed, (proxy − base) / (tuned − base) averaged over the tasks; "
         "relative_performance, proxy / tuned of the averages over the tasks where higher is better, is added here."
     ),
+    labels=_LIU_LABELS,
     tables=(
         Layout(
             id="instruction",
@@ -207,6 +218,17 @@ FAN2024 = Paper(
         "Fan et al. 2024 print relative_performance, fused / tuned of the averages, and call it closing the gap; "
         "gap_closed, (fused − base) / (tuned − base) of the same averages, is added here."
     ),
+    labels={
+        "base": "base",
+        "tuned": "full fine-tuning",
+        "tuned_lora": "LoRA",
+        "tuned_multitask": "multi-task tuning",
+        "expert": "expert",
+        "expert_multitask": "multi-task expert",
+        "proxy": "proxy (α = 1)",
+        "dynamic_grid": "dynamic (grid)",
+        "all_dynamic_grid": "all experts, dynamic (grid)",
+    },
     tables=(
         _single(
             "single_task",

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from proxytune.errors import unknown_name
+from proxytune.reporting.columns import superscript
 from proxytune.reporting.papers.layouts import GAP, RELATIVE
 from proxytune.reporting.papers.table import PaperTable
 
@@ -27,23 +28,33 @@ def render(tables: Iterable[PaperTable], format: str) -> str:
 
 
 def lines(table: PaperTable) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the laid-out table."""
+    """Headings and lines of the laid-out table: of each row the paper's figures, ours, and the n of ours."""
     layout = table.layout
     columns = {**layout.tasks, **SUMMARIES}
     body = []
-    for (label, printed), row in _rows(table):
+    for _, part in table.figures.groupby(["panel", "arm"], sort=False):
+        row, label = part.set_index("task"), part["label"].iloc[0]
+        printed = bool(row["reference"].notna().any())
         if printed:
             body.append([label, "paper", *(_number(row, column, "reference", layout.decimals) for column in columns)])
         if layout.runs:
-            name = "" if printed else label
-            body.append([name, "ours", *(_number(row, column, "ours", layout.decimals) for column in columns)])
+            ours = f"ours{_marks(table, row)}"
+            numbers = (_number(row, column, "ours", layout.decimals) for column in columns)
+            body.append(["" if printed else label, ours, *numbers])
+        if row["n"].notna().any():
+            body.append(["", "n", *(_n(row, column) for column in columns)])
     return ["", "figures", *columns.values()], body
 
 
-def _rows(table: PaperTable) -> list[tuple[tuple[str, bool], pd.DataFrame]]:
-    """((label, whether the paper has it), its figures by column), in order."""
-    groups = table.figures.groupby(["panel", "arm"], sort=False)
-    return [((part["label"].iloc[0], key in table.layout.rows), part.set_index("task")) for key, part in groups]
+def _marks(table: PaperTable, row: pd.DataFrame) -> str:
+    """The numbers of the footnotes that say what differs from the paper's setting."""
+    numbers = [number for number, text in enumerate(table.differences, start=1) if (row["differs"] == text).any()]
+    return " ".join(map(superscript, numbers))
+
+
+def _n(row: pd.DataFrame, column: str) -> str:
+    n = row["n"].get(column, math.nan)
+    return "" if pd.isna(n) else f"{n:.0f}"
 
 
 def _number(row: pd.DataFrame, column: str, side: str, decimals: int) -> str:
@@ -60,8 +71,10 @@ def remarks(table: PaperTable) -> list[str]:
     layout = table.layout
     missing = layout.runs and table.figures["ours"].isna().all()
     names = ", ".join(layout.experiments)
+    marked = enumerate(table.differences, start=1)
+    differences = [f"{superscript(number)} Not the paper's setting: {text}." for number, text in marked]
     fill = [f"Ours is filled by runs of: {names} (runs=[FOLDER,...])."] if missing else []
-    return [f"Percent; {table.paper.citation}.", *table.notes, *fill]
+    return [f"Percent; {table.paper.citation}.", *table.notes, *differences, *fill]
 
 
 def _statement(tables: list[PaperTable]) -> str:
@@ -76,9 +89,11 @@ def _terminal(tables: list[PaperTable]) -> str:
         grid.add_column(head[0], no_wrap=True)
         grid.add_column(head[1])
         for name in head[2:]:
-            grid.add_column(name, justify="right")
+            grid.add_column(name, justify="right", overflow="fold")
         for line in body:
-            grid.add_row(*line, end_section=line[1] == "ours")
+            if line[0]:
+                grid.add_section()
+            grid.add_row(*line)
         console.print(grid)
         console.print("\n".join(remarks(table)) + "\n", markup=False, highlight=False)
     console.print(_statement(tables), markup=False, highlight=False)
@@ -108,6 +123,7 @@ _LATEX = str.maketrans(
         "α": r"$\alpha$",
         "−": "$-$",
         "—": "---",
+        **{superscript(digit): f"$^{digit}$" for digit in range(10)},
     }
 )
 

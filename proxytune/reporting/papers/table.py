@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from proxytune.errors import unknown_name
-from proxytune.record import Record, read_record
-from proxytune.reporting.papers.figures import KEYS, experiment_of, measured, reference
+from proxytune.errors import UserError, unknown_name
+from proxytune.record import read_record
+from proxytune.reporting.papers.figures import KEYS, Run, measured, reference, run_of_experiment
 from proxytune.reporting.papers.layouts import GAP, PAPERS, RELATIVE, Layout, Paper
+from proxytune.reporting.papers.own import own_layout
 
 SIDES = ("reference", "ours")
 NAN = math.nan
@@ -20,7 +21,8 @@ NAN = math.nan
 
 @dataclass
 class PaperTable:
-    """Figures in percent, one a row: panel, arm, label, task, metric, better, reference, ours, stderr, n, source, note.
+    """Figures in percent, one a row: panel, arm, label, task, metric, better, reference, ours, stderr, n, differs,
+    source, note. `differs` says what of the run's settings is not the paper's.
 
     Beside the tasks, `task` is "gap_closed" or "relative_performance". NaN: not printed, not measured or undefined.
     """
@@ -30,41 +32,65 @@ class PaperTable:
     figures: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def differences(self) -> list[str]:
+        """What differs, each once: footnote 1, 2, ..."""
+        return [text for text in self.figures["differs"].unique() if text]
+
 
 def paper_tables(paper: str, runs: Iterable[Path | str] = (), table: str | None = None) -> list[PaperTable]:
     """The tables of `paper` ("liu2024" or "fan2024"), or the one named `table`, filled from `runs`.
 
     Args:
-        runs: results.json files, or the folders that hold them, of the paper's experiments.
+        runs: results.json files, or the folders that hold them, of the paper's experiments. Rows whose models, style,
+            examples, limit, rule or seed are not those of the shipped experiment are marked with what differs.
 
     Raises:
         UserError: unknown paper or table; a run that is missing, unreadable or not of one of the paper's experiments.
     """
-    if paper not in PAPERS:
-        raise unknown_name("paper", paper, PAPERS)
-    chosen = PAPERS[paper]
+    chosen = _paper(paper)
     layouts = {layout.id: layout for layout in chosen.tables}
     if table is not None and table not in layouts:
         raise unknown_name(f"table of {paper}", table, layouts)
-    records = [(experiment_of(record, path), record) for path, record in ((path, read_record(path)) for path in runs)]
     known = {name for layout in chosen.tables for name in layout.experiments}
-    for experiment, _ in records:
-        if experiment not in known:
-            raise unknown_name(f"experiment of {paper}", experiment, known)
-    tables = [_fill(chosen, layout, records) for layout in layouts.values() if table in (None, layout.id)]
+    given = [run_of_experiment(path) for path in runs]
+    for run in given:
+        if run.panel not in known:
+            raise unknown_name(f"experiment of {paper}", run.panel, known)
+    tables = [_fill(chosen, layout, given) for layout in layouts.values() if table in (None, layout.id)]
     return [filled for filled in tables if table is not None or not filled.figures.empty]
 
 
-def _fill(paper: Paper, layout: Layout, records: list[tuple[str, Record]]) -> PaperTable:
-    printed, ours = reference(paper, layout), measured(layout, records)
+def own_table(paper: str, runs: Iterable[Path | str]) -> PaperTable:
+    """The figures of `runs`, of any families and tasks and under their own names, in the layout of `paper`.
+
+    Raises UserError for an unknown paper, no runs, and a run that is missing or unreadable.
+    """
+    chosen = _paper(paper)
+    records = [read_record(path) for path in runs]
+    if not any(record.tasks for record in records):
+        raise UserError(f"layout={paper} needs runs=[FOLDER,...] that have results")
+    layout, panels = own_layout(chosen, records)
+    return _fill(chosen, layout, [Run(panel, record) for panel, record in zip(panels, records, strict=True)])
+
+
+def _paper(name: str) -> Paper:
+    if name not in PAPERS:
+        raise unknown_name("paper", name, PAPERS)
+    return PAPERS[name]
+
+
+def _fill(paper: Paper, layout: Layout, runs: list[Run]) -> PaperTable:
+    printed, ours = reference(paper, layout), measured(layout, runs)
     notes = _notes(printed)
     if ours.duplicated(KEYS).any():
         notes.append("Several runs measured the same cell: the first run given is shown.")
         ours = ours.drop_duplicates(KEYS)
     ours = _with_averages(layout, ours)
     figures = printed.merge(ours, on=KEYS, how="outer")
-    figures["better"] = figures["better"].fillna("higher")
+    figures["better"] = figures["better"].fillna(figures["direction"]).fillna("higher")
     figures = pd.concat([figures, _summaries(layout, figures, notes)], ignore_index=True)
+    figures["differs"] = figures["differs"].fillna("")
     return PaperTable(paper, layout, _in_order(layout, figures), notes)
 
 
@@ -138,5 +164,5 @@ def _in_order(layout: Layout, figures: pd.DataFrame) -> pd.DataFrame:
     figures = figures.assign(
         label=[labels[key] for key in keys], row=[rows[key] for key in keys], column=figures["task"].map(columns)
     )
-    order = [*KEYS[:2], "label", "task", "metric", "better", *SIDES, "stderr", "n", "source", "note"]
+    order = [*KEYS[:2], "label", "task", "metric", "better", *SIDES, "stderr", "n", "differs", "source", "note"]
     return figures.sort_values(["row", "column"]).reindex(columns=order).reset_index(drop=True)
