@@ -16,6 +16,7 @@ from tiny import save_family
 from proxytune import FusedCausalLM, Static, miniature
 from proxytune.cli import main
 from proxytune.folders import config_dir
+from proxytune.record import ArmRecord, Record, TaskRecord
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -86,6 +87,11 @@ def test_the_offline_training_trains(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize("command", commands("table"))
 def test_table_commands_print_the_paper(command, capsys, tmp_path):
     arguments = [argument for argument in shlex.split(command)[1:] if not argument.startswith("runs=")]
+    if "layout=" in command:
+        arms = {"base": ArmRecord(value=0.25), "tuned": ArmRecord(value=0.75), "proxy": ArmRecord(value=0.5)}
+        record = Record(tasks={"mine": TaskRecord(metric="acc", higher_is_better=True, n=4, arms=arms)})
+        (tmp_path / "results.json").write_text(record.model_dump_json())
+        arguments.append(f"runs=[{tmp_path}]")
     assert main(arguments) == 0
     assert "%" in capsys.readouterr().out
 
