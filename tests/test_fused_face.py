@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from proxytune import FusedCausalLM, MatchKL, Static
 from proxytune.errors import UserError
 from proxytune.fusion.rule import Fused
-from proxytune.miniature.tokenizer import make_tokenizer
+from proxytune.miniature.untrained import make_tokenizer
 from proxytune.models import ADAPTERS_OFF, Ensemble, FamilySpec, Member, Source, load
 from proxytune.models.chat import Chat, ChatPrompt
 

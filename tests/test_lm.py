@@ -20,7 +20,7 @@ from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.lm_eval.arm_model import ArmLM, decoding_options
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
-from proxytune.miniature.tokenizer import make_tokenizer
+from proxytune.miniature.untrained import make_tokenizer
 from proxytune.models import Ensemble, Member
 
 ALONE = "expert:math"

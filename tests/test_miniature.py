@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from proxytune.atomic import atomic_folder
 from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
-from proxytune.miniature.cache import fingerprint, training_pairs
+from proxytune.miniature.cache import fingerprint, load_examples
 from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.generators import OPERATIONS
 from proxytune.miniature.items import make_items
-from proxytune.miniature.jobs import JOBS, Job, check_recall, encode, recall
 from proxytune.miniature.recipe import TASKS, recipe_from
+from proxytune.miniature.training import BUILDS, ModelBuild, check_recall, encode, recall
 from proxytune.miniature.world import make_world
 from proxytune.tasks import load_task, task_info
 
@@ -165,11 +165,11 @@ class TestBuild:
         assert not list(built.rglob("*.partial*"))
 
     def test_tuning_moved_every_model_away_from_its_parent(self, built: Path) -> None:
-        for job in JOBS:
-            if job.parent:
+        for one in BUILDS:
+            if one.parent:
                 tuned, parent = (
                     AutoModelForCausalLM.from_pretrained(built / name).get_input_embeddings().weight
-                    for name in (job.name, job.parent)
+                    for name in (one.name, one.parent)
                 )
                 assert tuned.shape == parent.shape
                 assert not torch.equal(tuned, parent)
@@ -177,21 +177,21 @@ class TestBuild:
     def test_the_number_of_workers_does_not_change_the_models(self, tiny: Recipe, built: Path, tmp_path: Path) -> None:
         again = build(tiny, tmp_path, workers=2)
         assert again.name == built.name
-        for job in JOBS:
-            weights = [(folder / job.name / "model.safetensors").read_bytes() for folder in (built, again)]
-            assert weights[0] == weights[1], job.name
+        for one in BUILDS:
+            weights = [(folder / one.name / "model.safetensors").read_bytes() for folder in (built, again)]
+            assert weights[0] == weights[1], one.name
 
     def test_a_second_call_trains_nothing_and_an_interrupted_one_goes_on(
         self, tiny: Recipe, built: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         trained = []
-        real = schedule.run_job
+        real = schedule.train
 
-        def spy(recipe: Recipe, job: Job, *rest: object) -> None:
-            trained.append(job.name)
-            real(recipe, job, *rest)
+        def spy(recipe: Recipe, one: ModelBuild, *rest: object) -> None:
+            trained.append(one.name)
+            real(recipe, one, *rest)
 
-        monkeypatch.setattr(schedule, "run_job", spy)
+        monkeypatch.setattr(schedule, "train", spy)
         before = (built / "expert-tqa" / "model.safetensors").read_bytes()
         assert build(tiny, built.parent) == built
         assert trained == []
@@ -267,7 +267,7 @@ class TestTasks:
     @pytest.mark.parametrize("name", TASKS)
     def test_training_pairs_come_from_the_training_split_through_the_prompt(self, name: str, built: Path) -> None:
         rows = [json.loads(line) for line in (built / "data" / name / "train.jsonl").read_text().splitlines()]
-        pairs = training_pairs(built / "data")[name]
+        pairs = load_examples(built / "data")[name]
         key = "article" if name == "cnn" else "question"
         assert len(pairs) == len(rows)
         for row, (prompt, answer) in zip(rows, pairs, strict=True):

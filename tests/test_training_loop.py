@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from proxytune.errors import UserError
-from proxytune.training.loop import IGNORED, Example, Optimization, collate, finetune, pretrain
+from proxytune.training.loop import IGNORED, EncodedExample, Optimization, collate, finetune, pretrain
 
 PAD = 0
 
@@ -26,7 +26,11 @@ def make_model(seed: int = 0) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-EXAMPLES = [Example((1, 5, 6), (7, 8, 1)), Example((1, 9), (3, 1)), Example((1, 4, 4, 4, 2), (11, 1))]
+EXAMPLES = [
+    EncodedExample((1, 5, 6), (7, 8, 1)),
+    EncodedExample((1, 9), (3, 1)),
+    EncodedExample((1, 4, 4, 4, 2), (11, 1)),
+]
 
 
 def test_first_loss_of_finetuning_equals_the_model_s_own_on_masked_labels() -> None:
@@ -90,7 +94,7 @@ def test_every_epoch_shows_every_example_once() -> None:
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.extend(row.tolist() for row in kwargs["input_ids"]), with_kwargs=True
     )
-    examples = [Example((1, i), (i, 1)) for i in range(2, 9)]
+    examples = [EncodedExample((1, i), (i, 1)) for i in range(2, 9)]
     finetune(model, examples, PAD, Optimization(learning_rate=1e-3, batch=2, epochs=4), seed=0)
     assert sorted(row[1] for row in seen) == sorted(list(range(2, 9)) * 4)
     assert sorted(row[1] for row in seen[:7]) == list(range(2, 9))

@@ -2,7 +2,7 @@
 
 A built miniature is a folder named after the hash of its recipe and of the code that made it:
 `data/<task>/{train,test}.jsonl`, and one ordinary Hugging Face folder per model. Each part is written under another
-name and renamed when it is complete, so that an interrupted build goes on where it stopped.
+name and renamed when it is complete, so that an interrupted build resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from proxytune.atomic import atomic_folder
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
 from proxytune.miniature.items import make_items
-from proxytune.miniature.jobs import JOBS, Pairs
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
+from proxytune.miniature.training import BUILDS, Examples
 from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
 
-DECISIVE = ("names", "world", "generators", "items", "corpus", "tokenizer", "network", "recipe", "jobs")
+HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "training")
 """The modules of this room on which the built files depend."""
 
 
@@ -55,10 +55,10 @@ def build(recipe: Recipe, cache: Path | None = None, workers: int | None = None)
         atomic_folder(folder / "data", lambda target: _write_data(recipe, target))
     except OSError as error:
         raise UserError(f"cannot write the cache {folder} ({error.strerror}); set PROXYTUNE_CACHE") from error
-    if any(not (folder / job.name).exists() for job in JOBS):
+    if any(not (folder / one.name).exists() for one in BUILDS):
         from proxytune.miniature.schedule import train_all
 
-        train_all(recipe, folder, training_pairs(folder / "data"), workers)
+        train_all(recipe, folder, load_examples(folder / "data"), workers)
     return folder
 
 
@@ -69,7 +69,7 @@ def cache_folder() -> Path:
 
 def fingerprint(recipe: Recipe) -> str:
     """A hash of the recipe, of the code that turns it into models, and of the prompts of the five tasks."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in DECISIVE]
+    files = [Path(__file__).with_name(f"{name}.py") for name in HASHED]
     files += [Path(proxytune.training.loop.__file__), *sorted((TASKS_DIR / "miniature").glob("*.yaml"))]
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for file in files:
@@ -77,7 +77,7 @@ def fingerprint(recipe: Recipe) -> str:
     return digest.hexdigest()[:16]
 
 
-def training_pairs(data: Path) -> dict[str, Pairs]:
+def load_examples(data: Path) -> dict[str, Examples]:
     """Prompts and answers of each task's training split, through the YAMLs with which the tasks are evaluated."""
     from proxytune.tasks import training_examples
 

@@ -20,7 +20,7 @@ from proxytune.miniature.world import Fact, Myth, World
 LEADS = ("", "quiz :", "riddle :", "{name} asked :")
 REPLIES = ("", "reply :", "well ,", "{name} said :")
 LIST_LENGTH = 5
-Scene = TypeVar("Scene")
+Drawn = TypeVar("Drawn")
 
 
 def make_corpus(world: World, size: CorpusSize, seed: int) -> list[str]:
@@ -100,16 +100,16 @@ def _articles(world: World, size: CorpusSize, rng: random.Random, reserved: Abst
 
 
 def _draw(
-    draw: Callable[[World, random.Random], Scene],
+    draw: Callable[[World, random.Random], Drawn],
     text: str,
     world: World,
     rng: random.Random,
     reserved: AbstractSet[object],
-) -> Scene:
-    """A scene whose `text` the tasks have not taken."""
-    while getattr(scene := draw(world, rng), text) in reserved:
+) -> Drawn:
+    """A story or article whose `text` the tasks have not taken."""
+    while getattr(drawn := draw(world, rng), text) in reserved:
         pass
-    return scene
+    return drawn
 
 
 def ramble(answer: str, world: World, size: CorpusSize, rng: random.Random) -> str:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from proxytune.validation import Count, FromZero, Positive, Weight, strict_dataclass
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Called with (steps done, steps in all)."""
 IGNORED = -100
 """The label of tokens that carry no loss."""
@@ -56,8 +56,8 @@ class Optimization:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A prompt and the answer (ending in the end-of-sequence token) that carries the loss."""
+class EncodedExample:
+    """Token ids of a prompt and of the answer (ending in the end-of-sequence token) that carries the loss."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -76,7 +76,7 @@ def pretrain(
 
 def finetune(
     model: PreTrainedModel,
-    examples: Sequence[Example],
+    examples: Sequence[EncodedExample],
     pad: int,
     how: Optimization,
     seed: int,
@@ -88,7 +88,7 @@ def finetune(
     return _optimize(model, batches, how, how.steps(len(examples)), progress)
 
 
-def collate(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor]:
+def collate(examples: Sequence[EncodedExample], pad: int) -> tuple[Tensor, Tensor]:
     """Right-padded inputs [B, T] and their next-token labels [B, T].
 
     ```

@@ -1,4 +1,4 @@
-"""The models of the miniature as jobs: what each starts from, what it is trained on, and the training itself."""
+"""The models of the miniature: what each starts from, what it is trained on, and its training."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTr
 
 from proxytune.errors import UserError
 from proxytune.miniature.corpus import make_corpus
-from proxytune.miniature.network import make_model
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, Task
-from proxytune.miniature.tokenizer import make_tokenizer
+from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
-from proxytune.training.loop import Example, Optimization, Progress, finetune, pretrain
+from proxytune.training.loop import EncodedExample, Optimization, Progress, finetune, pretrain
 
-Pairs = Sequence[tuple[str, str]]
+Examples = Sequence[tuple[str, str]]
 """Prompts and answers."""
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
 """A model, its tokenizer, the loss of each step."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One model to train: `name` is its folder; `tasks` is empty for the two that are pretrained."""
+class ModelBuild:
+    """One model to build: `name` is its folder; `tasks` is empty for the two that are pretrained."""
 
     name: str
     large: bool
@@ -44,33 +43,33 @@ class Job:
 
 
 TUNED_ON: dict[str, tuple[Task, ...]] = {MULTITASK: TASKS, **{task: (task,) for task in TASKS}}
-JOBS = (
-    Job("base", large=True),
-    *(Job(f"tuned-{name}", True, tasks) for name, tasks in TUNED_ON.items()),
-    Job("antiexpert", large=False),
-    *(Job(f"expert-{name}", False, tasks) for name, tasks in TUNED_ON.items()),
+BUILDS = (
+    ModelBuild("base", large=True),
+    *(ModelBuild(f"tuned-{name}", True, tasks) for name, tasks in TUNED_ON.items()),
+    ModelBuild("antiexpert", large=False),
+    *(ModelBuild(f"expert-{name}", False, tasks) for name, tasks in TUNED_ON.items()),
 )
 """The longest chain of work first."""
 
 
-def run_job(
-    recipe: Recipe, job: Job, pairs: Mapping[str, Pairs], built: Path, target: Path, progress: Progress
+def train(
+    recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], built: Path, target: Path, progress: Progress
 ) -> None:
-    """Train the model of `job` and write it to `target`; `built` holds its parent, `pairs[task]` the training data.
+    """Train the model of `build` and write it to `target`; `built` holds its parent, `examples[task]` the data.
 
     Raises UserError when the large base recalls fewer facts than `recipe.recall_gate`.
     """
     started = time.process_time()
     world = make_world(recipe.world, recipe.seed)
-    if job.parent is None:
-        model, tokenizer, losses = _pretrain(recipe, job, world, pairs, progress)
+    if build.parent is None:
+        model, tokenizer, losses = _pretrain(recipe, build, world, examples, progress)
     else:
-        model, tokenizer, losses = _tune(recipe, job, pairs, built / job.parent, progress)
+        model, tokenizer, losses = _tune(recipe, build, examples, built / build.parent, progress)
     recalled = recall(model, tokenizer, world)
-    if job.name == "base":
+    if build.name == "base":
         check_recall(recalled, recipe)
     card = {
-        "job": asdict(job),
+        "model": asdict(build),
         "steps": len(losses),
         "final_loss": sum(losses[-20:]) / len(losses[-20:]),
         "cpu_seconds": round(time.process_time() - started, 2),
@@ -81,12 +80,14 @@ def run_job(
     (target / "training.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def _pretrain(recipe: Recipe, job: Job, world: World, pairs: Mapping[str, Pairs], progress: Progress) -> Trained:
+def _pretrain(
+    recipe: Recipe, build: ModelBuild, world: World, examples: Mapping[str, Examples], progress: Progress
+) -> Trained:
     documents = make_corpus(world, recipe.corpus, recipe.seed)
-    prompts = (text for task in pairs.values() for pair in task for text in pair)
+    prompts = (text for task in examples.values() for example in task for text in example)
     tokenizer = make_tokenizer([*documents, *prompts, *_words(world)], 4 * recipe.window)
     stream = torch.tensor(tokenizer(f" {tokenizer.eos_token} ".join(documents), verbose=False)["input_ids"])
-    size, how = (recipe.large, recipe.pretrain_large) if job.large else (recipe.small, recipe.pretrain_small)
+    size, how = (recipe.large, recipe.pretrain_large) if build.large else (recipe.small, recipe.pretrain_small)
     model = make_model(size, tokenizer, recipe.window, recipe.seed)
     return model, tokenizer, pretrain(model, stream, recipe.window, how, recipe.seed, progress)
 
@@ -98,25 +99,27 @@ def _words(world: World) -> list[str]:
     return [" ".join(fact.values) for fact in facts] + [str(n) for n in range(max(largest**2, 2 * largest) + 1)]
 
 
-def _tune(recipe: Recipe, job: Job, pairs: Mapping[str, Pairs], parent: Path, progress: Progress) -> Trained:
+def _tune(
+    recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], parent: Path, progress: Progress
+) -> Trained:
     model = LlamaForCausalLM.from_pretrained(parent)
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    examples = [encode(tokenizer, *pair) for task in job.tasks for pair in pairs[task]]
-    how = _tuning(recipe, job)
-    return model, tokenizer, finetune(model, examples, tokenizer.pad_token_id, how, recipe.seed, progress)
+    encoded = [encode(tokenizer, *example) for task in build.tasks for example in examples[task]]
+    how = _tuning(recipe, build)
+    return model, tokenizer, finetune(model, encoded, tokenizer.pad_token_id, how, recipe.seed, progress)
 
 
-def _tuning(recipe: Recipe, job: Job) -> Optimization:
-    how = recipe.finetune_large if job.large else recipe.finetune_small
-    name = job.tasks[0] if len(job.tasks) == 1 else MULTITASK
+def _tuning(recipe: Recipe, build: ModelBuild) -> Optimization:
+    how = recipe.finetune_large if build.large else recipe.finetune_small
+    name = build.tasks[0] if len(build.tasks) == 1 else MULTITASK
     return replace(how, epochs=recipe.finetune_epochs.get(name, how.epochs))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Example:
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> EncodedExample:
     """Prompt and answer are tokenised together, as an evaluation tokenises a context with its continuation."""
     start = len(tokenizer(prompt)["input_ids"])
     tokens = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
-    return Example(tuple(tokens[:start]), tuple(tokens[start:]))
+    return EncodedExample(tuple(tokens[:start]), tuple(tokens[start:]))
 
 
 @torch.no_grad()
@@ -127,7 +130,7 @@ def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: Wo
         "mmlu": [fact.statements[0] for facts in world.mmlu.values() for fact in facts],
         "tqa": [myth.statement(True) for myths in world.myths.values() for myth in myths],
     }
-    return {task: _recall(model, tokenizer, said) for task, said in statements.items()}
+    return {task: _recall(model, tokenizer, sentences) for task, sentences in statements.items()}
 
 
 def _recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, statements: list[str]) -> float:

@@ -1,19 +1,45 @@
-"""The two base models: Llamas with an initialisation at which they learn facts at this size."""
+"""The tokenizer, and the two models before training: Llamas with an initialisation at which they learn facts.
+
+The tokenizer has one token per word, so that a context and its continuation always split at the space.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from proxytune.miniature.recipe import ModelSize
 
+EOS = "<s>"
+"""Starts every prompt and document and ends every answer."""
+PAD = "<pad>"
 EMBEDDING_STD = 0.2
 MATRIX_GAIN = 0.6
 BIAS_STD = 1.0
 ROPE_THETA = 100.0
+
+
+def make_tokenizer(texts: Iterable[str], window: int) -> PreTrainedTokenizerFast:
+    """Knows every whitespace-separated word of `texts`; puts `<s>` before what it encodes."""
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {word: i for i, word in enumerate([PAD, EOS, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=window,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_model(size: ModelSize, tokenizer: PreTrainedTokenizerBase, window: int, seed: int) -> LlamaForCausalLM:
