@@ -208,11 +208,11 @@ def test_joint_reaches_the_mean_target_that_one_expert_misses():
 
 
 @pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize("vocabulary", [257, 40_000])
-def test_a_row_is_the_same_to_the_last_bit_alone_and_among_others(rule, vocabulary):
-    base, experts, antiexpert = trio(8, 2, 6, vocabulary, change=1.0)
+@pytest.mark.parametrize(("T", "n", "vocabulary"), [(2, 6, 257), (2, 6, 40_000), (5, 21, 33)])
+def test_a_row_is_the_same_to_the_last_bit_alone_and_among_others(rule, T, n, vocabulary):
+    base, experts, antiexpert = trio(8, T, n, vocabulary, change=1.0)
     whole = rule.fuse(base, experts, antiexpert)
-    for i in range(len(base)):
+    for i in (0, n // 2, n - 1):
         alone = rule.fuse(base[i], experts[:, i], antiexpert[i])
         assert torch.equal(alone.weights, whole.weights[:, i])
         assert torch.equal(alone.logits, whole.logits[i])

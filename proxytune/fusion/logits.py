@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -50,6 +51,11 @@ def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
         return d, antiexpert
     masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
     return d.masked_fill(masked, 0.0), antiexpert.masked_fill(masked, -torch.inf)
+
+
+def add(terms: Iterable[Tensor]) -> Tensor:
+    """The sum in the order of the terms. `x.sum(0)` of 5 and more has an order that depends on the other dimensions."""
+    return reduce(torch.add, terms)
 
 
 def shift(base: Tensor, differences: Iterable[Tensor], weights: Iterable[Tensor], out: Tensor) -> None:

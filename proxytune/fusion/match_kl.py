@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from proxytune.fusion.logits import batches, check_shapes, compare, shift
+from proxytune.fusion.logits import add, batches, check_shapes, compare, shift
 from proxytune.fusion.rule import Fused
 from proxytune.fusion.solvers.joint import joint_search
 from proxytune.fusion.solvers.search import grid_search, line_search
@@ -127,7 +127,7 @@ class MatchKL:
         for rows, batch in _batches(base, experts, antiexpert):
             w = weights_TN[:, rows]
             value = batch.tilt(float(w.abs().max())).divergences(w)
-            loss_N[rows] = (value[:, None] - batch.targets()).square().sum((0, 1))
+            loss_N[rows] = add((value[:, None] - batch.targets()).square().flatten(0, 1))
         return loss
 
     def _choose(self, batch: _Batch) -> Tensor:
@@ -145,7 +145,7 @@ class MatchKL:
         if self.solver == "grid":
             singles = [grid_search(tilt.only(t), targets, points) for t in range(len(tilt.d))]
         else:
-            singles = [line_search(tilt.only(t), targets.mean(1), points) for t in range(len(tilt.d))]
+            singles = [line_search(tilt.only(t), _mean(targets), points) for t in range(len(tilt.d))]
         weights, losses = torch.cat([w for w, _ in singles]), torch.stack([loss for _, loss in singles])
         others = torch.arange(len(weights), device=weights.device)[:, None] != losses.argmin(0)
         return weights.masked_fill(others, 0.0)
@@ -154,7 +154,7 @@ class MatchKL:
         """Weights [T, n]."""
         if self.solver == "grid":
             return grid_search(tilt, targets, points)[0]
-        return joint_search(tilt, targets.mean(1), points)
+        return joint_search(tilt, _mean(targets), points)
 
     def _check_size(self, experts: int) -> None:
         combinations = len(self.points) ** experts
@@ -191,6 +191,11 @@ def _batches(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tupl
     experts = experts.reshape(len(experts), *base.shape)
     for rows in batches(base):
         yield rows, _Batch(base[rows], experts[:, rows], antiexpert[rows])
+
+
+def _mean(targets: Tensor) -> Tensor:
+    """Of all experts: [2, n] from [2, T, n]."""
+    return add(targets.unbind(1)) / targets.shape[1]
 
 
 def _number(name: str, value: object) -> float:

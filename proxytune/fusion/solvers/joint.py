@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from proxytune.fusion.logits import add
 from proxytune.fusion.solvers.search import line_search, settle
 from proxytune.fusion.solvers.tilt import Tilt
 
@@ -90,7 +91,7 @@ def _step(at: Descent, points: Tensor) -> Tensor:
     gradient = (at.jacobian * at.gap[:, None]).sum(0)
     held = ((at.w <= points[0]) & (gradient > 0)) | ((at.w >= points[-1]) & (gradient < 0))
     j = at.jacobian.masked_fill(held, 0.0)
-    (a, b), (_, c) = (j[:, None] * j).sum(2)  # JJ' = [[a, b], [b, c]] per row
+    (a, b), (_, c) = add((j[:, None] * j).unbind(2))  # JJ' = [[a, b], [b, c]] per row
     damping = at.damping * (a + c) + 1e-30
     a, c = a + damping, c + damping
     solved = torch.stack([c * at.gap[0] - b * at.gap[1], a * at.gap[1] - b * at.gap[0]]) / (a * c - b * b)

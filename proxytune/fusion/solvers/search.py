@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from proxytune.fusion.logits import add
 from proxytune.fusion.solvers.tilt import Tilt
 
 CLOSE = 3e-3
@@ -59,7 +60,7 @@ def grid_search(tilt: Tilt, targets: Tensor, points: Tensor) -> tuple[Tensor, Te
     flat = tilt.flat.all(0)
     for combination in product(points, repeat=len(tilt.d)):
         candidate = torch.stack(combination)[:, None].expand_as(weights)
-        value = (tilt.divergences(candidate)[:, None] - targets).square().sum((0, 1))
+        value = add((tilt.divergences(candidate)[:, None] - targets).square().flatten(0, 1))
         better = (value < loss) & ~(flat & loss.isfinite())
         loss, weights = torch.where(better, value, loss), torch.where(better, candidate, weights)
     return weights, loss

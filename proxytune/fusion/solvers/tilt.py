@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from proxytune.fusion.logits import cached
+from proxytune.fusion.logits import add, cached
 
 FLAT = 1e-4
 """A difference that varies by less than this over the tokens (in nats) says nothing: every weight gives the base,
@@ -72,8 +72,8 @@ class Tilt:
 
     def together(self) -> Tilt:
         """The same family with one weight for all experts."""
-        d = torch.stack(self.d).sum(0)
-        return self._along(d, self.mean0.sum(0), d.amin(-1), d.amax(-1))
+        d = add(self.d)
+        return self._along(d, add(self.mean0), d.amin(-1), d.amax(-1))
 
     def _along(self, d: Tensor, mean0: Tensor, lowest: Tensor, highest: Tensor) -> Tilt:
         line = copy.copy(self)
@@ -107,11 +107,11 @@ class Tilt:
         """The divergences [2, n] and their gradients [2, T, n] at w [T, n]."""
         psi, moments = self._expect(_along, w)
         mean, product = moments.chunk(2)
-        gradient = torch.stack([product - mean * (w * mean).sum(0), mean - self.mean0])
+        gradient = torch.stack([product - mean * add(w * mean), mean - self.mean0])
         return self._divergences(w, psi, mean), gradient
 
     def _divergences(self, w: Tensor, psi: Tensor, mean: Tensor) -> Tensor:
-        return torch.stack([(w * mean).sum(0) - psi, psi - (w * self.mean0).sum(0)])
+        return torch.stack([add(w * mean) - psi, psi - add(w * self.mean0)])
 
     def _expect(self, moments: Moments, w: Tensor) -> tuple[Tensor, Tensor]:
         """psi(w) [n], and the expectations of the `moments` under P~ [M, n]."""
