@@ -513,11 +513,11 @@ OTHERS = {
         ["score", "task=mmlu", "style=fan2024", "outputs=o.jsonl"], ["'mmlu_fan2024'", "generated", "`outputs:`"]
     ),
     "score without a style": Bad(
-        ["score", "task=gsm8k", "outputs=o.jsonl"], ["'gsm8k'", "give style=fan2024 or liu2024."]
+        ["score", "task=gsm8k", "outputs=o.jsonl"], ["'gsm8k'", "give style=fan2024 or liu2024"]
     ),
     "score another style": Bad(
         ["score", "task=gsm8k", "style=lm_eval", "outputs=o.jsonl"],
-        ["'gsm8k_lm_eval'", "give style=fan2024 or liu2024."],
+        ["'gsm8k_lm_eval'", "give style=fan2024 or liu2024"],
     ),
     "score task of no style": Bad(
         ["score", "task=gsm8k_lui2024", "outputs=o.jsonl"],

@@ -189,7 +189,7 @@ def test_the_process_is_left_as_it_was(command: Command, runs: list, monkeypatch
     seen = []
     monkeypatch.setattr(sys, "argv", ["other", "-m"])
     monkeypatch.setattr(experiment, "run", lambda *_, **__: seen.append((*sys.argv, logging.raiseExceptions)))
-    with pytest.raises(TypeError):
+    with pytest.raises(AttributeError):
         command("run", *GSM8K)
     assert seen == [("other", "-m", True)]
     assert "HYDRA_FULL_ERROR" not in os.environ
