@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 from proxytune.compat.peft import switched
 from proxytune.errors import UserError
 from proxytune.models.loading.adapters import ADAPTERS_OFF, check_state
+from proxytune.models.positions import boundary, window
 
 
 class KVState:
@@ -68,6 +70,10 @@ class Member:
             check_state(self.model, self.adapter)
         except UserError as error:
             raise UserError(f"{self.role}: {error}") from error
+        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if "past_key_values" not in signature(plain.forward).parameters:
+            kind = self.model.config.model_type
+            raise UserError(f"{self.role}: {kind} models can't be members: they keep what they read in no KV cache")
 
     @property
     def device(self) -> torch.device:
@@ -75,8 +81,8 @@ class Member:
 
     @property
     def window(self) -> int | None:
-        """Positions the model was made for; None where its config does not say."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        """Positions that the model reads as it was made to; None where its config does not say."""
+        return window(self.model.config)
 
     def start(self, rows: int) -> KVState:
         """An empty state for a batch of rows."""
@@ -88,6 +94,7 @@ class Member:
         tokens = self.known(tokens.to(self.device))
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device)
         positions = state.extend(mask)
+        self._check_boundary(positions, state.mask.shape[1])
         with self.active():
             output = self.model(
                 input_ids=tokens,
@@ -98,6 +105,16 @@ class Member:
                 logits_to_keep=keep,
             )
         return self._aligned(output.logits)
+
+    def _check_boundary(self, positions: Tensor, length: int) -> None:
+        """UserError where the logits of a row would depend on the other rows."""
+        end = boundary(self.model.config)
+        if end is not None and length > end and positions.max() >= end:
+            kind = self.model.config.model_type
+            raise UserError(
+                f"{self.role} reads at most {end} tokens: beyond these the rotary factors of this {kind} (LongRoPE or "
+                "dynamic NTK) depend on the longest row of a batch; shorten the prompt or the answer"
+            )
 
     def known(self, tokens: Tensor) -> Tensor:
         """`tokens` with those this member does not know replaced by its unknown token."""
