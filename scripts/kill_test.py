@@ -45,6 +45,7 @@ from proxytune.engines.hf import decode as generate
 from proxytune.engines.hf import engine
 from proxytune.experiment import runner
 from proxytune.experiment.answers import shared, store
+from proxytune.record import read_record
 
 torch.set_num_threads(1)
 FORK = multiprocessing.get_context("fork")
@@ -195,8 +196,8 @@ class World:
 
     def answers(self) -> Counter[str]:
         """How many answers the last run computed and how many it had from the store."""
-        record = json.loads((self.output / "results.json").read_text())
-        return sum((Counter(task) for task in record["provenance"]["timings"]["answers"].values()), Counter())
+        answers = read_record(self.output).provenance.timings.answers
+        return sum((Counter(task.model_dump()) for task in answers.values()), Counter())
 
     def results(self) -> dict[str, bytes]:
         record = json.loads((self.output / "results.json").read_text())
