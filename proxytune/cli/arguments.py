@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from proxytune.errors import UserError, unknown_name
@@ -73,22 +73,32 @@ def help_text(command: str, config_dirs: Sequence[Path]) -> str:
     return re.sub(r"^(\w+): \.\.\.$", choices, text, flags=re.MULTILINE)
 
 
-def pairs(arguments: Sequence[str], keys: Collection[str], command: str) -> Iterator[tuple[str, str]]:
-    """(key, value) of each argument. Raises UserError for what is not key=value, and for a key not in `keys`."""
+def wants_help(arguments: Sequence[str]) -> bool:
+    return not {"-h", "--help"}.isdisjoint(arguments)
+
+
+def usage(command: str, text: str, keys: Mapping[str, str], needed: Collection[str] = ()) -> str:
+    """The help of a command that Hydra does not compose; `keys`: name -> meaning, those not `needed` in brackets."""
+    shown = " ".join(f"{key}=..." if key in needed else f"[{key}=...]" for key in keys)
+    listing = "\n".join(f"  {key:<8} {meaning}" for key, meaning in keys.items())
+    return f"usage: proxytune {command} {shown}\n\n{text}\n\n{listing}"
+
+
+def key_values(
+    command: str, arguments: Sequence[str], keys: Mapping[str, str], needed: Collection[str] = ()
+) -> dict[str, str]:
+    """{key: value}; raises UserError for what is not key=value, an unknown key, one given twice, and one missing."""
+    given: dict[str, str] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not value:
             raise UserError(f"cannot read the argument {argument!r} as key=value; see proxytune {command} --help")
         if key not in keys:
             raise unknown_name("key", key, keys)
-        yield key, value
-
-
-def once(arguments: Sequence[str], keys: Collection[str], command: str) -> dict[str, str]:
-    """{key: value}. Raises UserError as `pairs` does, and for a key that is given twice."""
-    given: dict[str, str] = {}
-    for key, value in pairs(arguments, keys, command):
         if key in given:
             raise UserError(f"{key} is given twice: {given[key]} and {value}")
         given[key] = value
+    for key in needed:
+        if key not in given:
+            raise UserError(f"{key}=... is missing: {keys[key]}")
     return given

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxytune.cli.arguments import once
+from proxytune.cli.arguments import key_values, wants_help
 from proxytune.errors import UserError, unknown_name
 from proxytune.folders import cache_root
 
@@ -16,18 +16,23 @@ ACTIONS = {
     "gc": "gc [store=FILE] [older_than=DAYS] [dry_run=true]: removes from the store of answers what is damaged, what "
     "another version wrote, and what is older than DAYS; dry_run only counts",
 }
+GC_KEYS = {
+    "store": "a file of finished answers",
+    "older_than": "a number of days from 0, or null for any age",
+    "dry_run": "true or false",
+}
 
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune runs list|show|gc ...`; raises UserError for the user's mistakes."""
-    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+    if not arguments or wants_help(arguments):
         print("usage: proxytune runs ACTION\n\n" + "\n".join(f"  {usage}" for usage in ACTIONS.values()))
         return 0
     action, *rest = arguments
     if action not in ACTIONS:
         raise unknown_name("action of runs", action, ACTIONS)
     if action == "gc":
-        _clear(once(rest, ("store", "older_than", "dry_run"), "runs"))
+        _clear(key_values("runs", rest, GC_KEYS))
         return 0
     from proxytune.reporting import runs
 
@@ -63,13 +68,13 @@ def _days(value: str) -> float | None:
     except ValueError:
         days = math.nan
     if not 0 <= days < math.inf:
-        raise UserError(f"older_than={value} is not allowed: it is a number of days from 0, or null for any age")
+        raise UserError(f"older_than={value} is not allowed: it is {GC_KEYS['older_than']}")
     return days
 
 
 def _switch(value: str) -> bool:
     if value not in ("true", "false"):
-        raise UserError(f"dry_run={value} is not allowed: it is true or false")
+        raise UserError(f"dry_run={value} is not allowed: it is {GC_KEYS['dry_run']}")
     return value == "true"
 
 

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxytune.cli.arguments import once
-from proxytune.errors import UserError
+from proxytune.cli.arguments import key_values, usage, wants_help
 
 KEYS = {
     "task": "the task's name (gsm8k, truthfulqa_mc)",
     "style": "the paper whose metric is used (liu2024, fan2024); leave out where the task's name says it all",
     "outputs": "a JSON-lines file, one item a row, the generated text as `output`",
 }
+NEEDED = ("task", "outputs")
 
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune score task=... [style=...] outputs=FILE`; prints one `name value` line per count and metric."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(_help())
+    if wants_help(arguments):
+        print(usage("score", str(__doc__), KEYS, NEEDED))
         return 0
-    given = _parse(arguments)
+    given = key_values("score", arguments, KEYS, NEEDED)
     from proxytune.tasks.outputs import score_outputs
 
     result = score_outputs(given["task"], given.get("style"), given["outputs"])
@@ -30,16 +30,3 @@ def main(arguments: Sequence[str]) -> int:
     for name, value in result.items():
         print(f"{name:<{width}}  {value}")
     return 0
-
-
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    given = once(arguments, KEYS, "score")
-    for key in ("task", "outputs"):
-        if key not in given:
-            raise UserError(f"{key}=... is missing: {KEYS[key]}")
-    return given
-
-
-def _help() -> str:
-    listing = "\n".join(f"  {key:<8} {meaning}" for key, meaning in KEYS.items())
-    return f"usage: proxytune score task=TASK [style=STYLE] outputs=FILE\n\n{__doc__}\n\n{listing}"

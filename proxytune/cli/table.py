@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
-from proxytune.cli.arguments import pairs
+from proxytune.cli.arguments import key_values, usage, wants_help
 from proxytune.errors import UserError
 
 KEYS = {
@@ -23,13 +20,14 @@ KEYS = {
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune table paper=...|layout=... [runs=[...]] ...`; raises UserError for the user's mistakes."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(_help())
+    if wants_help(arguments):
+        print(usage("table", str(__doc__), KEYS))
         return 0
-    given = _parse(arguments)
+    given = key_values("table", arguments, KEYS)
+    _check_together(given)
     from proxytune.reporting.papers import own_table, paper_tables, render
 
-    runs = _runs(given.get("runs", []))
+    runs = _runs(given.get("runs", "[]"))
     if "layout" in given:
         tables = [own_table(given["layout"], runs)]
     else:
@@ -38,29 +36,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parse(arguments: Sequence[str]) -> dict[str, Any]:
-    list(pairs(arguments, KEYS, "table"))  # only checked: OmegaConf gives the values their types
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise UserError(f"cannot read the arguments: {str(error).splitlines()[0]}") from error
-    assert isinstance(given, dict)
+def _check_together(given: Mapping[str, str]) -> None:
     if "paper" not in given and "layout" not in given:
         raise UserError(f"paper=... is missing: {KEYS['paper']}; or layout=...: {KEYS['layout']}")
     for key in {"paper", "table"} & given.keys() if "layout" in given else ():
         raise UserError(f"{key}=... has no effect with layout=...: leave one of them out")
-    return {str(key): value for key, value in given.items()}
 
 
-def _runs(given: Any) -> list[str]:
+def _runs(text: str) -> list[str]:
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot read the arguments: runs={text} is not a list [FOLDER,...]") from error
     runs = [given] if isinstance(given, str) else given
     if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):
-        raise UserError(f"runs={given} is not allowed: it is a list of run folders or results.json files")
+        raise UserError(f"runs={text} is not allowed: it is a list of run folders or results.json files")
     return runs
-
-
-def _help() -> str:
-    listing = "\n".join(f"  {key:<7} {meaning}" for key, meaning in KEYS.items())
-    usage = """usage: proxytune table paper=PAPER [table=TABLE] [runs=[FOLDER,...]] [format=FORMAT]
-       proxytune table layout=PAPER runs=[FOLDER,...] [format=FORMAT]"""
-    return f"{usage}\n\n{__doc__}\n\n{listing}"
