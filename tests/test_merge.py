@@ -117,9 +117,9 @@ def test_the_command_writes_a_folder_that_is_one_expert(small, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("wide", r"expert 'wide' is no tuned antiexpert: its '.*' has the shape \[.*\], the antiexpert's \[.*\]"),
-        ("deep", r"expert 'deep' is no tuned antiexpert: only one of the two has the tensor 'model\.layers\.2\."),
-        ("gpt2", "expert 'gpt2' is no tuned antiexpert: only one of the two has the tensor"),
+        ("wide", r"expert 'wide' is not a tuned antiexpert: its '.*' has the shape \[.*\], the antiexpert's \[.*\]"),
+        ("deep", r"expert 'deep' is not a tuned antiexpert: only one of the two has the tensor 'model\.layers\.2\."),
+        ("gpt2", "expert 'gpt2' is not a tuned antiexpert: only one of the two has the tensor"),
         ("longer", "<new>"),
     ],
 )

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from proxytune.folders import config_dir
 from proxytune.models import FamilySpec, Source, load
 from proxytune.models.loading import memory
 from proxytune.training import Tuning, sft, trainer, tune
-from proxytune.training.sft import encode
+from proxytune.training.examples import StepSampler, encode
 
 EXAMPLES = [("the cat sat", " on the mat"), ("a dog ran", " to a tree and the cat"), ("the tree", " sat")]
 
@@ -88,7 +89,7 @@ def test_a_step_has_random_examples_the_longest_first():
     lengths = [int(n) for n in torch.randint(1, 50, (23,), generator=torch.Generator().manual_seed(0))]
     orders = []
     for epoch in (0, 1):
-        sampler = trainer.StepSampler(lengths, 5, 4, seed=3, epochs_done=lambda done=epoch: done + 0.3)
+        sampler = StepSampler(lengths, 5, 4, seed=3, epochs_done=lambda done=epoch: done + 0.3)
         order = list(sampler)
         assert len(sampler) == len(order) == 24, "not whole passes"
         assert order.pop() == 23, "no filler"
@@ -144,7 +145,7 @@ def test_packing_is_checked_as_it_is_trained(small, tmp_path):
         return forward(*args, **kwargs)
 
     model.forward = in_16_bits
-    sft._trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, Tuning(bf16=True, packing=True))
+    trainer.make_trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, Tuning(bf16=True, packing=True))
     assert asked == [True, True]
 
 
@@ -188,7 +189,7 @@ def test_the_recipes_of_the_papers_reach_the_trainer(small, name, expected, tmp_
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         tuning = instantiate(compose("train", overrides=["models=local", "task=gsm8k", f"training={name}"]).training)
     model, tokenizer = small
-    made = sft._trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, tuning)
+    made = trainer.make_trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, tuning)
     arguments = made.args
     expected = expected | {"weight_decay": 0.0, "warmup_steps": 0.04, "max_steps": -1}
     lora = expected.pop("lora", None)
@@ -210,7 +211,7 @@ def test_the_learning_rate_rises_and_falls(small, tmp_path):
     how = Tuning(
         max_steps=10, batch=1, device_batch=1, warmup_ratio=0.4, learning_rate=0.1, gradient_checkpointing=True
     )
-    made = sft._trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, how)
+    made = trainer.make_trainer(model, tokenizer, encode(tokenizer, EXAMPLES, 100), tmp_path, how)
     made.train()
     assert made.model.get_base_model().is_gradient_checkpointing
     rates = [row["learning_rate"] for row in made.state.log_history if "learning_rate" in row]
@@ -441,7 +442,7 @@ def test_out_of_memory_says_what_helps(command, monkeypatch, capsys):
         patch.setattr(trainer, "plain_log_probs", fail)
         patch.setattr(trainer, "fused_log_probs", fail)
         assert main(command) == 1
-    assert "experts gsm8k: out of memory with training.device_batch=2; the same command goes on with a smaller" in (
+    assert "experts gsm8k: out of memory with training.device_batch=2; re-run the same command with a smaller" in (
         capsys.readouterr().err
     )
     assert main([*command, "training.device_batch=1", "training.gradient_checkpointing=true"]) == 0
@@ -582,10 +583,11 @@ def test_two_processes_end_where_one_does(command, tmp_path):
     assert any((states[0][name] - weight).abs().max() > 1e-3 for name, weight in start.items())
 
 
-def test_without_a_terminal_progress_is_a_line_a_minute(small, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(trainer, "MINUTE", 1e-9)
+def test_every_step_is_reported_with_its_loss(small, tmp_path, monkeypatch):
+    reports = []
+    monkeypatch.setattr(sft, "progress_bars", lambda show: nullcontext(lambda *report: reports.append(report)))
     model, tokenizer = small
-    with caplog.at_level("INFO", "proxytune.training.trainer"):
-        tune(model, tokenizer, EXAMPLES, tmp_path / "out", Tuning(method="full", max_steps=3, batch=3, device_batch=3))
-    said = [message for message in caplog.messages if message.startswith("step ")]
-    assert [message.split(":")[0] for message in said] == ["step 1 of 3", "step 2 of 3", "step 3 of 3"]
+    how = Tuning(method="full", max_steps=3, batch=3, device_batch=3)
+    card = tune(model, tokenizer, EXAMPLES, tmp_path / "gsm8k", how)
+    assert [report[:3] for report in reports] == [("gsm8k", 1, 3), ("gsm8k", 2, 3), ("gsm8k", 3, 3)]
+    assert reports[-1][3] == f"loss {card['final_loss']:.3f}"

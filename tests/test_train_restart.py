@@ -217,7 +217,7 @@ def test_what_a_kill_after_the_last_file_left_goes(tmp_path):
     [
         (OSError(28, "No space left on device"), "make room"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), "make room"),
-        (PermissionError(13, "Permission denied"), "mend its permissions"),
+        (PermissionError(13, "Permission denied"), "fix its permissions"),
     ],
 )
 def test_what_cannot_be_written_is_said(tmp_path, error, says):

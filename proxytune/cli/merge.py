@@ -39,7 +39,7 @@ def check(config: DictConfig) -> MergeConfig:
     """The settings; raises UserError for what is wrong by itself."""
     from proxytune.training.merging import check_merge
 
-    settings = _settings(config)
+    settings = validation.check(MergeConfig, build.resolved(config, MergeConfig.model_fields, _merged))
     known = list(config.models.get("experts") or []) if build.describes_members(config) else settings.experts
     check_merge(settings.method, settings.scale, settings.experts, known)
     build.check_targets(settings.models, "models")
@@ -63,11 +63,6 @@ def work(config: DictConfig, output_dir: Path) -> None:
     print(f"{settings.method} of {', '.join(settings.experts)}, scale {settings.scale}: {output_dir}")
     added = f"++models.experts.{settings.method}.path=trained:{card['recipe']}"
     print("for proxytune run:", *build.beside(config, family), added)
-
-
-def _settings(config: DictConfig) -> MergeConfig:
-    values = build.resolved(config, MergeConfig.model_fields, _merged)
-    return validation.check(MergeConfig, values)
 
 
 def _merged(config: DictConfig) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from proxytune.errors import UserError
 from proxytune.folders import cache_root
 from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
-from proxytune.miniature.training import BUILDS, Examples
+from proxytune.miniature.training import BUILDS
 from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
+from proxytune.training.recipe import Examples
 
 HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "training")
 """The modules of this room on which the built files depend."""

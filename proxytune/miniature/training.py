@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, Task
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training.loop import EncodedExample, Optimization, Progress, finetune, pretrain
+from proxytune.training.recipe import Examples
 
-Examples = Sequence[tuple[str, str]]
-"""Prompts and answers."""
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
 """A model, its tokenizer, the loss of each step."""
 

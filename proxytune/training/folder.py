@@ -1,8 +1,8 @@
-"""The folder of a training or a merge, finished or not, which may be killed at any moment and started again.
+"""The folder of a training or a merge, finished or not. A process may be killed at any moment and re-run.
 
 <folder>/unfinished/recipe.json         what is being trained, or merged
 <folder>/unfinished/lock                held by the process that does it
-<folder>/unfinished/checkpoint-<step>/  complete as soon as it has its name: it is drafted in unfinished/draft
+<folder>/unfinished/checkpoint-<step>/  complete as soon as it has its name: it is written in unfinished/draft
 <folder>/*                              the model; recipe.json comes last and says that all is there
 """
 
@@ -54,15 +54,15 @@ def finished(folder: Path, work: Work) -> dict[str, Any] | None:
     """
     for file in (folder / RECIPE, folder / UNFINISHED / RECIPE):
         if file.is_file():
-            found = _read(file, work.facts)
-            if said := work.differences(found):
+            facts = _read(file, work.facts)
+            if differences := work.differences(facts):
                 raise UserError(
-                    f"{folder} holds another {work.kind}: {'; '.join(said)}. Give another output=, or remove it"
+                    f"{folder} holds another {work.kind}: {'; '.join(differences)}. Give another output=, or remove it"
                 )
             if file.parent != folder:
                 return None
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)  # left by a kill after the last file
-            return found
+            return facts
     if folder.is_dir() and {path.name for path in folder.iterdir()} - OTHERS - {UNFINISHED}:
         raise UserError(f"{folder} is not empty and holds no {work.kind}: give another output=")
     return None
@@ -91,7 +91,7 @@ def begin(folder: Path, work: Work) -> Path | None:
 
 
 def keep(draft: Path, folder: Path) -> None:
-    """Makes a drafted checkpoint the one that `folder` keeps."""
+    """Makes the checkpoint in `draft` the one that `folder` keeps."""
     _remove_pickles(draft)
     for file in draft.rglob("*"):
         if file.is_file():
@@ -104,7 +104,7 @@ def keep(draft: Path, folder: Path) -> None:
 
 
 def finish(folder: Path, draft: Path, card: Mapping[str, Any], text: str) -> None:
-    """Puts the drafted model, its README and its recipe.json into `folder`; the checkpoints go."""
+    """Puts the model in `draft`, its README and its recipe.json into `folder` and removes the checkpoints."""
     _remove_pickles(draft)
     (draft / "README.md").write_text(text, encoding="utf-8")
     for file in sorted(draft.iterdir()):
@@ -116,7 +116,7 @@ def finish(folder: Path, draft: Path, card: Mapping[str, Any], text: str) -> Non
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns what torch, safetensors and the system say of a file that cannot be written into one line."""
+    """Turns errors of torch, safetensors and the system about a file that cannot be written into one line."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -126,9 +126,9 @@ def writing(folder: Path) -> Iterator[None]:
         last = get_last_checkpoint(folder / UNFINISHED) if (folder / UNFINISHED).is_dir() else None
         kept = f"{Path(last).name} is intact" if last else "there is no checkpoint yet"
         reason = " ".join(str(error).splitlines()[:1])
-        advice = "mend its permissions" if isinstance(error, PermissionError) else "make room"
+        advice = "fix its permissions" if isinstance(error, PermissionError) else "make room"
         raise UserError(
-            f"cannot write into {folder} ({reason}); {kept}: {advice}, and the same command goes on from there"
+            f"cannot write into {folder} ({reason}); {kept}: {advice}, then re-run the same command to resume"
         ) from error
 
 
@@ -145,9 +145,9 @@ def _to_disk(file: Path) -> None:
 def _read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     """What a recipe.json says; raises UserError if it is damaged or lacks one of `keys`."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if found.keys() >= set(keys):
-            return found
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if facts.keys() >= set(keys):
+            return facts
     except (ValueError, AttributeError):
         pass
     raise UserError(f"{file} is damaged, or that of something else: give another output=, or remove {file.parent}")

@@ -56,7 +56,7 @@ def merge(
     it.
 
     Adapters are merged into their module first. The model has the number type in which the antiexpert is loaded.
-    What was merged already is not merged again.
+    A merge that is finished is not done again.
     Raises UserError as `check_merge` does, if the members differ in vocabulary or in the shape of a tensor, and if
     `folder` holds anything else.
     """
@@ -129,11 +129,11 @@ def _add_change(
 ) -> None:
     tuned = dict(expert.named_parameters())
     if lacking := sorted(start.keys() ^ tuned.keys()):
-        raise UserError(f"expert {name!r} is no tuned antiexpert: only one of the two has the tensor {lacking[0]!r}")
+        raise UserError(f"expert {name!r} is not a tuned antiexpert: only one of the two has the tensor {lacking[0]!r}")
     for key, weight in start.items():
         if tuned[key].shape != weight.shape:
             shapes = f"{list(tuned[key].shape)}, the antiexpert's {list(weight.shape)}"
-            raise UserError(f"expert {name!r} is no tuned antiexpert: its {key!r} has the shape {shapes}")
+            raise UserError(f"expert {name!r} is not a tuned antiexpert: its {key!r} has the shape {shapes}")
         total[key] += tuned[key] - weight
 
 

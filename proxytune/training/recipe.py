@@ -15,6 +15,10 @@ from proxytune.errors import UserError
 from proxytune.validation import Count, Positive, Weight, strict_dataclass
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Examples = Sequence[tuple[str, str]]
+"""Prompts and answers."""
+STARTS = {"experts": "antiexpert", "tuned": "base"}
+"""Kind of model that is trained -> the member of the family that it starts from."""
 
 
 @strict_dataclass("training")
@@ -96,8 +100,7 @@ class Recipe:
     CPU with the same bytes."""
 
     tuning: Tuning
-    examples: Sequence[tuple[str, str]] = field(repr=False)
-    """(prompt, answer)."""
+    examples: Examples = field(repr=False)
     kind: ClassVar = "training"
     start: str = ""
     """The identity of the model to start from (`proxytune.models.loading.identity.identity`); empty: not known."""

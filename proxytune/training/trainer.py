@@ -11,49 +11,29 @@ import ctypes
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel as unwrap_model
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+from peft import LoraConfig
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Sampler
-from transformers import TrainerCallback
-from trl import SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
-from proxytune.compat.trl import SFTCollator, fused_log_probs
+from proxytune.compat.transformers import is_spread
+from proxytune.compat.trl import fused_log_probs
+from proxytune.console import Report
+from proxytune.errors import UserError
 from proxytune.training import folder as files
+from proxytune.training.examples import FILLER, StepSampler, WeightedCollator
+from proxytune.training.recipe import Tuning
 
 log = logging.getLogger(__name__)
 
-MINUTE = 60.0
-
-
-FILLER = {"input_ids": [0], "labels": [-100], "weights": [0.0]}
-"""A row that teaches nothing: an epoch's last step is filled up with it, so that all devices have as many rows."""
-
-
-class WeightedCollator(SFTCollator):
-    """Right-padded `input_ids`, `labels`, `attention_mask` and `weights`, each [B, T]; padding weighs nothing.
-
-    With `padding_free` all examples stand in one row, [1, sum of T], and `position_ids` tell them apart. `tokens` is
-    the number of tokens in the examples, fillers left out.
-    """
-
-    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super().torch_call(examples)
-        rows = [torch.tensor(example["weights"]) for example in examples]
-        if self.padding_free:
-            weights = torch.cat(rows)[None]
-            weights[batch["position_ids"] == 0] = 0.0  # nothing before it in its example tells of the first token
-        else:
-            weights = pad_sequence(rows, batch_first=True)
-        tokens = torch.tensor(sum(len(row) for row in rows if row.any()))
-        return batch | {"weights": weights, "tokens": tokens}
+LORA_TARGETS = "all-linear"
 
 
 def plain_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
@@ -75,34 +55,7 @@ def plain_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return torch.zeros(labels.shape, device=labels.device).masked_scatter(labelled, -losses)
 
 
-class StepSampler(Sampler[int]):
-    """All examples in random order; of each `batch` of them, which make an optimiser step, the longest come first.
-
-    A step is what it was, for its loss does not depend on what it is divided into; its forward passes pad less. After
-    the last example comes the index behind it until there are whole passes for all devices: accelerate would repeat
-    examples there.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int], batch: int, passes: int, seed: int, epochs_done: Callable[[], float]
-    ) -> None:
-        """`passes`: examples in one forward pass of all devices together."""
-        # Asked for, because nobody tells the sampler of a training that goes on in several processes.
-        self.lengths, self.batch, self.seed, self.epochs_done = lengths, batch, seed, epochs_done
-        self.fillers = -len(lengths) % passes
-
-    def __len__(self) -> int:
-        return len(self.lengths) + self.fillers
-
-    def __iter__(self) -> Iterator[int]:
-        random = torch.Generator().manual_seed(self.seed + int(self.epochs_done()))
-        order = torch.randperm(len(self.lengths), generator=random).tolist()
-        for start in range(0, len(order), self.batch):
-            yield from sorted(order[start : start + self.batch], key=lambda i: -self.lengths[i])
-        yield from [len(order)] * self.fillers
-
-
-class MemoryGivenBack(TrainerCallback):
+class ReturnFreedMemory(TrainerCallback):
     """After each forward and backward pass, gives back to Linux what glibc keeps of freed tensors: their sizes differ
     from pass to pass, and what it keeps grows to many times what is needed."""
 
@@ -126,9 +79,10 @@ class WeightedTrainer(SFTTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.args.device.type == "cpu":
-            self.add_callback(MemoryGivenBack)
+            self.add_callback(ReturnFreedMemory)
         self.folder = Path(str(self.args.output_dir))
-        self._began = self._said = time.perf_counter()
+        self.report: Report = lambda *_: None
+        self._began = time.perf_counter()
         self._tokens = 0
         self._earlier: dict[str, Any] | None = None
 
@@ -166,18 +120,8 @@ class WeightedTrainer(SFTTrainer):
         logs["seconds"] = self._earlier["seconds"] + time.perf_counter() - self._began
         logs["tokens"] = self._earlier["tokens"] + self._tokens
         super().log(logs, start_time)
-        if self.args.disable_tqdm and "loss" in logs:
-            self._say(logs["loss"])
-
-    def _say(self, loss: float) -> None:
-        """A line in the log every minute, for where there is no bar; the time left is at the pace so far."""
-        now, done, steps = time.perf_counter(), self.state.global_step, self.state.max_steps
-        if now - self._said < MINUTE:
-            return
-        assert self._earlier is not None
-        pace = (now - self._began) / (done - self._earlier["step"])
-        log.info("step %d of %d: loss %.3f, about %.0f min left", done, steps, loss, pace * (steps - done) / MINUTE)
-        self._said = now
+        if "loss" in logs:
+            self.report(self.folder.name, self.state.global_step, self.state.max_steps, f"loss {logs['loss']:.3f}")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is written at the end, by `tune`."""
@@ -194,3 +138,87 @@ class WeightedTrainer(SFTTrainer):
             if self.args.should_save:
                 files.keep(draft, self.folder)
         self.accelerator.wait_for_everyone()
+
+
+def make_trainer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, folder: Path, tuning: Tuning
+) -> WeightedTrainer:
+    """A trainer of `model` on encoded examples (`proxytune.training.examples.encode`), which writes into `folder`.
+
+    Raises UserError: several GPUs for one process, a batch that cannot be divided among the devices, a model that
+    cannot read packed examples.
+    """
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    arguments = _arguments(tuning, folder)
+    if arguments.n_gpu > 1 and not is_spread(model):
+        raise UserError(
+            f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
+            f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"
+        )
+    adapter = LoraConfig(
+        r=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
+    trainer = WeightedTrainer(
+        model=model,
+        args=arguments,
+        data_collator=WeightedCollator(tokenizer.pad_token_id, padding_free=tuning.packing),
+        train_dataset=concatenate_datasets([dataset, Dataset.from_list([FILLER])]),
+        processing_class=tokenizer,
+        peft_config=adapter if tuning.method == "lora" else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if tuning.packing and not trainer.is_fsdp_enabled:  # whose weights are put in their places later
+        with torch.autocast(arguments.device.type, torch.bfloat16, enabled=tuning.bf16):
+            _check_packing(model.eval())
+    return trainer
+
+
+def _check_packing(model: PreTrainedModel) -> None:
+    """Raises UserError if what `model` says of an example depends on the one that is packed before it."""
+    ids = list(range(8))
+    first, other, last = (
+        {"input_ids": tokens, "labels": 8 * [-100], "weights": 8 * [0.0]} for tokens in (ids, ids[::-1], ids)
+    )
+    found = []
+    with torch.no_grad():
+        for before in (first, other):
+            batch = WeightedCollator(0, padding_free=True)([before, last])
+            inputs = {name: batch[name].to(model.device) for name in ("input_ids", "position_ids")}
+            found.append(model(**inputs, use_cache=False).logits[0, 8:].float())
+    # Experts of a mixture may be called with other numbers of tokens: equal but for rounding.
+    if (found[0] - found[1]).abs().max() > 0.02 * found[0].abs().max():
+        raise UserError("training.packing=true: the attention of this model mixes packed examples; set it to false")
+
+
+def _arguments(tuning: Tuning, folder: Path) -> SFTConfig:
+    if tuning.epochs is not None and tuning.max_steps is not None:
+        log.info("training.max_steps=%d decides: training.epochs has no effect", tuning.max_steps)
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=tuning.epochs or 1,  # has no effect beside max_steps
+        max_steps=-1 if tuning.max_steps is None else tuning.max_steps,
+        per_device_train_batch_size=tuning.device_batch,
+        learning_rate=tuning.learning_rate,
+        weight_decay=tuning.weight_decay,
+        warmup_steps=tuning.warmup_ratio,
+        lr_scheduler_type="linear",
+        max_length=tuning.max_length,
+        bf16=tuning.bf16,
+        use_cpu=not torch.cuda.is_available(),  # without it, bf16 is refused there
+        gradient_checkpointing=tuning.gradient_checkpointing,
+        seed=tuning.seed,
+        logging_steps=1,
+        save_strategy="no" if tuning.checkpoint_steps is None else "steps",
+        save_steps=tuning.checkpoint_steps or 1,
+        report_to="none",
+        disable_tqdm=True,  # `report` shows how far it is
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+    )
+    arguments.gradient_accumulation_steps = tuning.accumulation(arguments.world_size)
+    return arguments
