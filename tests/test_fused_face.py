@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 
 from proxytune import FusedCausalLM, MatchKL, Static
 from proxytune.errors import UserError
+from proxytune.fusion.contrastive import Contrastive
 from proxytune.fusion.rule import Fused
 from proxytune.miniature.untrained import make_tokenizer
 from proxytune.models import ADAPTERS_OFF, Ensemble, FamilySpec, Member, Source, load
@@ -79,11 +80,11 @@ def test_voices_that_are_equal_run_once(family, monkeypatch):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        (lambda f: {"base": f["base"].model, "rule": Static(1.0)}, "pass tokenizer="),
-        (lambda f: {"base": f["base"], "experts": f["expert:math"], "tokenizer": f.tokenizer}, "belong together"),
+        (lambda f: {"base": f["base"].model}, "pass tokenizer="),
+        (lambda f: {"base": f["base"], "experts": f["expert:math"], "rule": Static()}, "antiexpert is missing"),
         (
-            lambda f: {"base": f["base"], "experts": {}, "antiexpert": f["antiexpert"], "tokenizer": f.tokenizer},
-            "experts is empty",
+            lambda f: {"base": f["base"], "experts": {}, "antiexpert": f["antiexpert"], "rule": Static()},
+            "has 0 experts, but its rule takes base, experts, antiexpert",
         ),
         (
             lambda f: {
@@ -92,9 +93,14 @@ def test_voices_that_are_equal_run_once(family, monkeypatch):
                 "antiexpert": f["antiexpert"],
                 "tokenizer": f.tokenizer,
             },
-            "experts need a rule",
+            "has 1 experts, but one model alone takes none",
         ),
-        (lambda f: {"base": f["base"], "rule": Static(1.0), "tokenizer": f.tokenizer}, "a rule needs experts"),
+        (lambda f: {"base": f["base"], "rule": Static(1.0), "tokenizer": f.tokenizer}, "has 0 experts"),
+        (
+            lambda f: {"base": f["base"], "antiexpert": f["antiexpert"]},
+            "antiexpert has no effect: the base alone takes",
+        ),
+        (lambda f: {"base": f["base"], "rule": Contrastive()}, "antiexpert is missing: Contrastive takes base, antiex"),
         (lambda f: {"base": "/no/such/model"}, "base: no such folder: '/no/such/model'"),
         (lambda f: {"base": f["base"], "tokenizer": tiny_tokenizer(["<new>"])}, "its family has"),
         (lambda f: {"base": tiny_llama(50, seed=1), "tokenizer": f.tokenizer}, "the model's head has 50 rows"),
@@ -116,8 +122,8 @@ class Bare:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("proxy", "rule='proxy' is no rule: give an object with fuse(), as MatchKL() or Static(1.0)."),
-        (MatchKL, "match_kl.MatchKL'> is no rule: give an object"),
+        ("proxy", "rule: 'proxy' is not a rule: give an object with fuse(), such as MatchKL() or Static(1.0)"),
+        (MatchKL, "match_kl.MatchKL'> is not a rule: give an object"),
         (Bare(), "rule: Bare.fuse returned Tensor[3, 1000], but a rule returns Fused("),
         (Static((1.0, 2.0, 3.0)), "rule: Static.weights has 3 numbers for 2 experts"),
     ],
@@ -164,12 +170,32 @@ def test_a_saved_model_reads_back_the_same(family, rule, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path / "fused"),
     ):
         assert isinstance(again, FusedCausalLM)
-        assert again.rule == rule and again.roles == model.roles
+        assert again.arm == model.arm and again.arm.roles == model.arm.roles
         assert again.generation_config.max_new_tokens == 7
         assert same(again, model)
     assert AutoTokenizer.from_pretrained(tmp_path / "fused").get_vocab() == family.tokenizer.get_vocab()
     assert AutoConfig.from_pretrained(tmp_path / "fused").vocab_size == family.vocab_size
     assert not list(tmp_path.rglob("*.bin")) and not list(tmp_path.rglob("*.pt"))
+
+
+def test_two_models_decode_contrastively_and_are_saved_without_experts(family, tmp_path):
+    """Li et al. 2023, token by token without a cache; the saved folder holds two members and the rule."""
+    rule = Contrastive(0.2)
+    model = FusedCausalLM.compose(
+        family["base"], antiexpert=family["antiexpert"], rule=rule, tokenizer=family.tokenizer
+    )
+    tokens = TOKENS[:1]
+    for _ in range(6):
+        logits = (family[role].model(tokens).logits[0, -1, : family.vocab_size] for role in ("base", "antiexpert"))
+        large, small = (one.log_softmax(-1) for one in logits)
+        score = torch.where(large.exp() >= 0.2 * large.exp().max(), large - small, -torch.inf)
+        tokens = torch.cat([tokens, score.argmax().view(1, 1)], dim=1)
+    assert torch.equal(model.generate(TOKENS[:1], max_new_tokens=6, eos_token_id=-1), tokens)
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["antiexpert", "base"]
+    again = FusedCausalLM.from_pretrained(tmp_path)
+    assert again.arm.rule == rule and again.arm.roles == ("base", "antiexpert")
+    assert same(again, model)
 
 
 def test_without_a_terminal_no_bars_of_transformers_are_shown(family_folders, tmp_path, capfd, monkeypatch):
@@ -187,7 +213,7 @@ def test_without_a_terminal_no_bars_of_transformers_are_shown(family_folders, tm
 
 def test_every_saved_member_is_an_ordinary_folder(fused, family, tmp_path):
     fused.save_pretrained(tmp_path)
-    for role in fused.roles:
+    for role in fused.arm.roles:
         folder = tmp_path / role.replace(":", "-")
         alone = AutoModelForCausalLM.from_pretrained(folder)
         assert torch.equal(alone(TOKENS).logits, family[role].model(TOKENS).logits)

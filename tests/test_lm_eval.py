@@ -138,14 +138,18 @@ def test_both_command_lines_agree(folders: dict[str, str], here: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"expert": "BASE"}, "give base, expert and antiexpert, or base alone"),
-        ({"alpha": 1}, "no effect on the base alone"),
+        ({"expert": "BASE"}, "rule=static takes base, expert, antiexpert, given: base, expert;"),
+        ({"alpha": 1}, "rule=static takes base, expert, antiexpert, given: base;"),
         ({"expert": "BASE", "antiexpert": "BASE", "rule": "statik"}, "Did you mean 'static'"),
         ({"expert": "BASE", "antiexpert": "BASE", "rule": "match_kl", "alpha": 1}, "alpha=1 has no effect with rule="),
         ({"expert": "BASE", "antiexpert": "BASE", "alfa": 1}, "Did you mean 'alpha'"),
         ({"expert": "BASE", "antiexpert": "BASE", "alpha": math.nan}, "finite number"),
         ({"base": "nowhere/at/all"}, "no such folder"),
-        ({"base": None}, "or pretrained, what FusedCausalLM saved"),
+        ({"base": None}, "takes base, given: none of them; a saved FusedCausalLM is pretrained=FOLDER"),
+        (
+            {"antiexpert": "BASE", "expert": "BASE", "rule": "contrastive"},
+            "rule=contrastive takes base, antiexpert, given:",
+        ),
         ({"pretrained": "BASE"}, "pretrained brings its own base"),
         ({"base": None, "pretrained": "BASE"}, "is not a saved FusedCausalLM"),
         ({"base": None, "pretrained": "BASE", "missing_tokens": "base_only"}, "brings its own base"),
@@ -170,7 +174,7 @@ def test_a_saved_family_as_one_member_is_told_apart(folders: dict[str, str], tmp
     with pytest.raises(UserError, match=r"base: .* is a saved FusedCausalLM, .* pretrained=") as raised:
         FusedLM(base=saved)
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="a rule needs experts"):
+    with pytest.raises(UserError, match="has 0 experts, but its rule takes base, experts, antiexpert"):
         FusedLM(pretrained=saved, alpha=1.0)
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from proxytune.fusion import RULES, Fused, MatchKL, Rule, Static
-from proxytune.fusion.rule import fuse, try_out
+from proxytune.fusion.arm import Arm
+from proxytune.fusion.rule import INPUTS, fuse, inputs_of, try_out
 
 V = 13
 RULE_OBJECTS = [
@@ -29,6 +30,10 @@ def some_logits(seed: int, *shape: int, scale: float = 3.0) -> torch.Tensor:
 def trio(seed: int, T: int, *shape: int, change: float = 2.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     base, antiexpert = some_logits(seed, *shape), some_logits(seed + 1, *shape)
     return base, antiexpert + some_logits(seed + 2, T, *shape, scale=change), antiexpert
+
+
+def named(seed: int, T: int, *shape: int) -> dict[str, torch.Tensor]:
+    return dict(zip(INPUTS, trio(seed, T, *shape), strict=True))
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -285,7 +290,7 @@ class Answers:
 )
 def test_an_answer_that_is_none_of_a_rule_is_refused(make, returned):
     with pytest.raises(ValueError) as caught:
-        fuse(Answers(make), *trio(18, 4, 2, 3))
+        fuse(Answers(make), **named(18, 4, 2, 3))
     wanted = "Fused(logits [..., V], weights [T, ...]), here Fused(Tensor[2, 3, 13], Tensor[4, 2, 3])"
     assert str(caught.value) == f"Answers.fuse returned {returned}, but a rule returns {wanted}"
     with pytest.raises(ValueError, match=r"Answers\.fuse returned"):
@@ -295,8 +300,8 @@ def test_an_answer_that_is_none_of_a_rule_is_refused(make, returned):
 @pytest.mark.parametrize("rule", RULE_OBJECTS, ids=repr)
 def test_a_rule_is_tried_out_for_a_number_of_experts(rule):
     try_out(rule, 2)
-    arguments = trio(19, 2, 3)
-    assert torch.equal(fuse(rule, *arguments).logits, rule.fuse(*arguments).logits)
+    logits = named(19, 2, 3)
+    assert torch.equal(fuse(rule, **logits).logits, rule.fuse(*logits.values()).logits)
     if isinstance(rule, Static) and isinstance(rule.weights, tuple):
         with pytest.raises(ValueError, match="has 2 numbers for 3 experts"):
             try_out(rule, 3)
@@ -314,3 +319,61 @@ def test_a_rule_that_refuses_few_tokens_is_not_refused():
         return Fused(b - b.topk(10).values[..., -1:], e[..., 0])
 
     try_out(Answers(ten_best), 1)
+
+
+def test_mistakes_in_a_rule_show_in_its_trial():
+    """What no logits can make right is raised at once; what depends on them is not."""
+
+    def misspelt(b, e, a):
+        return undefined_name  # noqa: F821
+
+    def divides(b, e, a):
+        return Fused(b, e[..., 0] * (1 / int(b.sum())))
+
+    with pytest.raises(NameError, match="undefined_name"):
+        try_out(Answers(misspelt), 1)
+    with pytest.raises(TypeError):
+        try_out(Answers(lambda b: b), 1)
+    try_out(Answers(divides), 1)
+
+
+class Contrast:
+    """A rule of a user's own without experts."""
+
+    inputs = ("base", "antiexpert")
+
+    def fuse(self, large, small):
+        return Fused(large - small, large.new_empty(0, *large.shape[:-1]))
+
+
+def test_a_rule_takes_the_inputs_that_it_names():
+    base, experts, antiexpert = trio(20, 2, 3)
+    assert inputs_of(Contrast()) == ("base", "antiexpert")
+    assert torch.equal(fuse(Contrast(), base=base, antiexpert=antiexpert).logits, base - antiexpert)
+    try_out(Contrast(), 0)
+    arm = Arm("contrast", "tuned:x", Contrast(), antiexpert="expert:a")
+    assert arm.roles == ("tuned:x", "expert:a")
+    fused = arm.answer({"tuned:x": base, "expert:a": antiexpert, "base": experts[0]})
+    assert torch.equal(fused.logits, base - antiexpert) and fused.weights.shape == (0, 3)
+
+
+@pytest.mark.parametrize("inputs", [("experts", "antiexpert"), ("base", "amateur"), ("base", "base"), ()])
+def test_inputs_that_do_not_exist_are_refused(inputs):
+    rule = Contrast()
+    rule.inputs = inputs
+    with pytest.raises(ValueError, match=r"^Contrast\.inputs=.* must be base and any of experts and antiexpert$"):
+        inputs_of(rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "experts", "says"),
+    [
+        (Static(), (), "has 0 experts, but its rule takes base, experts, antiexpert"),
+        (Contrast(), ("expert:a",), "has 1 experts, but its rule takes base, antiexpert"),
+        (None, ("expert:a",), "has 1 experts, but one model alone takes none"),
+        (Static, ("expert:a",), "is not a rule"),
+    ],
+)
+def test_an_arm_has_the_experts_that_its_rule_takes(rule, experts, says):
+    with pytest.raises(ValueError, match=says):
+        Arm("x", rule=rule, experts=experts)

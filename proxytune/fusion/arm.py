@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from proxytune.fusion.rule import Fused, Rule, fuse
+from proxytune.fusion.rule import Fused, Rule, fuse, inputs_of
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model alone (`rule` is None and `base` is its role), or a rule over base, experts and antiexpert.
+    """One model alone (`rule` is None and `base` is its role), or a rule over the roles that the rule takes.
 
     Roles are the keys of an `Ensemble`: "base", "antiexpert", "expert:<name>", "tuned:<name>".
     """
@@ -23,22 +23,32 @@ class Arm:
     rule: Rule | None = None
     experts: tuple[str, ...] = ()
     antiexpert: str = "antiexpert"
+    inputs: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """What the rule takes: "base", and maybe "experts" and "antiexpert"."""
+    roles: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The members that must run for this arm."""
 
     def __post_init__(self) -> None:
-        if (self.rule is None) != (not self.experts):
-            raise ValueError(f"arm {self.name!r}: a rule needs experts, and a model alone has none")
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The members that must run for this arm."""
-        return (self.base,) if self.rule is None else (self.base, *self.experts, self.antiexpert)
+        """Raises ValueError for something else than a rule, for a rule without the experts that it takes, and for
+        experts that nothing takes."""
+        inputs = ("base",) if self.rule is None else inputs_of(self.rule)
+        if ("experts" in inputs) != bool(self.experts):
+            what = "one model alone takes none" if self.rule is None else f"its rule takes {', '.join(inputs)}"
+            raise ValueError(f"arm {self.name!r} has {len(self.experts)} experts, but {what}")
+        roles = {"base": (self.base,), "experts": self.experts, "antiexpert": (self.antiexpert,)}
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "roles", tuple(role for name in inputs for role in roles[name]))
 
     def answer(self, logits: Mapping[str, Tensor]) -> Fused:
-        """Fused logits [..., V] and weights [T, ...] (T = 0 for a model alone) from `logits[role]`, each [..., V]."""
-        base = logits[self.base]
+        """Fused logits [..., V] and weights [T, ...] (T = 0 without experts) from `logits[role]`, each [..., V]."""
         if self.rule is None:
+            base = logits[self.base]
             return Fused(base.float(), base.new_empty((0, *base.shape[:-1]), dtype=torch.float32))
+        return fuse(self.rule, **{name: self._input(name, logits) for name in self.inputs})
+
+    def _input(self, name: str, logits: Mapping[str, Tensor]) -> Tensor:
+        if name != "experts":
+            return logits[self.base if name == "base" else self.antiexpert]
         first, *others = (logits[role] for role in self.experts)
         # Stacking copies; most arms have one expert.
-        experts = torch.stack([first, *others]) if others else first.unsqueeze(0)
-        return fuse(self.rule, base, experts, logits[self.antiexpert])
+        return torch.stack([first, *others]) if others else first.unsqueeze(0)

@@ -37,7 +37,8 @@ class Static:
         several = isinstance(weights, Sequence) and not isinstance(weights, str)
         numbers = list(weights) if several else [weights]
         if not numbers or not all(_finite(number) for number in numbers):
-            raise ValueError(f"Static.weights must be a finite number or a list of one per expert, got {weights!r}")
+            name = f"{type(self).__name__}.weights"
+            raise ValueError(f"{name} must be a finite number or a list of one per expert, got {weights!r}")
         object.__setattr__(self, "weights", tuple(map(float, numbers)) if several else float(weights))
 
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
@@ -58,8 +59,8 @@ class Static:
             return (self.weights,) * experts
         if len(self.weights) != experts:
             raise ValueError(
-                f"Static.weights has {len(self.weights)} numbers for {experts} experts: give one per expert, "
-                "or a single number for all"
+                f"{type(self).__name__}.weights has {len(self.weights)} numbers for {experts} experts: give one per "
+                "expert, or a single number for all"
             )
         return self.weights
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from proxytune.engines.requests import GenerateRequest
+from proxytune.fusion.plausible import nucleus
 
 
 class Noise:
@@ -42,14 +43,3 @@ def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
         scores = nucleus(logits[sampled] / temperature[:, None], top_p)
         tokens[sampled] = (scores + noises).argmax(dim=-1)
     return tokens
-
-
-def nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
-    """`logits` [n, V] with -inf outside the fewest likeliest tokens whose probability reaches `top_p` [n]."""
-    if bool((top_p >= 1).all()):
-        return logits
-    probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = probs.cumsum(dim=-1) - probs
-    outside = (before >= top_p[:, None]) & (top_p < 1)[:, None]
-    outside[:, 0] = False
-    return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)

@@ -20,6 +20,7 @@ from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.lm_eval.arm_model import ArmLM, ItemAnswer
 from proxytune.fusion import RULES, Rule, Static
 from proxytune.fusion.arm import Arm
+from proxytune.fusion.rule import inputs_of
 from proxytune.models import Ensemble, FamilySpec, FusedCausalLM, Source, load
 from proxytune.models.vocabulary import MissingTokens
 
@@ -57,10 +58,10 @@ class FusedLM(ArmLM):
             alpha: the weight of the rule "static"; None: 1, or the saved one.
             batch_size: requests worked on together; None and "auto": the engine's choice.
             dtype, device: of every member that does not say its own. A GPU that is not there is left out, as lm-eval
-                asks for one if it is not told otherwise.
+                names one unless it is told otherwise.
 
         Raises:
-            UserError: for anything in it that a user can mend.
+            UserError: for anything in it that a user can fix.
         """
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None
@@ -70,10 +71,10 @@ class FusedLM(ArmLM):
         if pretrained is None:
             ensemble, arm = _composed(given, asked, missing_tokens, {"dtype": dtype, "device_map": device})
         elif given or missing_tokens != "refuse":
-            raise UserError("model_args: pretrained brings its own base, expert, antiexpert and missing_tokens.")
+            raise UserError("model_args: pretrained brings its own base, expert, antiexpert and missing_tokens")
         else:
             saved = FusedCausalLM.from_pretrained(pretrained, rule=asked, dtype=dtype, device_map=device)
-            ensemble, arm = saved.ensemble, Arm("proxytune", rule=saved.rule, experts=saved.experts)
+            ensemble, arm = saved.ensemble, saved.arm
         size = None if batch_size in (None, "auto") else int(cast(Any, batch_size))
         engine = cast(Engine, HFEngine(ensemble, size))
         super().__init__(SharedAnswers(engine, [arm], AnswerStore(None), "proxytune"), arm)
@@ -94,19 +95,19 @@ def _composed(
     defaults: Mapping[str, Any],
 ) -> tuple[Ensemble, Arm]:
     """The models of `given` by role, loaded, and the arm over them."""
-    if "base" not in given or ("expert" in given) != ("antiexpert" in given):
+    if rule is None and len(given) > 1:
+        rule = Static(1.0)
+    takes = ["base"] if rule is None else [name.removesuffix("s") for name in inputs_of(rule)]
+    if given.keys() != set(takes):
+        what = "the base alone" if rule is None else f"rule={rule.id}"
         raise UserError(
-            "model_args: give base, expert and antiexpert, or base alone, or pretrained, what FusedCausalLM saved."
+            f"model_args: {what} takes {', '.join(takes)}, given: {', '.join(given) or 'none of them'}; a saved "
+            "FusedCausalLM is pretrained=FOLDER"
         )
     sources = {role: _source(source, role, defaults) for role, source in given.items()}
-    if "expert" not in sources:
-        if rule is not None:
-            raise UserError("model_args: a rule and its parameters have no effect on the base alone.")
-        return load(FamilySpec(sources["base"], missing_tokens=missing_tokens)), Arm("proxytune")
-    experts = {"expert": sources["expert"]}
-    family = FamilySpec(sources["base"], sources["antiexpert"], experts, missing_tokens=missing_tokens)
-    arm = Arm("proxytune", rule=Static(1.0) if rule is None else rule, experts=(EXPERT,))
-    return load(family), arm
+    experts = {"expert": sources["expert"]} if "expert" in sources else {}
+    family = FamilySpec(sources["base"], sources.get("antiexpert"), experts, missing_tokens=missing_tokens)
+    return load(family), Arm("proxytune", rule=rule, experts=(EXPERT,) if experts else ())
 
 
 def _source(source: str | Mapping[str, Any], role: str, defaults: Mapping[str, Any]) -> Source:
@@ -123,7 +124,7 @@ def _rule(name: str | None, alpha: float | None, parameters: dict[str, Any]) -> 
         raise unknown_name("rule in model_args", name, RULES)
     if alpha is not None:
         if name != "static":
-            raise UserError(f"model_args: alpha={alpha} has no effect with rule={name}; only with rule=static.")
+            raise UserError(f"model_args: alpha={alpha} has no effect with rule={name}; only with rule=static")
         parameters = {"weights": alpha} | parameters
     known = [f.name for f in fields(cast(Any, RULES[name]))]
     for key in parameters:

@@ -26,10 +26,11 @@ from transformers import (
 
 from proxytune.compat.transformers import is_spread, note_owner
 from proxytune.errors import UserError, unknown_name
-from proxytune.fusion.rule import Fused, Rule, fuse
+from proxytune.fusion.arm import Arm
+from proxytune.fusion.rule import Fused, Rule
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.hf.cache import FusedCache
-from proxytune.models.hf.compose import check_rule, gather
+from proxytune.models.hf.compose import by_role, expert_roles, gather, make_arm
 from proxytune.models.hf.config import FusedConfig, FusedOutput
 from proxytune.models.hf.inputs import check_dynamic, kept, left_padded, new_mask, own_prompt, refuse
 from proxytune.models.hf.saved import read, write
@@ -38,7 +39,7 @@ from proxytune.models.vocabulary import MissingTokens
 
 
 class FusedCausalLM(PreTrainedModel, GenerationMixin):
-    """base, experts and antiexpert read the same tokens; a rule fuses their logits; everything else is transformers.
+    """The models that a rule takes read the same tokens; the rule fuses their logits; the rest is transformers.
 
     Made by `compose`, `from_ensemble` or `from_pretrained`. It only decodes: gradients are off.
     """
@@ -46,26 +47,14 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     config_class = FusedConfig
     _supports_sdpa = True
 
-    def __init__(
-        self,
-        config: FusedConfig,
-        ensemble: Ensemble | None = None,
-        rule: Rule | None = None,
-        experts: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, config: FusedConfig, ensemble: Ensemble | None = None, arm: Arm | None = None) -> None:
         super().__init__(config)
-        if ensemble is None:
-            raise UserError("a FusedCausalLM has no weights of its own: use compose, from_ensemble or from_pretrained.")
-        if (rule is None) != (not experts):
-            raise UserError("a rule needs experts, and experts need a rule; the base alone has neither.")
-        if rule is not None:
-            check_rule(rule, len(experts))
+        if ensemble is None or arm is None:
+            raise UserError("a FusedCausalLM has no weights of its own: use compose, from_ensemble or from_pretrained")
         self.ensemble = ensemble
-        self.rule = rule
-        self.experts = tuple(experts)
-        self.roles = _roles(self.experts)
+        self.arm = arm
         # Registered so that parameters, devices and memory are seen; shared modules count once.
-        self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in self.roles))
+        self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in arm.roles))
         self.all_tied_weights_keys: dict[str, str] = {}
         self.generation_config = _generation_config(ensemble)
         self.eval()
@@ -85,28 +74,26 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         """From models, Members, or sources (a hub id, a folder, a `Source`), mixed as you like.
 
         `experts` is one of these, or a mapping of names to them. Models in memory need `tokenizer`, the base's.
-        Without experts it is the base alone. The rule is tried out before anything loads.
+        Give the models that the rule takes; without a rule it is the base alone. The rule is tried out before anything
+        loads.
         """
-        if rule is not None:
-            check_rule(rule, max(1, len(experts)) if isinstance(experts, Mapping) else 1)
-        ensemble = gather(base, experts, antiexpert, tokenizer, missing_tokens)
-        return cls.from_ensemble(ensemble, rule, _experts(ensemble))
+        parts = by_role(base, experts, antiexpert, rule)
+        return cls.from_ensemble(gather(parts, tokenizer, missing_tokens), rule)
 
     @classmethod
     def from_ensemble(
         cls, ensemble: Ensemble, rule: Rule | None = None, experts: Sequence[str] | None = None
     ) -> FusedCausalLM:
-        """Over members that are loaded already; `experts` are roles: all experts if None, and none without a rule."""
-        if experts is None:
-            experts = [] if rule is None else _experts(ensemble)
-        windows = [w for w in (ensemble[role].window for role in _roles(experts)) if w is not None]
+        """Over members that are loaded already; `experts` are roles; None: all, if the rule takes experts."""
+        arm = make_arm(rule, expert_roles(ensemble.members, rule) if experts is None else experts)
+        windows = [window for window in (ensemble[role].window for role in arm.roles) if window is not None]
         config = FusedConfig(
             vocab_size=ensemble.vocab_size,
             max_position_embeddings=min(windows, default=None),
             architectures=[cls.__name__],
             dtype=ensemble["base"].model.dtype,
         )
-        return cls(config, ensemble, rule, experts)
+        return cls(config, ensemble, arm)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -122,8 +109,8 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """One folder per member, the rule in config.json, the tokenizer beside it; see `saved.write`."""
-        members = Ensemble({role: self.ensemble[role] for role in self.roles}, self.tokenizer)
-        write(save_directory, members, self.rule, cast(FusedConfig, self.config), self.generation_config, **kwargs)
+        members = Ensemble({role: self.ensemble[role] for role in self.arm.roles}, self.tokenizer)
+        write(save_directory, members, self.arm.rule, cast(FusedConfig, self.config), self.generation_config, **kwargs)
 
     def alone(self, role: str) -> FusedCausalLM:
         """One member alone over the same vocabulary: an assistant_model for `generate`, say. Nothing is copied."""
@@ -142,7 +129,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
             raise UserError("prompts takes a list of texts, not one text.")
         shared: dict[str, Any] = left_padded(self.tokenizer, texts, self.device)
         own = {}
-        for role in self.roles:
+        for role in self.arm.roles:
             member = self.ensemble[role]
             if member.render is not None:
                 tokenizer = member.tokenizer or self.tokenizer
@@ -152,12 +139,12 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     def new_cache(self, rows: int, member_prompts: Mapping[str, Any] | None = None) -> FusedCache:
         """An empty cache for a batch of rows. `member_prompts` as in `forward`, for rows or a whole part of them."""
         own = {role: own_prompt(role, prompt, rows) for role, prompt in (member_prompts or {}).items()}
-        for role in own.keys() - set(self.roles):
-            raise unknown_name("role in member_prompts", role, self.roles)
-        for role in self.roles:
+        for role in own.keys() - set(self.arm.roles):
+            raise unknown_name("role in member_prompts", role, self.arm.roles)
+        for role in self.arm.roles:
             if self.ensemble[role].render is not None and role not in own:
                 raise UserError(f"{role} reads a prompt of its own: pass member_prompts, e.g. **model.prompts(texts).")
-        return FusedCache(self.ensemble, self.roles, rows, own)
+        return FusedCache(self.ensemble, self.arm.roles, rows, own)
 
     def forward(
         self,
@@ -195,14 +182,11 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         return output.to_tuple() if return_dict is False else output
 
     def _step(self, cache: FusedCache, tokens: Tensor, mask: Tensor, keep: int) -> Fused:
-        """Every distinct member runs once, the rule fuses: logits [B, K, V] and weights [T, B, K]."""
+        """Every distinct member runs once, the arm fuses: logits [B, K, V] and weights [T, B, K]."""
         read = self.ensemble.step(cache.next_inputs(tokens, mask, keep))
-        logits = cache.members.by_role(self.roles, read)
-        if self.rule is None:
-            return Fused(logits["base"].float(), logits["base"].new_empty(0, *logits["base"].shape[:-1]))
-        experts = torch.stack([logits[role] for role in self.experts])
-        fused = fuse(self.rule, logits["base"], experts, logits["antiexpert"])
-        cache.note(fused.weights)
+        fused = self.arm.answer(cache.members.by_role(self.arm.roles, read))
+        if self.arm.rule is not None:
+            cache.note(fused.weights)
         return fused
 
     def _cache(self, given: Any, rows: int, member_prompts: Mapping[str, Any] | None) -> FusedCache:
@@ -232,7 +216,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         """
         if not isinstance(model, FusedCausalLM):
             member = Member("base", model, self.config.vocab_size)
-        elif model.rule is None:
+        elif model.arm.rule is None:
             member = replace(model.ensemble["base"], render=None)
         else:
             return model
@@ -285,15 +269,6 @@ def _generation_config(ensemble: Ensemble) -> Any:
             setattr(config, name, getattr(ensemble.tokenizer, name))
     config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
     return config
-
-
-def _experts(ensemble: Ensemble) -> list[str]:
-    return [role for role in ensemble.members if role.startswith("expert:")]
-
-
-def _roles(experts: Sequence[str]) -> tuple[str, ...]:
-    """The members that run."""
-    return ("base", *experts, "antiexpert") if experts else ("base",)
 
 
 AutoConfig.register(FusedConfig.model_type, FusedConfig)

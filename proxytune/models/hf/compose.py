@@ -1,17 +1,18 @@
-"""From whatever the user has (models, members, sources) to an Ensemble."""
+"""From whatever the user has (models, members, sources, a rule) to an Ensemble and an Arm over it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
-from proxytune.fusion.rule import Rule, try_out
+from proxytune.fusion.arm import Arm
+from proxytune.fusion.rule import INPUTS, Rule, try_out
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import Source
 from proxytune.models.loading.checks import check_sources
@@ -24,15 +25,10 @@ from proxytune.models.vocabulary import MissingTokens, check_head, check_policy,
 
 @loading_bars()
 def gather(
-    base: Any,
-    experts: Any,
-    antiexpert: Any,
-    tokenizer: PreTrainedTokenizerBase | None,
-    policy: MissingTokens = "refuse",
+    parts: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, policy: MissingTokens = "refuse"
 ) -> Ensemble:
-    """The ensemble of what `FusedCausalLM.compose` was given; sources are checked and loaded, equal ones once."""
+    """The ensemble of models, members and sources by role; sources are checked and loaded, equal ones once."""
     check_policy(policy)
-    parts = _by_role(base, experts, antiexpert)
     sources = {
         r: Source.of(part, r) for r, part in parts.items() if not isinstance(part, Member | PreTrainedModel | PeftModel)
     }
@@ -48,28 +44,35 @@ def gather(
     return Ensemble({role: loaded.get(role) or given[role] for role in parts}, tokenizer)
 
 
-def check_rule(rule: object, experts: int) -> None:
-    """Raises UserError for what is no rule, and for one that can't be used with this number of experts."""
-    if isinstance(rule, type) or not hasattr(rule, "fuse"):
-        raise UserError(f"rule={rule!r} is no rule: give an object with fuse(), as MatchKL() or Static(1.0).")
+def by_role(base: Any, experts: Any, antiexpert: Any, rule: Rule | None) -> dict[str, Any]:
+    """The given parts by role. Raises UserError unless they are those that `rule` takes."""
+    named = experts if isinstance(experts, Mapping) else {"expert": experts} if experts is not None else {}
+    given = {"base": base, "antiexpert": antiexpert, **{f"expert:{name}": part for name, part in named.items()}}
+    parts = {role: part for role, part in given.items() if part is not None}
+    needed = make_arm(rule, [role for role in parts if role.startswith("expert:")]).roles
+    for role in given:
+        if (role in parts) != (role in needed):
+            takes = "the base alone takes" if rule is None else f"{type(rule).__name__} takes"
+            what = "has no effect" if role in parts else "is missing"
+            raise UserError(f"{role} {what}: {takes} {', '.join(needed)}")
+    return parts
+
+
+def make_arm(rule: Rule | None, experts: Sequence[str]) -> Arm:
+    """`rule` over `experts`. Raises UserError for what is not a rule, and for a rule that these do not suit."""
     try:
-        try_out(cast(Rule, rule), experts)
+        arm = Arm("fused", rule=rule, experts=tuple(experts))
+        if rule is not None:
+            try_out(rule, len(experts))
     except ValueError as error:
         raise UserError(f"rule: {error}") from error
+    return arm
 
 
-def _by_role(base: Any, experts: Any, antiexpert: Any) -> dict[str, Any]:
-    if (experts is None) != (antiexpert is None):
-        raise UserError(
-            "experts and antiexpert belong together: the antiexpert is the model the experts were tuned from."
-        )
-    parts = {"base": base}
-    if experts is not None:
-        named = experts if isinstance(experts, Mapping) else {"expert": experts}
-        if not named:
-            raise UserError("experts is empty: give at least one, or leave experts and antiexpert out.")
-        parts |= {"antiexpert": antiexpert, **{f"expert:{name}": part for name, part in named.items()}}
-    return parts
+def expert_roles(roles: Iterable[str], rule: Rule | None) -> list[str]:
+    """The experts among `roles`; none for a rule that takes none."""
+    takes = rule is not None and "experts" in getattr(rule, "inputs", INPUTS)
+    return [role for role in roles if takes and role.startswith("expert:")]
 
 
 def _member(role: str, part: Any, tokenizer: PreTrainedTokenizerBase) -> Member:

@@ -1,0 +1,74 @@
+"""Plausible tokens, and static weights among them alone: DExperts' filter. Shapes: V tokens, `...` any rows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from proxytune.fusion.rule import Fused
+from proxytune.fusion.static import Static
+
+
+@dataclass(frozen=True)
+class Plausible(Static):
+    """Static weights among the tokens that the base finds plausible; every other token gets -inf.
+
+    Liu et al. 2021 filter the base's distribution by top-p before they shift it; Li et al. 2023 keep the tokens with
+    p >= min_p * max p. A token must pass both filters. `min_p` 0 and `top_p` 1 keep all tokens: exactly `Static`.
+    Weight 0 is the base with its implausible tokens masked.
+
+    Masks and NaN as in `Static`. A scored continuation with an implausible token has log-probability -inf.
+    """
+
+    min_p: float = 0.0
+    """The least probability of a token, as a share of the largest one; 0 (keeps all) to 1 (the likeliest alone)."""
+    top_p: float = 0.9
+    """The fewest likeliest tokens whose probability reaches this are kept; above 0, 1 keeps all."""
+
+    id: ClassVar[str] = "plausible"
+    formula: ClassVar[str] = "base + sum_t w_t (expert_t - antiexpert) where p_base >= min_p max p_base and in top-p"
+    paper: ClassVar[str] = "Liu et al. 2021 (arXiv 2105.03023)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(self, "min_p", zero=True)
+        check_share(self, "top_p", zero=False)
+
+    def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
+        """Fused logits [..., V] and the weights [T, ...]; raises ValueError as `Static.fuse` does."""
+        fused = super().fuse(base, experts, antiexpert)
+        base = base.float()
+        masked = mask_rare(base, self.min_p).isneginf() | nucleus(base, self.top_p).isneginf()
+        return fused._replace(logits=fused.logits.masked_fill(masked, -torch.inf))
+
+
+def mask_rare(logits: Tensor, min_p: float) -> Tensor:
+    """`logits` [..., V] with -inf where p < min_p * max p. NaN keeps its row as it is."""
+    least = logits.amax(dim=-1, keepdim=True) + (math.log(min_p) if min_p > 0 else -torch.inf)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def nucleus(logits: Tensor, top_p: Tensor | float) -> Tensor:
+    """`logits` [..., V] with -inf outside the fewest likeliest tokens whose probability reaches `top_p` [...] or one
+    for all. Of equally likely tokens the smaller ids are kept."""
+    top_p = torch.as_tensor(top_p, dtype=logits.dtype, device=logits.device)
+    if bool((top_p >= 1).all()):
+        return logits
+    probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = probs.cumsum(dim=-1) - probs
+    outside = (before >= top_p[..., None]) & (top_p < 1)[..., None]
+    outside[..., 0] = False
+    return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+
+
+def check_share(rule: object, name: str, zero: bool) -> None:
+    """Raises ValueError unless the rule's parameter is a number from 0 to 1; `zero`: whether it may be 0."""
+    value = getattr(rule, name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1 or (value == 0 and not zero):
+        bounds = "from 0 to 1" if zero else "above 0 and at most 1"
+        raise ValueError(f"{type(rule).__name__}.{name} must be a number {bounds}, got {value!r}")
