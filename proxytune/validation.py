@@ -131,7 +131,8 @@ def _find(kind: Any, location: Iterable[int | str]) -> _Place:
         else:
             break
         path.append(name)
-    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    literals = (one for one in (kind, *get_args(kind)) if get_origin(one) is Literal)
+    choices = [str(choice) for literal in literals for choice in get_args(literal)]
     return _Place(path, fields, allowed, choices)
 
 

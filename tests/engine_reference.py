@@ -27,8 +27,10 @@ def fused_after(ensemble: Ensemble, arm: Arm, prompt: Prompt, answer: tuple[int,
     }
     if arm.rule is None:
         return Fused(logits[arm.base], torch.empty(0, len(answer) + 1))
-    experts = torch.stack([logits[role] for role in arm.experts])
-    return arm.rule.fuse(logits[arm.base], experts, logits[arm.antiexpert])
+    inputs = {"base": logits[arm.base], "antiexpert": logits.get(arm.antiexpert)}
+    if arm.experts:
+        inputs["experts"] = torch.stack([logits[role] for role in arm.experts])
+    return arm.rule.fuse(**{name: inputs[name] for name in getattr(arm.rule, "inputs", inputs)})
 
 
 def score(ensemble: Ensemble, arm: Arm, request: ScoreRequest) -> tuple[Tensor, list[bool], Tensor]:

@@ -141,7 +141,7 @@ VALUES = {
     "engine.batch_size=many": "it is an integer from 1",
     "allow_targets=mine": "it is a list of packages",
     "allow_targets=[os]": "name a package of your own",
-    "arms.proxy.experts=owm": "it is own (the expert that belongs to the task), all, or a list of expert names",
+    "arms.proxy.experts=owm": "it is own (the expert that belongs to the task), all, or a list of at least one expert",
     "+arms.a=base": "it is an arm",
     "+arms.a={rule: static}": "+fusion@arms.<arm>.rule=<file>",
     "+arms.base.except=[]": "it is a list of expert names",
@@ -196,7 +196,7 @@ ARMS = {
     ),
     "except without all": Bad([*GSM8K, "+arms.proxy.except=[gsm8k]"], ["arms.proxy.except", "experts=all"]),
     "except of all": Bad(
-        [*GSM8K, "+arms.all_joint.except=[gsm8k]", "only=[all_joint]"], ["arms.all_joint.experts", "at least one"]
+        [*GSM8K, "+arms.all_joint.except=[gsm8k]", "only=[all_joint]"], ["arms.all_joint.except", "at least one"]
     ),
     "number of weights": Bad(
         [*GSM8K, "arms.proxy.rule.weights=[0.5,1.5]"], ["arms.proxy.rule", "2 numbers for 1 experts", "one per expert"]

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from proxytune.cli import build, schema
+from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.folders import config_dir
 
 CONF = config_dir()
@@ -109,7 +110,7 @@ def test_the_keys_of_the_schema_are_those_of_the_configuration():
 
 
 def test_every_key_of_the_schema_says_what_it_may_be():
-    for model in (schema.RunConfig, schema.TaskConfig, schema.ArmConfig):
+    for model in (schema.RunConfig, schema.TaskConfig, ArmSpec):
         assert all(field.description for field in model.model_fields.values())
 
 

@@ -16,6 +16,8 @@ from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
+from proxytune.fusion.contrastive import Contrastive
+from proxytune.fusion.plausible import Plausible
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
 
@@ -28,6 +30,9 @@ ARMS = [
     Arm("half", rule=Static(0.5), experts=("expert:math",)),
     Arm("dynamic", rule=MatchKL(), experts=("expert:math",)),
     Arm("all", rule=MatchKL(solver="grid"), experts=BOTH),
+    Arm("own antiexpert", rule=Static(0.7), experts=("expert:math",), antiexpert="expert:trivia"),
+    Arm("filtered", rule=Plausible(1.0, min_p=0.02), experts=("expert:math",)),
+    Arm("contrast", rule=Contrastive(0.3)),
 ]
 PROMPTS = [(5, 9, 200, 31, 77, 8, 3), (101, 44), (250, 17, 17, 40), (5, 9, 200, 31, 77, 8, 3), (7,)]
 

@@ -19,9 +19,12 @@ from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.experiment import run
 from proxytune.experiment.answers import shared
+from proxytune.experiment.arm_spec import arm_specs
 from proxytune.experiment.arms import resolve
 from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
+from proxytune.fusion.contrastive import Contrastive
+from proxytune.fusion.plausible import Plausible
 from proxytune.models import FamilySpec, load
 from proxytune.record import read_record
 from proxytune.reporting import report
@@ -154,6 +157,10 @@ def go(spec, data_dir, tmp_path):
         return json.loads((options["output_dir"] / "results.json").read_text())
 
     return go
+
+
+def resolved(arms, *where):
+    return resolve(arm_specs(arms), *where)
 
 
 def _rows(folder: Path, task: str) -> list[dict]:
@@ -488,16 +495,47 @@ def test_what_a_rule_says_while_lm_eval_evaluates_is_seen(go, capfd, monkeypatch
         ({"arms": {"a": {"model": "bse"}}}, "Did you mean 'base'"),
         ({"arms": {"a": {"model": "expert:trivi"}}}, "Did you mean 'expert:trivia'"),
         ({"arms": {"a": {"model": "tuned:trivi"}}}, "Did you mean 'tuned:trivia'"),
-        ({"arms": {"a": {"modle": "base"}}}, "Did you mean 'model'"),
+        ({"arms": {"a": {"modle": "base"}}}, "unknown key 'arms.a.modle'. Did you mean 'arms.a.model'"),
         ({"arms": {"a": {"model": "base", "rule": Static()}}}, "either a model"),
         ({"arms": {"a": {"model": "base", "experts": "all"}}}, "no effect on a model alone"),
         ({"arms": {"a": {"rule": Static(), "experts": ["trivi"]}}}, "Did you mean 'trivia'"),
-        ({"arms": {"a": {"rule": Static(), "experts": "al"}}}, "Did you mean 'all'"),
+        (
+            {"arms": {"a": {"rule": Static(), "experts": "al"}}},
+            "; did you mean all",
+        ),
         ({"arms": {"a": {"rule": Static(), "experts": []}}}, "at least one expert"),
         ({"arms": {"a": {"rule": Bare(), "experts": "all"}}}, "arms.a.rule: Bare.fuse returned Tensor"),
         ({"arms": {"a": {"rule": Static(), "experts": "all", "except": ["mathe"]}}}, "Did you mean 'math'"),
-        ({"arms": {"a": {"rule": Static(), "experts": "all", "except": ["math", "trivia"]}}}, "at least one expert"),
+        (
+            {"arms": {"a": {"rule": Static(), "experts": "all", "except": ["math", "trivia"]}}},
+            "arms.a.except leaves no expert",
+        ),
         ({"arms": {"a": {"rule": Static(), "except": ["math"]}}}, "experts=all or model=each_expert only"),
+        ({"arms": {"a": {"model": "base", "antiexpert": "math"}}}, "arms.a.antiexpert: has no effect on a model alone"),
+        (
+            {"arms": {"a": {"rule": Static(), "antiexpert": "mathe"}}},
+            "model in arms.a.antiexpert 'mathe'. Did you mean 'math'",
+        ),
+        ({"arms": {"a": {"rule": Static(), "antiexpert": "base"}}}, "arms.a.antiexpert=base is not a small model"),
+        ({"arms": {"a": {"rule": Static(), "antiexpert": "tuned:math"}}}, "antiexpert=tuned:math is not a small model"),
+        (
+            {"arms": {"a": {"rule": Static(), "antiexpert": "expert"}}},
+            "antiexpert=expert:trivia is also one of its experts",
+        ),
+        (
+            {"arms": {"a": {"rule": Static(), "base": "tuned:maht"}}},
+            "model in arms.a.base 'tuned:maht'. Did you mean 'tuned:math'",
+        ),
+        (
+            {"arms": {"a": {"rule": Contrastive(), "experts": "own"}}},
+            "arms.a.experts has no effect: the rule takes base and antiexpert",
+        ),
+        ({"arms": {"a": {"rule": Static}}}, "is not allowed: it is a fusion rule"),
+        (
+            {"arms": {"a": {"rule": {"_target_": "proxytune.fusion.Static"}}}},
+            "arms.a.rule: {'_target_': 'proxytune.fusion.Static'} is not a rule",
+        ),
+        ({"arms": {"a": "base"}}, "arms.a='base' is not allowed: it is an arm: a mapping with a model, or with a rule"),
         ({"arms": {"x": {"model": "each_expert"}, "expert:math": {"model": "base"}}}, "two arms are called"),
         ({"data_dir": "nowhere"}, "no folder nowhere"),
         ({"num_fewshot": 2}, "num_fewshot=2"),
@@ -535,34 +573,78 @@ def test_an_output_folder_that_cannot_be_written_is_one_clear_line(go, tmp_path,
 def test_a_family_with_one_expert_and_one_tuned_model_needs_no_names(spec):
     family = FamilySpec(spec.base, spec.antiexpert, {"chat": spec.experts["math"]}, {"chat": spec.tuned["math"]})
     arms = {name: ARMS[name] for name in ("base", "expert", "tuned", "proxy")}
-    found = resolve(arms, family, "gsm8k", "gsm8k")
-    assert found.arms["expert"].base == "expert:chat"
-    assert found.arms["tuned"].base == "tuned:chat"
-    assert found.arms["proxy"].experts == ("expert:chat",)
-    assert resolve(arms, family, "arc_easy", None).references == {"base": "base", "expert": "expert", "tuned": "tuned"}
+    found = resolved(arms, family, "gsm8k", "gsm8k")
+    assert found.present["expert"].base == "expert:chat"
+    assert found.present["tuned"].base == "tuned:chat"
+    assert found.present["proxy"].experts == ("expert:chat",)
+    assert resolved(arms, family, "arc_easy", None).references == {"base": "base", "expert": "expert", "tuned": "tuned"}
 
 
 def test_a_task_that_belongs_to_none_of_several_experts_is_refused_where_an_arm_needs_its_own(spec):
     with pytest.raises(UserError, match=r"arms\.expert needs the expert of task 'mmlu'.*math, trivia"):
-        resolve(ARMS, spec, "mmlu", "mmlu")
-    found = resolve({name: ARMS[name] for name in ("base", "all")}, spec, "mmlu", "mmlu")
-    assert found.arms["all"].experts == ("expert:math", "expert:trivia")
+        resolved(ARMS, spec, "mmlu", "mmlu")
+    found = resolved({name: ARMS[name] for name in ("base", "all")}, spec, "mmlu", "mmlu")
+    assert found.present["all"].experts == ("expert:math", "expert:trivia")
     assert found.references == {"base": "base"}
+
+
+def test_an_arm_names_its_own_base_and_antiexpert(spec):
+    arms = {
+        "from trivia": {"rule": Static(), "experts": ["math"], "antiexpert": "trivia"},
+        "by role": {"rule": Static(), "experts": ["math"], "antiexpert": "expert:trivia"},
+        "own": {"rule": Static(), "experts": ["math"], "antiexpert": "expert"},
+        "tuned": {"rule": Static(), "base": "tuned"},
+        "contrast": {"rule": Contrastive(), "base": "tuned:math", "antiexpert": "math"},
+        "plain": {"rule": Contrastive()},
+    }
+    roles = {name: arm.roles for name, arm in resolved(arms, spec, "open", "trivia").present.items()}
+    assert roles == {
+        **dict.fromkeys(("from trivia", "by role", "own"), ("base", "expert:math", "expert:trivia")),
+        "tuned": ("tuned:trivia", "expert:trivia", "antiexpert"),
+        "contrast": ("tuned:math", "expert:math"),
+        "plain": ("base", "antiexpert"),
+    }
+
+
+def test_an_arm_over_a_tuned_model_that_the_task_lacks_is_missing(spec):
+    arms = {"base": {"model": "base"}, "more": {"rule": Static(), "base": "tuned", "experts": ["math"]}}
+    found = resolved(arms, spec, "mmlu", "mmlu")
+    assert list(found.present) == ["base"]
+    assert found.missing == {"more": "the family has no tuned model for task 'mmlu'"}
+
+
+def test_contrastive_decoding_needs_no_expert(go, spec, tmp_path):
+    family = FamilySpec(spec.base, spec.antiexpert)
+    arms = {"base": {"model": "base"}, "contrast": {"rule": Contrastive(0.5)}, "greedy": {"rule": Contrastive(1.0)}}
+    record = go(["open"], arms, family)["tasks"]["open"]["arms"]
+    assert record["contrast"]["roles"] == ["base", "antiexpert"] and record["contrast"]["weights"] == {}
+    assert record["contrast"]["rule"]["parameters"] == {"min_p": 0.5}
+    outputs = [{name: arm["output"] for name, arm in row["arms"].items()} for row in _rows(tmp_path / "out", "open")]
+    assert all(output["greedy"] == output["base"] for output in outputs)
+    assert any(output["contrast"] != output["base"] for output in outputs)
+
+
+def test_a_choice_with_an_implausible_token_is_not_a_number_in_the_items(go, tmp_path):
+    arms = {"base": {"model": "base"}, "filtered": {"rule": Plausible(0.0, min_p=0.9, top_p=1.0), "experts": "all"}}
+    record = go(["choice"], arms, limit=4)
+    assert record["failed"] == {}
+    scores = [score for row in _rows(tmp_path / "out", "choice") for score in row["arms"]["filtered"]["output"]]
+    assert None in scores
 
 
 def test_the_only_tuned_model_among_the_arms_is_the_upper_bound(spec):
     arms = {"base": {"model": "base"}, "upper": {"model": "tuned:math"}}
-    assert resolve(arms, spec, "open", "trivia").references == {"base": "base", "tuned": "upper"}
+    assert resolved(arms, spec, "open", "trivia").references == {"base": "base", "tuned": "upper"}
     both = arms | {"own": {"model": "tuned"}}
-    assert resolve(both, spec, "open", "trivia").references == {"base": "base", "tuned": "own"}
-    assert resolve(both, spec, "mmlu", "mmlu").references == {"base": "base", "tuned": "upper"}
+    assert resolved(both, spec, "open", "trivia").references == {"base": "base", "tuned": "own"}
+    assert resolved(both, spec, "mmlu", "mmlu").references == {"base": "base", "tuned": "upper"}
 
 
 def test_all_but_some(spec):
     fused = {"rule": Static(), "experts": "all", "except": ["math"]}
-    found = resolve({"a": fused, "b": {"model": "each_expert", "except": ["trivia"]}}, spec, "open", "trivia")
-    assert found.arms["a"].experts == ("expert:trivia",)
-    assert list(found.arms) == ["a", "expert:math"]
+    found = resolved({"a": fused, "b": {"model": "each_expert", "except": ["trivia"]}}, spec, "open", "trivia")
+    assert found.present["a"].experts == ("expert:trivia",)
+    assert list(found.present) == ["a", "expert:math"]
 
 
 def test_no_undefined_number_reaches_the_file(go, tmp_path):

@@ -12,9 +12,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from proxytune.cli import schema
-from proxytune.cli.schema import ArmConfig
 from proxytune.compat.omegaconf import place_in
 from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.arm_spec import ArmSpec
 
 if TYPE_CHECKING:
     from proxytune.models import FamilySpec
@@ -110,19 +110,16 @@ def build(node: Mapping[str, Any], **extra: object) -> Any:
         raise error.__cause__ or error from None
 
 
-def arms(configs: Mapping[str, ArmConfig]) -> dict[str, dict[str, Any]]:
-    """The arms as the runner takes them, each rule built; raises UserError for a rule's bad parameter."""
-    return {name: _arm(f"arms.{name}", arm) for name, arm in configs.items()}
+def arms(specs: Mapping[str, ArmSpec]) -> dict[str, ArmSpec]:
+    """The arms, each with its rule built; raises UserError for a rule's bad parameter."""
+    return {name: spec if spec.rule is None else _with_rule(f"arms.{name}", spec) for name, spec in specs.items()}
 
 
-def _arm(key: str, config: ArmConfig) -> dict[str, Any]:
-    arm = config.model_dump(by_alias=True, exclude_none=True)
-    if config.rule is not None:
-        try:
-            arm["rule"] = build(config.rule)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{key}.rule: {error}") from error
-    return arm
+def _with_rule(key: str, spec: ArmSpec) -> ArmSpec:
+    try:
+        return spec.model_copy(update={"rule": build(spec.rule)})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}.rule: {error}") from error
 
 
 def _targets(node: object, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from proxytune.cli import build, schema, secrets
 from proxytune.cli.application import Command
 from proxytune.cli.ending import check_failures, resume_hint
+from proxytune.experiment.arm_spec import ArmSpec
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +27,7 @@ class Experiment(NamedTuple):
 
     settings: schema.RunConfig
     tasks: list[str]
-    arms: dict[str, dict[str, Any]]
+    arms: dict[str, ArmSpec]
     engine: Callable[..., Any]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from proxytune import validation
 from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.validation import FilePath, Strict
 
 
@@ -24,19 +25,6 @@ class TaskConfig(Strict):
     """liu2024, fan2024 or lm_eval: whose prompts and metrics; null: the names stand for themselves"""
     data_dir: FilePath | None = None
     """a folder of JSON-lines files; null: the model family's own data, or the hub"""
-
-
-class ArmConfig(Strict):
-    """An arm: a mapping with a model, or with a rule and experts. One entry of `conf/arms`."""
-
-    model: str | None = None
-    """base, antiexpert, expert, tuned, each_expert or a role such as expert:gsm8k"""
-    rule: dict[str, Any] | None = None
-    """a fusion rule: a mapping with _target_, or a file of conf/fusion by +fusion@arms.<arm>.rule=<file>"""
-    experts: Literal["own", "all"] | list[str] | None = None
-    """own (the expert that belongs to the task), all, or a list of expert names"""
-    without: list[str] | None = Field(None, alias="except", min_length=1)
-    """a list of expert names left out of `all` and `each_expert`"""
 
 
 class EngineConfig(Strict):
@@ -57,7 +45,7 @@ class RunConfig(Strict):
     """a file of conf/models, or a mapping with _target_"""
     task: TaskConfig
     """a file of conf/task, or a mapping with names and data_dir"""
-    arms: dict[str, ArmConfig] = Field(min_length=1)
+    arms: dict[str, ArmSpec] = Field(min_length=1)
     """a mapping from at least one arm's name to what it is (conf/arms)"""
     engine: EngineConfig
     """a file of conf/engine, or a mapping with _target_"""
@@ -74,7 +62,7 @@ class RunConfig(Strict):
     output: FilePath
     """a folder for the results; a sweep makes one folder per job in it"""
     store: FilePath | None
-    """a file of finished answers, which a later run goes on from; null: keep none"""
+    """a file of finished answers, which a later run reads; null: keep none"""
     allow_targets: list[str]
     """a list of packages beside proxytune that _target_ may name"""
 
@@ -82,8 +70,6 @@ class RunConfig(Strict):
 def check(values: Mapping[str, Any]) -> RunConfig:
     """The resolved configuration with every key, type and range checked; raises UserError for the first fault."""
     checked = validation.check(RunConfig, values)
-    for name, arm in checked.arms.items():
-        _check_arm(name, arm)
     _check_together(checked)
     return checked
 
@@ -110,15 +96,3 @@ def _check_together(config: RunConfig) -> None:
             raise UserError(f"allow_targets={package} is not allowed: name a package of your own, not Python's library")
     if config.miniature is not None and str(config.models.get("_target_")).startswith("proxytune.models."):
         raise UserError("miniature has no effect on these models: remove its keys, or give models=miniature")
-
-
-def _check_arm(name: str, arm: ArmConfig) -> None:
-    key = f"arms.{name}"
-    if (arm.model is None) == (arm.rule is None):
-        raise UserError(f"{key} needs either a model (one model alone) or a rule (with experts), and not both")
-    if arm.model is not None and arm.experts is not None:
-        raise UserError(f"{key}.experts has no effect on a model alone: remove it, or give a rule, not a model")
-    if arm.experts == []:
-        raise UserError(f"{key}.experts=[] is empty, but a rule needs at least one expert: own, all or a list of names")
-    if arm.rule is not None and "_target_" not in arm.rule:
-        raise UserError(f"{key}.rule has no _target_: it is {ArmConfig.model_fields['rule'].description}")

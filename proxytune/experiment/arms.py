@@ -1,76 +1,67 @@
-"""From the arms of a configuration to the arms of one task: which model is "tuned" or "own" depends on the task."""
+"""From what a user asks of the arms to the arms of one task: which model is "tuned" or "own" depends on the task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.fusion.arm import Arm
-from proxytune.fusion.rule import try_out
+from proxytune.fusion.rule import inputs_of, try_out
 from proxytune.models.family import FamilySpec
 
-ArmConfig = Mapping[str, Any]
-"""{"model": ...} or {"rule": Rule, "experts": own | all | [names]}, maybe with {"except": [names]}."""
 
-_MODELS = ("base", "antiexpert", "expert", "tuned", "each_expert")
-_KEYS = ("model", "rule", "experts", "except")
-
-
-@dataclass
+@dataclass(frozen=True)
 class TaskArms:
     """The arms of one task."""
 
-    arms: dict[str, Arm] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    """Arms that cannot be had for this task, and why."""
-    references: dict[str, str] = field(default_factory=dict)
+    present: dict[str, Arm]
+    missing: dict[str, str]
+    """Arms that this task does not have, and why."""
+    references: dict[str, str]
     """"base", "expert", "tuned": the arm that is this model alone, where there is one. See `_references`."""
 
-    def drop(self, name: str, why: str) -> None:
-        """The arm is missing, and no other is compared with it."""
-        del self.arms[name]
-        self.missing[name] = why
-        self.references = {reference: arm for reference, arm in self.references.items() if arm != name}
-
-    def add(self, arm: Arm) -> None:
-        if arm.name in self.arms:
-            raise UserError(f"two arms are called {arm.name!r}: give one of them another name")
-        self.arms[arm.name] = arm
+    def without(self, failed: Mapping[str, str]) -> TaskArms:
+        """Without the arms that failed (name -> why): they are missing, and no other is compared with them."""
+        return replace(
+            self,
+            present={name: arm for name, arm in self.present.items() if name not in failed},
+            missing={**self.missing, **failed},
+            references={reference: name for reference, name in self.references.items() if name not in failed},
+        )
 
 
-def resolve(configs: Mapping[str, ArmConfig], family: FamilySpec, task: str, named: str | None) -> TaskArms:
+def resolve(specs: Mapping[str, ArmSpec], family: FamilySpec, task: str, named: str | None) -> TaskArms:
     """The arms of `task`, whose own expert and tuned model are `named` (None: the task names none).
 
-    Raises UserError for unknown keys and names, and where an arm needs the task's own expert and there is none.
+    Raises UserError for unknown names, for what a rule does not take, and where an arm needs the task's own expert and
+    there is none.
     """
-    own = _Own(family, task, named)
-    found = TaskArms()
-    for name, config in configs.items():
-        _check(name, config)
-        if "rule" in config:
-            found.add(_fused(name, config, own))
-        elif config["model"] == "each_expert":
-            for expert in _all_but(name, config, family):
-                found.add(Arm(f"expert:{expert}", base=f"expert:{expert}"))
-        elif config["model"] == "tuned" and own.tuned is None:
-            found.missing[name] = f"the family has no tuned model for task {task!r}"
-        else:
-            found.add(Arm(name, base=_role(name, config["model"], own)))
-    found.references = _references(found.arms.values(), own)
-    return found
+    members = _Members(family, task, named)
+    missing = {
+        name: f"the family has no tuned model for task {task!r}"
+        for name, spec in specs.items()
+        if "tuned" in (spec.model, spec.base) and members.tuned is None
+    }
+    found: dict[str, Arm] = {}
+    for arm in (arm for name, spec in specs.items() if name not in missing for arm in _arms(name, spec, members)):
+        if arm.name in found:
+            raise UserError(f"two arms are called {arm.name!r}: give one of them another name")
+        found[arm.name] = arm
+    return TaskArms(found, missing, _references(found.values(), members))
 
 
-class _Own:
-    """The expert and the tuned model that belong to a task: those it names, or the family's only ones."""
+class _Members:
+    """A family as one task sees it: with the expert and the tuned model that the task names, or the only ones."""
 
     def __init__(self, family: FamilySpec, task: str, named: str | None) -> None:
         self.family, self.task, self.named = family, task, named
-        self.expert = self._of(family.experts)
-        self.tuned = self._of(family.tuned)
+        self.expert = self._own(family.experts)
+        self.tuned = self._own(family.tuned)
 
-    def _of(self, members: Mapping[str, Any]) -> str | None:
+    def _own(self, members: Mapping[str, Any]) -> str | None:
         if self.named in members:
             return self.named
         return next(iter(members)) if len(members) == 1 else None
@@ -84,73 +75,97 @@ class _Own:
             )
         return self.expert
 
+    def role(self, arm: str, key: str, model: str, more: Iterable[str] = ()) -> str:
+        """The role of `model`, the value of the arm's `key`; `more` are other values that it may have."""
+        if model == "expert":
+            return f"expert:{self.needed_expert(arm)}"
+        if model == "tuned":
+            return f"tuned:{self.tuned}"
+        if model not in self.family.sources:
+            raise unknown_name(f"model in arms.{arm}.{key}", model, {*self.family.sources, "expert", "tuned", *more})
+        return model
 
-def _check(name: str, config: ArmConfig) -> None:
-    for key in config:
-        if key not in _KEYS:
-            raise unknown_name(f"key in arms.{name}", key, _KEYS)
-    if ("model" in config) == ("rule" in config):
-        raise UserError(f"arms.{name} needs either a model (one model alone) or a rule (with experts), and not both")
-    if "experts" in config and "rule" not in config:
-        raise UserError(f"arms.{name}.experts has no effect on a model alone")
-    if "except" in config and config.get("experts") != "all" and config.get("model") != "each_expert":
-        raise UserError(f"arms.{name}.except has an effect with experts=all or model=each_expert only")
+    def small_role(self, arm: str, model: str) -> str:
+        """The role of an antiexpert: an expert may be named without its prefix."""
+        is_name = model in self.family.experts and model not in ("expert", *self.family.sources)
+        role = self.role(arm, "antiexpert", f"expert:{model}" if is_name else model, self.family.experts)
+        if role != "antiexpert" and not role.startswith("expert:"):
+            raise UserError(f"arms.{arm}.antiexpert={model} is not a small model: name the antiexpert or an expert")
+        return role
+
+    def all_but(self, arm: str, without: Sequence[str]) -> list[str]:
+        for expert in without:
+            if expert not in self.family.experts:
+                raise unknown_name(f"expert in arms.{arm}.except", expert, self.family.experts)
+        return [expert for expert in self.family.experts if expert not in without]
 
 
-def _fused(name: str, config: ArmConfig, own: _Own) -> Arm:
-    if not own.family.experts:
-        raise UserError(f"arms.{name} fuses experts into the base, and the family has no experts")
-    experts = _experts(name, config, own)
-    if not experts:
-        raise UserError(f"arms.{name}.experts is empty, but a rule needs at least one expert")
+def _arms(name: str, spec: ArmSpec, members: _Members) -> list[Arm]:
+    """The arms that `spec` stands for: one, or one for each expert."""
+    if spec.rule is not None:
+        return [_fused(name, spec, members)]
+    if spec.model == "each_expert":
+        roles = [f"expert:{expert}" for expert in members.all_but(name, spec.without or ())]
+        return [Arm(role, base=role) for role in roles]
+    return [Arm(name, base=members.role(name, "model", str(spec.model), ["each_expert"]))]
+
+
+def _fused(name: str, spec: ArmSpec, members: _Members) -> Arm:
+    takes = _inputs(name, spec)
+    experts = _experts(name, spec, members) if "experts" in takes else ()
     try:
-        try_out(config["rule"], len(experts))
+        try_out(spec.rule, len(experts))
     except ValueError as error:  # known before any model has loaded
         raise UserError(f"arms.{name}.rule: {error}") from error
-    return Arm(name, rule=config["rule"], experts=tuple(f"expert:{expert}" for expert in experts))
+    base = members.role(name, "base", "base" if spec.base is None else spec.base)
+    antiexpert = "antiexpert" if spec.antiexpert is None else spec.antiexpert
+    if "antiexpert" in takes:
+        antiexpert = members.small_role(name, antiexpert)
+    if antiexpert in experts:
+        raise UserError(f"arms.{name}.antiexpert={antiexpert} is also one of its experts, whose shift would be 0")
+    return Arm(name, base, spec.rule, experts, antiexpert)
 
 
-def _experts(name: str, config: ArmConfig, own: _Own) -> Sequence[str]:
-    experts = config.get("experts", "own")
-    if experts == "own":
-        return [own.needed_expert(name)]
-    if experts == "all":
-        return _all_but(name, config, own.family)
-    if isinstance(experts, str):
-        raise unknown_name(f"value of arms.{name}.experts", experts, ("own", "all", "a list of names"))
+def _inputs(name: str, spec: ArmSpec) -> tuple[str, ...]:
+    """What the arm's rule takes. Raises UserError for what the arm gives it beside that."""
+    try:
+        takes = inputs_of(spec.rule)
+    except ValueError as error:
+        raise UserError(f"arms.{name}.rule: {error}") from error
+    for key in ("experts", "antiexpert"):
+        if key not in takes and getattr(spec, key) is not None:
+            raise UserError(f"arms.{name}.{key} has no effect: the rule takes {' and '.join(takes)}")
+    return takes
+
+
+def _experts(name: str, spec: ArmSpec, members: _Members) -> tuple[str, ...]:
+    """The roles of the experts that the arm fuses."""
+    known = members.family.experts
+    if not known:
+        raise UserError(f"arms.{name} fuses experts into the base, and the family has no experts")
+    if spec.experts is None or spec.experts == "own":
+        experts: Sequence[str] = [members.needed_expert(name)]
+    elif spec.experts == "all":
+        experts = members.all_but(name, spec.without or ())
+    else:
+        experts = spec.experts
     for expert in experts:
-        if expert not in own.family.experts:
-            raise unknown_name(f"expert in arms.{name}.experts", expert, own.family.experts)
+        if expert not in known:
+            raise unknown_name(f"expert in arms.{name}.experts", expert, known)
         if experts.count(expert) > 1:
             raise UserError(f"arms.{name}.experts names {expert!r} twice, which would count it twice: name it once")
-    return experts
+    if not experts:
+        raise UserError(f"arms.{name}.except leaves no expert, but a rule needs at least one")
+    return tuple(f"expert:{expert}" for expert in experts)
 
 
-def _all_but(name: str, config: ArmConfig, family: FamilySpec) -> list[str]:
-    left_out = config.get("except", ())
-    for expert in left_out:
-        if expert not in family.experts:
-            raise unknown_name(f"expert in arms.{name}.except", expert, family.experts)
-    return [expert for expert in family.experts if expert not in left_out]
-
-
-def _role(name: str, model: str, own: _Own) -> str:
-    if model == "expert":
-        return f"expert:{own.needed_expert(name)}"
-    if model == "tuned":
-        return f"tuned:{own.tuned}"
-    if model not in own.family.sources:
-        raise unknown_name(f"model in arms.{name}.model", model, {*own.family.sources, *_MODELS})
-    return model
-
-
-def _references(arms: Iterable[Arm], own: _Own) -> dict[str, str]:
+def _references(arms: Iterable[Arm], members: _Members) -> dict[str, str]:
     """The arms to compare with: the base, the task's own expert, and its tuned model or else the only one there is."""
     alone: dict[str, str] = {}
     for arm in arms:
         if arm.rule is None:
             alone.setdefault(arm.base, arm.name)
     upper_bounds = [role for role in alone if role.startswith("tuned:")]
-    tuned = upper_bounds[0] if len(upper_bounds) == 1 else f"tuned:{own.tuned}"
-    roles = {"base": "base", "expert": f"expert:{own.expert}", "tuned": tuned}
+    tuned = upper_bounds[0] if len(upper_bounds) == 1 else f"tuned:{members.tuned}"
+    roles = {"base": "base", "expert": f"expert:{members.expert}", "tuned": tuned}
     return {reference: alone[role] for reference, role in roles.items() if role in alone}

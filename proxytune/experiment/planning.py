@@ -6,12 +6,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lm_eval.api.task import Task
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.experiment.arms import ArmConfig, TaskArms, resolve
+from proxytune.experiment.arm_spec import ArmSpec, arm_specs
+from proxytune.experiment.arms import TaskArms, resolve
 from proxytune.models import FamilySpec, check
 from proxytune.tasks import TaskInfo, brought_by_family, load_task, task_info
 
@@ -53,16 +55,20 @@ class Plan:
     lm_task: Task
     """As lm-eval has it."""
     info: TaskInfo
-    found: TaskArms
+    arms: TaskArms
 
     @property
     def roles(self) -> set[str]:
         """The members that some arm needs."""
-        return {role for arm in self.found.arms.values() for role in arm.roles}
+        return {role for arm in self.arms.present.values() for role in arm.roles}
 
 
 def make_plans(
-    family: FamilySpec, tasks: Sequence[str], arms: Mapping[str, ArmConfig], only: Sequence[str] | None, items: Items
+    family: FamilySpec,
+    tasks: Sequence[str],
+    arms: Mapping[str, ArmSpec | Mapping[str, Any]],
+    only: Sequence[str] | None,
+    items: Items,
 ) -> list[Plan]:
     """One plan per task. Raises UserError for names, files and members that are not there or do not fit."""
     if not tasks:
@@ -70,18 +76,18 @@ def make_plans(
     for task in tasks:
         if tasks.count(task) > 1:
             raise UserError(f"task {task!r} is named twice")
-    chosen = _only(arms, only)
+    chosen = _only(arm_specs(arms), only)
     plans = [_plan(task, family, chosen, items) for task in tasks]
     check(family, set().union(*(plan.roles for plan in plans)))
     return plans
 
 
-def _plan(name: str, family: FamilySpec, arms: Mapping[str, ArmConfig], items: Items) -> Plan:
+def _plan(name: str, family: FamilySpec, arms: Mapping[str, ArmSpec], items: Items) -> Plan:
     task = items.task(name, family.data_dir)
     _check(task)
     info = task_info(task)
     found = resolve(arms, family, name, info.expert)
-    if not found.arms:
+    if not found.present:
         raise UserError(f"no arm is left for task {name!r}: {'; '.join(found.missing.values())}")
     return Plan(name, task, info, found)
 
@@ -97,7 +103,7 @@ def _check(task: Task) -> None:
         raise UserError(f"task {name!r} has no items")
 
 
-def _only(arms: Mapping[str, ArmConfig], only: Sequence[str] | None) -> dict[str, ArmConfig]:
+def _only(arms: Mapping[str, ArmSpec], only: Sequence[str] | None) -> dict[str, ArmSpec]:
     for name in only or ():
         if name not in arms:
             raise unknown_name("arm in only", name, arms)

@@ -11,7 +11,7 @@ from proxytune.atomic import make_output_folder, write_json, write_jsonl
 from proxytune.console import loading_bars
 from proxytune.experiment.answers.shared import ArmFailed, Engine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
-from proxytune.experiment.arms import ArmConfig
+from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.experiment.ledger import Ledger
 from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items, Plan, make_plans
@@ -23,7 +23,7 @@ from proxytune.record import FILE, Record, TaskRecord, read_record
 def run(
     family: FamilySpec | Mapping[str, Any],
     tasks: Sequence[str],
-    arms: Mapping[str, ArmConfig],
+    arms: Mapping[str, ArmSpec | Mapping[str, Any]],
     engine_factory: Callable[[Ensemble], Engine],
     *,
     output_dir: str | Path,
@@ -42,9 +42,10 @@ def run(
         family: where the members come from; only those that some arm needs are loaded, task by task.
         tasks: names of tasks.
         arms: name -> {"model": base | antiexpert | expert | tuned | each_expert | <role>} or
-            {"rule": a Rule object, "experts": "own" | "all" | [names]}; `except: [names]` leaves experts out of
-            `all` and `each_expert`. "expert", "tuned" and "own" are those that belong to the task; `each_expert`
-            makes one arm per expert, called "expert:<name>".
+            {"rule": a Rule object, "experts": "own" | "all" | [names], "base": ..., "antiexpert": ...}: an `ArmSpec`
+            or a mapping of its fields. `except: [names]` leaves experts out of `all` and `each_expert`. "expert",
+            "tuned" and "own" are those that belong to the task; `each_expert` makes one arm per expert, called
+            "expert:<name>".
         engine_factory: makes an engine of the loaded ensemble; `HFEngine`, say.
         output_dir: folder of this run's results; made if need be.
         store_path: SQLite file of finished answers, shared by any runs; None keeps them in memory only.
@@ -57,7 +58,7 @@ def run(
         progress: whether to show progress bars; None: if standard error is a terminal.
 
     Raises:
-        UserError: for whatever the user can mend, before models load where that can be known.
+        UserError: for whatever the user can fix, before models load where that can be known.
     """
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
@@ -92,22 +93,22 @@ class _Job:
 
     def evaluate(self, plan: Plan) -> TaskRecord | None:
         """Has every arm answer the task; writes its items and returns its record, None if every arm failed."""
-        shared = SharedAnswers(
-            self._engine_for(plan), list(plan.found.arms.values()), self.store, plan.task, self.progress
-        )
+        present = list(plan.arms.present.values())
+        shared = SharedAnswers(self._engine_for(plan), present, self.store, plan.task, self.progress)
         with self.ledger.time("task_seconds", plan.task):
-            outcomes = self._outcomes(plan, shared)
+            outcomes, failed = self._outcomes(plan, shared)
             if not outcomes:
                 return None
-            record = task_record(plan.info, plan.found, outcomes, self.items.seed)
-        write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, plan.found, outcomes))
+            arms = plan.arms.without(failed)
+            record = task_record(plan.info, arms, outcomes, self.items.seed)
+        write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, arms, outcomes))
         self.ledger.note(plan.task, self.family, shared)
         return record
 
-    def _outcomes(self, plan: Plan, shared: SharedAnswers) -> dict[str, Outcome]:
-        """What each arm does; one that fails is noted and dropped from the plan."""
-        outcomes = {}
-        for name, arm in list(plan.found.arms.items()):
+    def _outcomes(self, plan: Plan, shared: SharedAnswers) -> tuple[dict[str, Outcome], dict[str, str]]:
+        """What each arm does, and why it is absent for each that fails at all items."""
+        outcomes, failed = {}, {}
+        for name, arm in plan.arms.present.items():
             try:
                 outcome = outcomes[name] = evaluate(shared, arm, plan.lm_task, plan.info, self.items)
                 if outcome.failed:
@@ -117,8 +118,8 @@ class _Job:
                     self.failed.setdefault(plan.task, {})[name] = some
             except ArmFailed as error:
                 self.failed.setdefault(plan.task, {})[name] = str(error)
-                plan.found.drop(name, f"it failed with {error}")
-        return outcomes
+                failed[name] = f"it failed with {error}"
+        return outcomes, failed
 
     def _engine_for(self, plan: Plan) -> Engine:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""

@@ -48,11 +48,11 @@ class Outcome:
     """Items at which the arm failed -> the error; their value is NaN."""
 
 
-def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> TaskRecord:
+def task_record(info: TaskInfo, arms: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> TaskRecord:
     """`outcomes` by arm name; at least one."""
     some = next(iter(outcomes.values()))
     grouped_by, design = _design(info, outcomes)
-    gaps = _gaps(found, outcomes, design, seed)
+    gaps = _gaps(arms, outcomes, design, seed)
     return TaskRecord(
         metric=info.metric,
         higher_is_better=info.higher_is_better,
@@ -62,13 +62,13 @@ def task_record(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]
         n_groups=None if design.groups is None else int(design.groups.max()) + 1,
         data=some.data,
         n_truncated=sum(any(one.cut > 0 for one in answers) for answers in some.answers.values()),
-        missing=found.missing,
-        references=found.references,
-        arms={name: _arm_record(found, name, outcomes, design, gaps[name]) for name in outcomes},
+        missing=arms.missing,
+        references=arms.references,
+        arms={name: _arm_record(arms, name, outcomes, design, gaps[name]) for name in outcomes},
     )
 
 
-def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
+def item_rows(info: TaskInfo, arms: TaskArms, outcomes: Mapping[str, Outcome]) -> Iterator[dict[str, Any]]:
     """One row per item: prompt, target, and each arm's output, value and chosen weights (per expert, per token)."""
     for i, sample in enumerate(next(iter(outcomes.values())).samples):
         item = sample["doc_id"]
@@ -79,7 +79,7 @@ def item_rows(info: TaskInfo, found: TaskArms, outcomes: Mapping[str, Outcome]) 
             "choices": [arguments[1] for arguments in sample["arguments"]] if _is_choice(sample) else None,
             "target": sample["target"],
             "truncated_tokens": sum(one.cut for one in answers),
-            "arms": {name: _item_arm(info, found.arms[name], outcome, i) for name, outcome in outcomes.items()},
+            "arms": {name: _item_arm(info, arms.present[name], outcome, i) for name, outcome in outcomes.items()},
         }
 
 
@@ -109,27 +109,27 @@ def _design(info: TaskInfo, outcomes: Mapping[str, Outcome]) -> tuple[str | None
     return None, Design(None, fraction, info.higher_is_better)
 
 
-def _gaps(found: TaskArms, outcomes: Mapping[str, Outcome], design: Design, seed: int) -> dict[str, Ratio]:
+def _gaps(arms: TaskArms, outcomes: Mapping[str, Outcome], design: Design, seed: int) -> dict[str, Ratio]:
     """Each arm's gap closed, or why there is none."""
-    if "base" not in found.references:
+    if "base" not in arms.references:
         return dict.fromkeys(outcomes, Ratio(None, None, "no arm is the base model alone"))
-    if "tuned" not in found.references:
-        return dict.fromkeys(outcomes, Ratio(None, None, _no_tuned(found)))
-    base, tuned = (outcomes[found.references[reference]].values for reference in ("base", "tuned"))
+    if "tuned" not in arms.references:
+        return dict.fromkeys(outcomes, Ratio(None, None, _no_tuned(arms)))
+    base, tuned = (outcomes[arms.references[reference]].values for reference in ("base", "tuned"))
     values = {name: outcome.values for name, outcome in outcomes.items()}
     return gaps_closed(values, base, tuned, design, seed=seed)
 
 
-def _no_tuned(found: TaskArms) -> str:
-    return "; ".join(found.missing.values()) or "no arm is the tuned model alone"
+def _no_tuned(arms: TaskArms) -> str:
+    return "; ".join(arms.missing.values()) or "no arm is the tuned model alone"
 
 
-def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], design: Design, gap: Ratio) -> ArmRecord:
-    arm, outcome = found.arms[name], outcomes[name]
+def _arm_record(arms: TaskArms, name: str, outcomes: Mapping[str, Outcome], design: Design, gap: Ratio) -> ArmRecord:
+    arm, outcome = arms.present[name], outcomes[name]
     estimate = mean(outcome.values, design)
-    relative = Ratio(None, None, _no_tuned(found))
-    if "tuned" in found.references:
-        relative = relative_performance(estimate, mean(outcomes[found.references["tuned"]].values))
+    relative = Ratio(None, None, _no_tuned(arms))
+    if "tuned" in arms.references:
+        relative = relative_performance(estimate, mean(outcomes[arms.references["tuned"]].values))
     weights = _weights(arm, outcome)
     return ArmRecord(
         **dict(estimate),
@@ -142,7 +142,7 @@ def _arm_record(found: TaskArms, name: str, outcomes: Mapping[str, Outcome], des
         metrics=outcome.metrics,
         differences={
             reference: paired_difference(outcome.values, outcomes[other].values, design)
-            for reference, other in found.references.items()
+            for reference, other in arms.references.items()
         },
         roles=list(arm.roles),
         rule=_rule_record(arm),
