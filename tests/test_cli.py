@@ -20,6 +20,7 @@ import proxytune
 from proxytune import experiment
 from proxytune.cli import main
 from proxytune.errors import UserError
+from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.folders import config_dir
 from proxytune.record import Record
 
@@ -66,8 +67,8 @@ def test_a_run_builds_family_arms_and_engine_and_writes_its_reports(command: Com
     (call,) = runs
     assert call["family"].base.path == "large"
     assert call["tasks"] == ["gsm8k_liu2024"]
-    assert call["arms"]["base"] == {"model": "base"}
-    assert call["arms"]["proxy"]["rule"].weights == 1.0
+    assert call["arms"]["base"] == ArmSpec(model="base")
+    assert call["arms"]["proxy"].rule.weights == 1.0
     assert (call["limit"], call["num_fewshot"], call["seed"], call["only"]) == (3, None, 0, ["base", "proxy"])
     assert call["output_dir"] == tmp_path / "here"
     assert call["store_path"] == f"{os.environ['PROXYTUNE_CACHE']}/answers.sqlite"
@@ -85,26 +86,26 @@ def test_a_run_builds_family_arms_and_engine_and_writes_its_reports(command: Com
 def test_an_arm_is_added_on_the_command_line(command: Command, runs: list, arguments: list[str]):
     assert command("run", *GSM8K, *arguments).status == 0
     assert list(runs[0]["arms"])[-1] == "mild"
-    assert runs[0]["arms"]["mild"]["rule"].weights == 0.3
+    assert runs[0]["arms"]["mild"].rule.weights == 0.3
 
 
 def test_a_rule_is_swapped_and_an_arm_removed(command: Command, runs: list):
     assert command("run", *GSM8K, "fusion@arms.proxy.rule=dynamic", "~arms.all_joint").status == 0
     arms = runs[0]["arms"]
-    assert type(arms["proxy"]["rule"]).__name__ == "MatchKL"
+    assert type(arms["proxy"].rule).__name__ == "MatchKL"
     assert "all_joint" not in arms
 
 
 def test_zero_is_a_value(command: Command, runs: list):
     assert command("run", *GSM8K, "arms.proxy.rule.weights=0", "num_fewshot=0", "seed=0").status == 0
-    assert runs[0]["arms"]["proxy"]["rule"].weights == 0
+    assert runs[0]["arms"]["proxy"].rule.weights == 0
     assert runs[0]["num_fewshot"] == 0
 
 
 def test_a_sweep_runs_every_job_in_a_folder_of_its_own(command: Command, runs: list, tmp_path: Path):
     result = command("run", *GSM8K, "-m", "arms.proxy.rule.weights=0.5,1.5", "seed=1,2", "output=sweep")
     assert result.status == 0
-    assert [(call["arms"]["proxy"]["rule"].weights, call["seed"]) for call in runs] == [
+    assert [(call["arms"]["proxy"].rule.weights, call["seed"]) for call in runs] == [
         (0.5, 1),
         (0.5, 2),
         (1.5, 1),
@@ -231,7 +232,7 @@ def test_configuration_files_of_ones_own_are_choices(command: Command, runs: lis
     assert (result.status, result.err) == (0, "")
     (call,) = runs
     assert call["tasks"] == ["gsm8k_liu2024", "triviaqa_liu2024"]
-    assert {name: arm["rule"].weights for name, arm in call["arms"].items()} == {"a": 0.3}
+    assert {name: arm.rule.weights for name, arm in call["arms"].items()} == {"a": 0.3}
 
 
 @pytest.mark.parametrize("name", ["o/ö ü/x y", "結果"])

@@ -210,7 +210,7 @@ def test_a_member_without_identity_is_refused(family):
 
 def test_a_rule_that_cannot_be_described_is_refused(family):
     class Loose:
-        pass
+        def fuse(self, base, experts, antiexpert): ...
 
     with pytest.raises(UserError, match="frozen dataclass"):
         Keys(family, [Arm("a", rule=Loose(), experts=("expert:math",))])

@@ -43,7 +43,7 @@ class ArmSpec(Strict):
     @field_validator("experts", "base", "antiexpert")
     @classmethod
     def _belongs_to_a_rule(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("model") is not None:
+        if value is not None and info.data.get("model") is not None and info.data.get("rule") is None:
             raise ValueError("has no effect on a model alone: remove it, or give a rule, not a model")
         return value
 
