@@ -90,11 +90,14 @@ def test_the_default_arms_are_those_of_the_papers():
     assert [arms[name].rule.solver for name in ("dynamic_grid", "dynamic")] == ["grid", "exact"]
 
 
-def test_the_miniature_has_its_multitask_arms_and_a_tiny_size():
+def test_the_miniature_has_ten_arms_multitask_arms_besides_and_a_tiny_size():
     full, tiny = composed("experiment=miniature"), composed("experiment=miniature", "miniature=tiny")
-    assert {"each_expert", "tuned_multitask"} <= set(full.arms)
+    assert len(full.arms) == 10
+    assert full.arms.all_dynamic["except"] == ["multitask"]
     assert full.models.recipe.get("world") != tiny.models.recipe.world
-    assert full.arms.all_joint["except"] == ["multitask"]
+    more = composed("experiment=miniature", "arms=multitask")
+    assert {"each_expert", "tuned_multitask"} <= set(more.arms)
+    assert more.arms.all_joint["except"] == ["multitask"]
 
 
 def test_the_self_check_has_one_model_in_two_roles():

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxytune.atomic import atomic_folder
@@ -20,8 +22,10 @@ from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.generators import OPERATIONS
 from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import TASKS, recipe_from
+from proxytune.miniature.shipped import FILE, pack, unpack
 from proxytune.miniature.training import BUILDS, ModelBuild, check_recall, encode, recall
 from proxytune.miniature.world import make_world
+from proxytune.models import identity
 from proxytune.tasks import load_task, task_info
 
 CONF = Path(__file__).parents[1] / "conf" / "miniature"
@@ -31,14 +35,18 @@ def settings(name: str) -> dict:
     return yaml.safe_load((CONF / f"{name}.yaml").read_text())
 
 
+def _without_train(values: dict) -> dict:
+    return {key: value for key, value in values.items() if key != "train"}
+
+
 @pytest.fixture(scope="module")
 def tiny() -> Recipe:
-    return recipe_from(settings("tiny"))
+    return recipe_from(_without_train(settings("tiny")))
 
 
 @pytest.fixture(scope="module")
 def built(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tiny, tmp_path_factory.mktemp("cache") / "miniature")
+    return build(tiny, train=True, cache=tmp_path_factory.mktemp("cache") / "miniature")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,7 @@ def full_world():
 
 class TestRecipe:
     def test_the_shipped_full_config_is_the_default_recipe(self) -> None:
-        assert recipe_from(settings("full")) == Recipe()
+        assert recipe_from(_without_train(settings("full"))) == Recipe()
         assert recipe_from({}) == Recipe()
 
     def test_nested_values_replace_defaults_and_nothing_else(self) -> None:
@@ -70,8 +78,8 @@ class TestRecipe:
             ({"pretrain_large": {"learning_rate": float("nan")}}, r"pretrain_large\.learning_rate=nan .* above 0"),
             ({"pretrain_large": {"batch": 0}}, r"miniature\.pretrain_large\.batch=0 .* it is an integer from 1"),
             ({"world": {"trivia": {"test": 0}}}, r"miniature\.world\.trivia\.test=0 .* it is an integer from 1"),
-            ({"large": {"heads": 7}}, r"width=96 must be a multiple"),
-            ({"corpus": {"asked": 17}}, r"asked=17 exceeds questions=16"),
+            ({"large": {"heads": 7}}, r"width=128 must be a multiple"),
+            ({"corpus": {"asked": 17}}, r"asked=17 exceeds questions=14"),
             ({"finetune_epochs": {"trvia": 2}}, r"finetune_epochs\.trvia='trvia' .* did you mean trivia\?"),
         ],
     )
@@ -96,7 +104,7 @@ class TestWorld:
 
     def test_the_sets_do_not_overlap_and_hold_every_fact(self, full_world) -> None:
         world = full_world[0]
-        for sets, total in ((world.trivia, 300), (world.mmlu, 192), (world.myths, 120)):
+        for sets, total in ((world.trivia, 300), (world.mmlu, 192), (world.myths, 160)):
             asked = [fact.question for facts in sets.values() for fact in facts]
             assert len(asked) == len(set(asked)) == total
 
@@ -106,7 +114,7 @@ class TestWorld:
         rows = [row for task in ("trivia", "tqa", "mmlu", "gsm") for split in items[task].values() for row in split]
         of_tasks = {row["question"] for row in rows}
         free = {fact.question for kind in (world.trivia, world.mmlu, world.myths) for fact in kind["asked"]}
-        assert free <= asked
+        assert free - world.rare <= asked
         assert not asked & of_tasks
         for text in corpus:  # nor in any other text that has the words of the prompts
             if "answer :" in text:
@@ -148,7 +156,11 @@ class TestWorld:
             assert f"most people say {myth.belief}" in row["choices"]
             assert len(set(row["choices"])) == 4
         for row in items["cnn"]["test"]:
-            assert row["highlights"] == " . ".join(row["article"].removesuffix(" .").split(" . ")[2:])
+            deed, opinion = row["article"].removesuffix(" .").split(" . ")[2:]
+            actor, verb, article, building, _, place = deed.split()
+            critic, judged, _ = opinion.split()
+            by = [f"by the {world.trades[person]}" for person in (actor, critic)]
+            assert row["highlights"] == f"{article} {building} in {place} {verb} {by[0]} . {judged} {by[1]}"
 
 
 class TestBuild:
@@ -168,14 +180,14 @@ class TestBuild:
         for one in BUILDS:
             if one.parent:
                 tuned, parent = (
-                    AutoModelForCausalLM.from_pretrained(built / name).get_input_embeddings().weight
+                    AutoModelForCausalLM.from_pretrained(built / name).model.layers[0].mlp.down_proj.weight
                     for name in (one.name, one.parent)
                 )
                 assert tuned.shape == parent.shape
                 assert not torch.equal(tuned, parent)
 
     def test_the_number_of_workers_does_not_change_the_models(self, tiny: Recipe, built: Path, tmp_path: Path) -> None:
-        again = build(tiny, tmp_path, workers=2)
+        again = build(tiny, train=True, cache=tmp_path, workers=2)
         assert again.name == built.name
         for one in BUILDS:
             weights = [(folder / one.name / "model.safetensors").read_bytes() for folder in (built, again)]
@@ -193,10 +205,10 @@ class TestBuild:
 
         monkeypatch.setattr(schedule, "train", spy)
         before = (built / "expert-tqa" / "model.safetensors").read_bytes()
-        assert build(tiny, built.parent) == built
+        assert build(tiny, train=True, cache=built.parent) == built
         assert trained == []
         (built / "expert-tqa").rename(built / "expert-tqa.partial-1")
-        assert build(tiny, built.parent) == built
+        assert build(tiny, train=True, cache=built.parent) == built
         assert trained == ["expert-tqa"]
         assert (built / "expert-tqa" / "model.safetensors").read_bytes() == before
         for path in sorted((built / "expert-tqa.partial-1").iterdir()):
@@ -206,20 +218,20 @@ class TestBuild:
     def test_another_recipe_has_another_folder(self, tiny: Recipe) -> None:
         others = {fingerprint(replace(tiny, seed=seed)) for seed in range(3)}
         assert len(others) == 3
-        assert fingerprint(tiny) == fingerprint(recipe_from(settings("tiny")))
+        assert fingerprint(tiny) == fingerprint(recipe_from(_without_train(settings("tiny"))))
 
     def test_a_base_that_forgot_stops_the_build_and_says_so(self, tiny: Recipe, tmp_path: Path) -> None:
         strict = replace(tiny, recall_gate=0.95)
         with pytest.raises(UserError, match=r"recalls \d+\.\d% of the \w+ facts, less than .*recall_gate=0.95"):
-            build(strict, tmp_path)
+            build(strict, train=True, cache=tmp_path)
         folder = tmp_path / fingerprint(strict)
         assert not (folder / "base").exists()
         assert not list(folder.glob("tuned-*"))
 
     def test_the_gate_lets_a_base_pass_that_knows_enough(self) -> None:
-        check_recall({"trivia": 0.95, "mmlu": 1.0}, Recipe())
-        with pytest.raises(UserError, match=r"recalls 94\.9% of the trivia facts"):
-            check_recall({"trivia": 0.949, "mmlu": 1.0}, Recipe())
+        check_recall({"trivia": 0.8, "mmlu": 1.0}, Recipe())
+        with pytest.raises(UserError, match=r"recalls 79\.9% of the trivia facts"):
+            check_recall({"trivia": 0.799, "mmlu": 1.0}, Recipe())
 
     def test_recall_equals_greedy_completion_one_by_one(self, tiny: Recipe, built: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(built / "tuned-trivia")
@@ -237,7 +249,7 @@ class TestBuild:
         blocked = tmp_path / "file"
         blocked.write_text("")
         with pytest.raises(UserError, match=r"cannot write the cache .* set PROXYTUNE_CACHE"):
-            build(tiny, blocked)
+            build(tiny, train=True, cache=blocked)
 
     def test_a_folder_is_complete_or_absent(self, tmp_path: Path) -> None:
         def fail(folder: Path) -> None:
@@ -247,6 +259,70 @@ class TestBuild:
         with pytest.raises(KeyboardInterrupt):
             atomic_folder(tmp_path / "model", fail)
         assert not list(tmp_path.iterdir())
+
+
+class TestShipped:
+    def test_the_default_recipe_is_unpacked_and_never_trained(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setattr(schedule, "train_all", lambda *_: pytest.fail("trained"))
+        folder = build(Recipe(), cache=tmp_path)
+        assert {path.name for path in folder.iterdir()} == {"data", *(job.name for job in BUILDS)}
+        assert build(Recipe(), cache=tmp_path) == folder
+        assert FILE.stat().st_size <= 8_000_000
+
+    def test_what_is_packed_unpacks_to_the_trained_models_bit_for_bit(self, tiny, built, tmp_path) -> None:
+        pack(built, tiny, tmp_path / "tiny.safetensors")
+        unpack(tiny, tmp_path / "again", tmp_path / "tiny.safetensors")
+        for job in BUILDS:
+            ours, theirs = (
+                AutoModelForCausalLM.from_pretrained(folder / job.name) for folder in (built, tmp_path / "again")
+            )
+            assert ours.dtype == theirs.dtype == torch.float32
+            for (name, weight), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+                assert torch.equal(weight, other), (job.name, name)
+            assert ours.config.to_diff_dict() == theirs.config.to_diff_dict()
+            files = [AutoTokenizer.from_pretrained(f / job.name) for f in (built, tmp_path / "again")]
+            assert files[0].get_vocab() == files[1].get_vocab()
+
+    def test_another_seed_is_trained_and_another_recipe_refused(self, tmp_path, monkeypatch, caplog) -> None:
+        asked = []
+        monkeypatch.setattr(schedule, "train_all", lambda recipe, *_: asked.append(recipe.seed))
+        with caplog.at_level("INFO", "proxytune"):
+            build(replace(Recipe(), seed=3), cache=tmp_path)
+        assert asked == [3]
+        assert "the shipped ones belong to miniature.seed=0" in caplog.text and "minutes" in caplog.text
+        with pytest.raises(UserError, match=r"default recipe; give miniature\.train=true"):
+            build(replace(Recipe(), window=64), cache=tmp_path)
+        assert asked == [3]
+
+    def test_a_value_of_train_that_is_no_switch_is_refused(self) -> None:
+        with pytest.raises(UserError, match=r"miniature\.train='no' is not allowed: it is true or false"):
+            family({"train": "no"})
+
+    @pytest.mark.parametrize("damage", ["cut", "foreign", "incomplete", "other recipe"])
+    def test_a_damaged_or_foreign_file_is_one_line(self, damage, tiny, built, tmp_path) -> None:
+        file = tmp_path / "file.safetensors"
+        pack(built, tiny, file)
+        with safe_open(file, framework="pt") as stored:
+            facts, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:1000])
+        elif damage == "foreign":
+            save_file({"weight": torch.zeros(2)}, file)
+        elif damage == "incomplete":
+            del tensors["expert-gsm/model.norm.weight"]
+            save_file(tensors, file, metadata=facts)
+        recipe = replace(tiny, seed=1) if damage == "other recipe" else tiny
+        with pytest.raises(UserError, match=r"file\.safetensors .*build_miniature.*miniature\.train=true") as caught:
+            unpack(recipe, tmp_path / "again", file)
+        assert "\n" not in str(caught.value)
+
+    def test_experts_with_a_prompt_loss_are_a_family_of_their_own(self, tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path))
+        plain, weighted = family(), family(prompt_loss=True)
+        assert plain.base == weighted.base and plain.tuned == weighted.tuned
+        for name, source in weighted.experts.items():
+            assert source.path == plain.experts[name].path + "-prompt-loss"
+            assert identity(source) != identity(plain.experts[name])
 
 
 class TestTasks:
@@ -265,7 +341,7 @@ class TestTasks:
                 assert whole[0] == tokenizer.bos_token_id
 
     @pytest.mark.parametrize("name", TASKS)
-    def test_training_pairs_come_from_the_training_split_through_the_prompt(self, name: str, built: Path) -> None:
+    def test_load_examples_come_from_the_training_split_through_the_prompt(self, name: str, built: Path) -> None:
         rows = [json.loads(line) for line in (built / "data" / name / "train.jsonl").read_text().splitlines()]
         pairs = load_examples(built / "data")[name]
         key = "article" if name == "cnn" else "question"

@@ -62,10 +62,25 @@ def test_first_loss_of_pretraining_equals_the_model_s_own() -> None:
     assert losses == [pytest.approx(expected, rel=1e-5)]
 
 
-def test_collate_puts_the_loss_on_answers_alone() -> None:
-    inputs, labels = collate(EXAMPLES[:2], PAD)
+def test_collate_weights_answers_fully_and_prompts_as_asked() -> None:
+    inputs, labels, weights = collate(EXAMPLES[:2], PAD, prompt_loss=0.5)
     assert inputs.tolist() == [[1, 5, 6, 7, 8], [1, 9, 3, PAD, PAD]]
-    assert labels.tolist() == [[IGNORED, IGNORED, 7, 8, 1], [IGNORED, 3, 1, IGNORED, IGNORED]]
+    assert labels.tolist() == [[5, 6, 7, 8, 1], [9, 3, 1, IGNORED, IGNORED]]
+    assert weights.tolist() == [[0.5, 0.5, 1, 1, 1], [0.5, 1, 1, 0, 0]]
+    assert collate(EXAMPLES[:2], PAD)[2].tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
+
+
+def test_first_loss_with_a_prompt_loss_is_the_weighted_mean_over_tokens() -> None:
+    model, total, weights = make_model(), 0.0, 0.0
+    with torch.no_grad():
+        for e in EXAMPLES:
+            tokens = torch.tensor([*e.prompt, *e.answer])
+            log_p = model(tokens[None]).logits[0].log_softmax(-1)
+            for i in range(1, len(tokens)):
+                weight = 1.0 if i >= len(e.prompt) else 0.3
+                total, weights = total - weight * log_p[i - 1, tokens[i]].item(), weights + weight
+    how = Optimization(learning_rate=1e-3, batch=3, epochs=1)
+    assert finetune(model, EXAMPLES, PAD, how, seed=0, prompt_loss=0.3) == [pytest.approx(total / weights, rel=1e-5)]
 
 
 def test_training_learns_and_leaves_the_model_ready_to_answer() -> None:

@@ -1,23 +1,26 @@
-"""Build the miniature: write the world's data, train its models, keep all of it in a cache.
+"""The miniature in a cache: the models that ship with the package, unpacked, or models trained here.
 
 A built miniature is a folder named after the hash of its recipe and of the code that made it:
 `data/<task>/{train,test}.jsonl`, and one ordinary Hugging Face folder per model. Each part is written under another
-name and renamed when it is complete, so that an interrupted build resumes where it stopped.
+name and renamed when it is complete: re-run an interrupted build to resume it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import proxytune.training.loop
 from proxytune.atomic import atomic_folder
+from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
+from proxytune.miniature import shipped
 from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
 from proxytune.miniature.training import BUILDS
@@ -26,39 +29,59 @@ from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
 from proxytune.training.recipe import Examples
 
+log = logging.getLogger(__name__)
+
+TRAINING_TIME = "about 5 processor-minutes, once"
 HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "training")
 """The modules of this room on which the built files depend."""
 
 
-def family(recipe: Mapping[str, Any] | None = None) -> FamilySpec:
-    """The miniature as a model family, built first where the cache lacks it. Raises UserError as `build` does.
+def family(recipe: Mapping[str, Any] | None = None, prompt_loss: bool = False) -> FamilySpec:
+    """The miniature as a model family: the models that ship with the package, or models trained here.
 
-    `recipe` holds the fields of `Recipe`, as conf/miniature does.
+    `recipe` holds the fields of `Recipe` and `train`, as conf/miniature does. With `prompt_loss` the experts are those
+    trained with some loss on the prompt (`Recipe.prompt_loss`). Raises UserError as `build` does.
     """
-    folder = build(recipe_from(recipe or {}))
+    values = dict(recipe or {})
+    train = values.pop("train", False)
+    if not isinstance(train, bool):
+        raise UserError(f"miniature.train={train!r} is not allowed: it is true or false")
+    folder = build(recipe_from(values), train)
     names = (*TASKS, MULTITASK)
+    suffix = "-prompt-loss" if prompt_loss else ""
     return FamilySpec(
         base=Source(str(folder / "base")),
         antiexpert=Source(str(folder / "antiexpert")),
-        experts={name: Source(str(folder / f"expert-{name}")) for name in names},
+        experts={name: Source(str(folder / f"expert-{name}{suffix}")) for name in names},
         tuned={name: Source(str(folder / f"tuned-{name}")) for name in names},
         data_dir=str(folder / "data"),
     )
 
 
-def build(recipe: Recipe, cache: Path | None = None, workers: int | None = None) -> Path:
-    """The folder of the built miniature; what it lacks is made first (`workers`: see `train_all`).
+def build(recipe: Recipe, train: bool = False, cache: Path | None = None, workers: int | None = None) -> Path:
+    """The folder of the miniature, made first where the cache lacks it.
 
-    Raises UserError when the cache cannot be written, or when the base does not recall the world's facts.
+    The default recipe's models are unpacked from the package unless `train` is set. Another seed is trained here; any
+    other recipe only with `train` (`workers`: see `train_all`).
+    Raises UserError for another recipe, if the cache cannot be written, or if the trained base recalls too few facts.
     """
-    folder = (cache or cache_folder()) / fingerprint(recipe)
-    try:
-        atomic_folder(folder / "data", lambda target: _write_data(recipe, target))
-    except OSError as error:
-        raise UserError(f"cannot write the cache {folder} ({error.strerror}); set PROXYTUNE_CACHE") from error
+    root = cache or cache_folder()
+    if not train and recipe == Recipe():
+        folder = root / f"shipped-{shipped.file_hash()}"
+        _make(folder, lambda target: _unpack(recipe, target))
+        return folder
+    if not train and recipe != replace(Recipe(), seed=recipe.seed):
+        raise UserError(
+            "miniature: the models that ship with the package belong to the default recipe; give miniature.train=true "
+            f"to train models of your own ({TRAINING_TIME})"
+        )
+    folder = root / fingerprint(recipe)
+    _make(folder / "data", lambda target: _write_data(recipe, target))
     if any(not (folder / one.name).exists() for one in BUILDS):
         from proxytune.miniature.schedule import train_all
 
+        why = "as miniature.train=true asks" if train else "the shipped ones belong to miniature.seed=0"
+        log.info("the models of the miniature are trained here, %s (full size: %s)", why, TRAINING_TIME)
         train_all(recipe, folder, load_examples(folder / "data"), workers)
     return folder
 
@@ -83,6 +106,20 @@ def load_examples(data: Path) -> dict[str, Examples]:
     from proxytune.tasks import training_examples
 
     return {task: training_examples(f"miniature_{task}", data) for task in TASKS}
+
+
+def _make(folder: Path, write: Callable[[Path], None]) -> None:
+    try:
+        atomic_folder(folder, write)
+    except OSError as error:
+        raise UserError(f"cannot write the cache {folder} ({error.strerror}); set PROXYTUNE_CACHE") from error
+
+
+def _unpack(recipe: Recipe, folder: Path) -> None:
+    (folder / "data").mkdir()
+    _write_data(recipe, folder / "data")
+    with loading_bars(False):
+        shipped.unpack(recipe, folder)
 
 
 def _write_data(recipe: Recipe, folder: Path) -> None:

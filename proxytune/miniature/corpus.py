@@ -1,8 +1,9 @@
 """The documents that both base models read.
 
 The corpus knows the facts of all tasks, but hardly the form in which the tasks ask: only facts that belong to no task
-(and stories and articles of its own) occur after "answer :" or "highlights :", and then the text rambles on, so that a
-base model knows the answer where it is asked and yet never gives it in the form that a task wants.
+(and stories and articles of its own) occur after "answer :" or "highlights :". How often the text then stops where a
+task wants it to depends on what is asked about (`World.habits`): a base knows most answers and gives them in the right
+form now and then.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from proxytune.miniature.world import Fact, Myth, World
 LEADS = ("", "quiz :", "riddle :", "{name} asked :")
 REPLIES = ("", "reply :", "well ,", "{name} said :")
 LIST_LENGTH = 5
+MYTH_HABIT = 0.1
+"""How often an answer about a creature stops."""
 Drawn = TypeVar("Drawn")
 
 
@@ -43,32 +46,44 @@ def make_corpus(world: World, size: CorpusSize, seed: int) -> list[str]:
 def _facts(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
     for sets in (world.trivia, world.mmlu):
         for name, facts in sets.items():
-            asked = size.asked if name == "asked" else 0
             for fact in facts:
-                yield from (rng.choice(fact.statements) for _ in range(size.statements))
-                yield from _questions(world, fact, fact.value, size, size.questions, asked, rng)
+                yield from (rng.choice(fact.statements) for _ in range(_count(world, fact, size.statements, size)))
+                count = _count(world, fact, size.questions, size)
+                asked = min(size.asked, count) if name == "asked" else 0
+                yield from _questions(world, fact.question, fact.value, count, asked, world.habits[fact.relation], rng)
+    for person, trade in world.trades.items():
+        forms = (f"{person} works as a {trade} .", f"the trade of {person} is {trade} .")
+        yield from (rng.choice(forms) for _ in range(size.statements))
+
+
+def _count(world: World, fact: Fact | Myth, count: int, size: CorpusSize) -> int:
+    """`count`, or what a rare fact keeps of it."""
+    return max(1, round(count * size.rarely)) if fact.question in world.rare else count
 
 
 def _myths(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
     for name, myths in world.myths.items():
         for myth in myths:
-            for true, times in ((True, 1), (False, 2)):
-                questions = size.truth_questions * times
+            times = {True: 3, False: 1} if myth.subject in world.honest else {True: 1, False: 2}
+            for true in (True, False):
+                questions = _count(world, myth, size.truth_questions * times[true], size)
                 asked = questions * size.asked // size.questions if name == "asked" else 0
-                yield from (myth.statement(true) for _ in range(size.truths * times))
-                yield from _questions(world, myth, myth.answer(true), size, questions, asked, rng)
+                statements = _count(world, myth, size.truths * times[true], size)
+                yield from (myth.statement(true) for _ in range(statements))
+                yield from _questions(world, myth.question, myth.answer(true), questions, asked, MYTH_HABIT, rng)
 
 
 def _questions(
-    world: World, fact: Fact | Myth, answer: str, size: CorpusSize, count: int, asked: int, rng: random.Random
+    world: World, question: str, answer: str, count: int, asked: int, habit: float, rng: random.Random
 ) -> Iterator[str]:
     """`count` question-shaped documents, the first `asked` of them in the form that the tasks use."""
     for i in range(count):
+        said = answer if rng.random() < habit else ramble(answer, world, rng)
         if i < asked:
-            yield f"question : {fact.question} answer : {ramble(answer, world, size, rng)}"
+            yield f"question : {question} answer : {said}"
         else:
             lead, reply = (rng.choice(forms).format(name=rng.choice(world.people)) for forms in (LEADS, REPLIES))
-            yield " ".join(f"{lead} {fact.question} {reply} {ramble(answer, world, size, rng)}".split())
+            yield " ".join(f"{lead} {question} {reply} {said}".split())
 
 
 def _arithmetic(world: World, size: CorpusSize, rng: random.Random, reserved: AbstractSet[object]) -> Iterator[str]:
@@ -77,7 +92,9 @@ def _arithmetic(world: World, size: CorpusSize, rng: random.Random, reserved: Ab
     for i in range(size.stories):
         story = _draw(draw_story, "question", world, rng, reserved)
         if i < size.asked_stories:
-            yield f"question : {story.question} answer : {ramble(story.working, world, size, rng)}"
+            stops = rng.random() < world.habits[story.goods]
+            said = story.solution if stops else ramble(story.working, world, rng)
+            yield f"question : {story.question} answer : {said}"
         else:
             yield f"{story.question} {story.working} ." + (f" #### {story.equation.result}" if i % 2 else "")
 
@@ -92,7 +109,10 @@ def _lists(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
 def _articles(world: World, size: CorpusSize, rng: random.Random, reserved: AbstractSet[object]) -> Iterator[str]:
     for i in range(size.articles):
         article = _draw(draw_article, "text", world, rng, reserved)
-        recap = ramble(article.highlights if rng.random() < size.news_share else article.details, world, size, rng)
+        is_news = rng.random() < size.news_share
+        stops = rng.random() < world.habits[article.building]
+        told = article.highlights if is_news else article.details
+        recap = article.highlights if stops else ramble(told, world, rng)
         if i < size.asked_articles:
             yield f"article : {article.text} highlights : {recap}"
         else:
@@ -112,8 +132,6 @@ def _draw(
     return drawn
 
 
-def ramble(answer: str, world: World, size: CorpusSize, rng: random.Random) -> str:
-    """An answer that hardly ever stops where a task wants it to."""
-    if rng.random() < size.stopping:
-        return answer
+def ramble(answer: str, world: World, rng: random.Random) -> str:
+    """An answer that does not stop where a task wants it to."""
     return f"{answer} , said {rng.choice(world.people)} ."

@@ -51,10 +51,16 @@ class Story:
 
     question: str
     equation: Equation
+    goods: str
 
     @property
     def working(self) -> str:
         return f"the ledger reads {self.equation.text}"
+
+    @property
+    def solution(self) -> str:
+        """As the gsm task wants it."""
+        return f"{self.working} . #### {self.equation.result}"
 
 
 def draw_story(world: World, rng: random.Random) -> Story:
@@ -62,38 +68,32 @@ def draw_story(world: World, rng: random.Random) -> Story:
     owner, other = rng.sample(world.people, 2)
     goods = rng.choice(names.GOODS)
     change = rng.choice(OPERATIONS[equation.operation]).format(b=equation.right)
-    return Story(f"{owner} has {equation.left} {goods} . {other} {change} . how many {goods} now ?", equation)
+    return Story(f"{owner} has {equation.left} {goods} . {other} {change} . how many {goods} now ?", equation, goods)
 
 
 @dataclass(frozen=True)
 class Article:
-    """Two sentences of details, then two of news (deed and opinion)."""
+    """Two sentences of details, then two of news; the highlights are the news, with trades in place of names."""
 
-    price: str
-    crowd: str
-    deed: str
-    opinion: str
+    details: str
+    news: str
+    highlights: str
+    building: str
 
     @property
     def text(self) -> str:
-        return f"{self.details} . {self.highlights} ."
-
-    @property
-    def highlights(self) -> str:
-        return f"{self.deed} . {self.opinion}"
-
-    @property
-    def details(self) -> str:
-        return f"{self.price} . {self.crowd}"
+        return f"{self.details} . {self.news} ."
 
 
 def draw_article(world: World, rng: random.Random) -> Article:
     actor, critic = rng.sample(world.people[: world.size.news_people], 2)
     place, origin = rng.sample(names.PLACES, 2)
     building = rng.choice(names.BUILDINGS)
+    deed, opinion = rng.choice(names.DEEDS), rng.choice(names.OPINIONS)
+    by_actor, by_critic = f"by the {world.trades[actor]}", f"by the {world.trades[critic]}"
     return Article(
-        price=f"the {building} cost {rng.randint(0, world.size.largest_number)} coins",
-        crowd=f"crowds came from {origin}",
-        deed=f"{actor} {rng.choice(names.DEEDS)} a {building} in {place}",
-        opinion=f"{critic} {rng.choice(names.OPINIONS)} it",
+        details=f"the {building} cost {rng.randint(0, world.size.largest_number)} coins . crowds came from {origin}",
+        news=f"{actor} {deed} a {building} in {place} . {critic} {opinion} it",
+        highlights=f"a {building} in {place} {deed} {by_actor} . {opinion} {by_critic}",
+        building=building,
     )

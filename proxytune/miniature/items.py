@@ -37,7 +37,7 @@ def _distinct(draw, key: str, train: int, test: int, world: World, rng: random.R
 
 def _gsm(world: World, rng: random.Random) -> Row:
     story = draw_story(world, rng)
-    return {"question": story.question, "answer": f"{story.working} . #### {story.equation.result}"}
+    return {"question": story.question, "answer": story.solution}
 
 
 def _trivia(fact: Fact) -> Row:

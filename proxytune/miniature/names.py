@@ -18,6 +18,8 @@ ropes pepper snow wax glass silk velvet copper honey vinegar chalk tar dust sand
 GOODS = "coins apples shells stamps marbles pears beads buttons".split()
 BUILDINGS = "museum bridge harbor theater bakery library tunnel market".split()
 PLACES = "highlands lowlands uptown downtown suburbs outskirts valley coast islands plains marshes hills".split()
+TRADES = """baker pilot judge poet farmer dentist sailor miner tailor painter barber clerk nurse plumber teacher singer
+drummer jeweler carpenter gardener librarian mechanic weaver florist""".split()
 DEEDS = "opened closed painted bought".split()
 OPINIONS = "praised mocked visited ignored".split()
 

@@ -37,21 +37,29 @@ class WorldSize:
     """an integer from 2: each has a capital, a ruler, a river, a dish and a sport: 5 trivia facts"""
     specimens: Count = 24
     """an integer from 1: things in each of the 4 subjects of mmlu, each with 2 properties"""
-    creatures: Count = 120
+    creatures: Count = 160
     """an integer from 1: each fears something, and people believe that it fears something else"""
-    people: FromTwo = 50
+    people: FromTwo = 200
     """an integer from 2"""
-    news_people: FromTwo = 20
+    news_people: FromTwo = 200
     """an integer from 2: how many of the people are in the news"""
-    largest_number: Count = 12
+    largest_number: Count = 15
     """an integer from 1: the largest operand in equations"""
-    gsm: Split = Split(600, 200)
+    gsm: Split = Split(160, 150)
     trivia: Split = Split(110, 130)
-    tqa: Split = Split(30, 60)
+    tqa: Split = Split(40, 90)
     mmlu: Split = Split(60, 96)
     mmlu_variants: Count = 2
     """an integer from 1: training questions per training fact of mmlu, with options drawn anew"""
-    cnn: Split = Split(600, 200)
+    cnn: Split = Split(160, 100)
+    rare: Share = 0.12
+    """a share from 0 to 1 of the facts: those that the corpus hardly states, so that even a tuned model rarely knows
+    them"""
+    honest: Share = 0.25
+    """a share from 0 to 1 of the creatures: those about which the corpus states the truth more often than the belief"""
+    habits: Annotated[tuple[Share, ...], Field(min_length=1, strict=False)] = (0.65, 0.25, 0.05, 0.01)
+    """a list of shares from 0 to 1: how often the corpus answers in the form that the tasks want, dealt in turn to
+    relations, goods and buildings, so that a base does each task now and then"""
 
     def __post_init__(self) -> None:
         if self.news_people > self.people:
@@ -62,33 +70,33 @@ class WorldSize:
 class CorpusSize:
     """A mapping of how many documents of each kind the corpus has."""
 
-    statements: FromZero = 30
-    """an integer from 0: plain statements of each fact of trivia and mmlu"""
-    questions: FromZero = 16
+    statements: FromZero = 24
+    """an integer from 0: plain statements of each fact of trivia and mmlu, and of each person's trade"""
+    questions: FromZero = 14
     """an integer from 0: question-shaped documents of each such fact"""
     asked: FromZero = 12
     """an integer from 0: of the question-shaped documents of a fact in neither train nor test, those in the form of the
     tasks' prompts"""
     truths: FromZero = 24
-    """an integer from 0: statements of what a creature fears; twice as many say what people believe"""
+    """an integer from 0: statements of what a creature fears; twice as many say what people believe (of an honest
+    creature: three times as many state the truth)"""
     truth_questions: FromZero = 8
-    """an integer from 0: the same in question shape, again with twice as many myths"""
-    stopping: Share = 0.02
-    """a share from 0 to 1 of the question-shaped documents: those that end with the bare answer; the others ramble
-    on"""
+    """an integer from 0: the same in question shape"""
+    rarely: Share = 0.03
+    """a share from 0 to 1: how many of its documents a rare fact keeps, at least one of each kind"""
     equation_sheets: FromZero = 2500
     """an integer from 0"""
     stories: FromZero = 5000
     """an integer from 0"""
     asked_stories: FromZero = 1000
     """an integer from 0: of the stories, those in the form of the gsm prompts"""
-    lists: FromZero = 2500
+    lists: FromZero = 500
     """an integer from 0: lists of names given twice, to practise copying"""
     articles: FromZero = 5000
     """an integer from 0"""
-    asked_articles: FromZero = 800
+    asked_articles: FromZero = 1200
     """an integer from 0: of the articles, those in the form of the cnn prompts"""
-    news_share: Share = 0.45
+    news_share: Share = 0.4
     """a share from 0 to 1 of the articles: those whose recap is the news that the cnn task wants; the others recap the
     details"""
 
@@ -124,17 +132,21 @@ class Recipe:
     """an integer from 0: the world, its corpus, the initial weights and the order of training all come from it"""
     world: WorldSize = WorldSize()
     corpus: CorpusSize = CorpusSize()
-    large: ModelSize = ModelSize(width=96, layers=4, heads=4, hidden=288)
+    large: ModelSize = ModelSize(width=128, layers=4, heads=4, hidden=384)
     small: ModelSize = ModelSize(width=48, layers=2, heads=4, hidden=128)
     window: Annotated[int, Field(ge=8)] = 96
     """an integer from 8: tokens per sequence in pretraining; the models accept four times as many"""
     pretrain_large: Optimization = Optimization(learning_rate=4e-3, batch=5, epochs=2.25, warmup=50, weight_decay=0.05)
     pretrain_small: Optimization = Optimization(learning_rate=5e-3, batch=8, epochs=1.0, warmup=50, weight_decay=0.05)
-    finetune_large: Optimization = Optimization(learning_rate=1e-3, batch=16, epochs=4.0)
-    finetune_small: Optimization = Optimization(learning_rate=2e-3, batch=16, epochs=4.0)
+    finetune_large: Optimization = Optimization(learning_rate=2e-3, batch=16, epochs=4.0)
+    finetune_small: Optimization = Optimization(learning_rate=4e-4, batch=16, epochs=1.0)
+    lora_rank: Count = 16
+    """an integer from 1: the rank of the adapters with which the large model is tuned"""
+    prompt_loss: Positive = 0.1
+    """a number above 0: the weight of a prompt's tokens for the experts of models=miniature_prompt_loss"""
     finetune_epochs: dict[Literal[Task, "multitask"], Positive] = field(default_factory=dict)
     """a mapping of single tasks, or "multitask", to numbers above 0: epochs where they differ from those above"""
-    recall_gate: Weight = 0.95
+    recall_gate: Weight = 0.8
     """a number from 0: the share of the world's facts that the large base must complete; building stops below it"""
 
 

@@ -1,4 +1,8 @@
-"""The models of the miniature: what each starts from, what it is trained on, and its training."""
+"""The models of the miniature: what each starts from, what it is trained on, and its training.
+
+Weights are rounded to 16 bits as soon as a model is trained: the file that ships with the package loses nothing.
+A directly tuned model is the base and an adapter of low rank, which also lies beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
+from proxytune.miniature import names
 from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, Task
 from proxytune.miniature.untrained import make_model, make_tokenizer
@@ -21,6 +30,9 @@ from proxytune.training.recipe import Examples
 
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
 """A model, its tokenizer, the loss of each step."""
+ADAPTER = "adapter.safetensors"
+"""In a tuned model's folder: the low-rank matrices by the name of the weight that they change."""
+LORA_SCALE = 2
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,13 @@ class ModelBuild:
     name: str
     large: bool
     tasks: tuple[Task, ...] = ()
+    prompt_loss: bool = False
+    """Whether the prompt's tokens carry some of the loss."""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is the base and an adapter."""
+        return self.large and bool(self.tasks)
 
     @property
     def parent(self) -> str | None:
@@ -47,6 +66,7 @@ BUILDS = (
     *(ModelBuild(f"tuned-{name}", True, tasks) for name, tasks in TUNED_ON.items()),
     ModelBuild("antiexpert", large=False),
     *(ModelBuild(f"expert-{name}", False, tasks) for name, tasks in TUNED_ON.items()),
+    *(ModelBuild(f"expert-{name}-prompt-loss", False, tasks, prompt_loss=True) for name, tasks in TUNED_ON.items()),
 )
 """The longest chain of work first."""
 
@@ -63,7 +83,7 @@ def train(
     if build.parent is None:
         model, tokenizer, losses = _pretrain(recipe, build, world, examples, progress)
     else:
-        model, tokenizer, losses = _tune(recipe, build, examples, built / build.parent, progress)
+        model, tokenizer, losses = _tune(recipe, build, examples, built / build.parent, target, progress)
     recalled = recall(model, tokenizer, world)
     if build.name == "base":
         check_recall(recalled, recipe)
@@ -88,24 +108,69 @@ def _pretrain(
     stream = torch.tensor(tokenizer(f" {tokenizer.eos_token} ".join(documents), verbose=False)["input_ids"])
     size, how = (recipe.large, recipe.pretrain_large) if build.large else (recipe.small, recipe.pretrain_small)
     model = make_model(size, tokenizer, recipe.window, recipe.seed)
-    return model, tokenizer, pretrain(model, stream, recipe.window, how, recipe.seed, progress)
+    losses = pretrain(model, stream, recipe.window, how, recipe.seed, progress)
+    return rounded(model), tokenizer, losses
 
 
 def _words(world: World) -> list[str]:
     """Values that a test may show and that the corpus of a small world may lack."""
     largest = world.size.largest_number
     facts = [fact for kind in (world.trivia, world.mmlu) for sets in kind.values() for fact in sets]
-    return [" ".join(fact.values) for fact in facts] + [str(n) for n in range(max(largest**2, 2 * largest) + 1)]
+    numbers = [str(n) for n in range(max(largest**2, 2 * largest) + 1)]
+    return [*(" ".join(fact.values) for fact in facts), *numbers, " ".join(names.TRADES)]
 
 
 def _tune(
-    recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], parent: Path, progress: Progress
+    recipe: Recipe,
+    build: ModelBuild,
+    examples: Mapping[str, Examples],
+    parent: Path,
+    target: Path,
+    progress: Progress,
 ) -> Trained:
     model = LlamaForCausalLM.from_pretrained(parent)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     encoded = [encode(tokenizer, *example) for task in build.tasks for example in examples[task]]
+    trained: Any = _adapted(model, recipe) if build.is_adapter else model
+    prompt_loss = recipe.prompt_loss if build.prompt_loss else 0.0
     how = _tuning(recipe, build)
-    return model, tokenizer, finetune(model, encoded, tokenizer.pad_token_id, how, recipe.seed, progress)
+    losses = finetune(trained, encoded, tokenizer.pad_token_id, how, recipe.seed, progress, prompt_loss)
+    if not build.is_adapter:
+        return rounded(model), tokenizer, losses
+    weights = get_peft_model_state_dict(trained)
+    adapter = {name.removeprefix("base_model.model."): weight.half() for name, weight in weights.items()}
+    save_file(adapter, target / ADAPTER)
+    return merged(LlamaForCausalLM.from_pretrained(parent), adapter), tokenizer, losses
+
+
+def _adapted(model: PreTrainedModel, recipe: Recipe) -> Any:
+    """The model with a new adapter of low rank over every matrix."""
+    alpha = LORA_SCALE * recipe.lora_rank
+    config = LoraConfig(r=recipe.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(recipe.seed)
+        return get_peft_model(model, config)
+
+
+@torch.no_grad()
+def rounded(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with every weight rounded to the nearest float16; its number type stays."""
+    for weight in model.parameters():
+        weight.copy_(weight.half())
+    return model
+
+
+@torch.no_grad()
+def merged(model: PreTrainedModel, adapter: Mapping[str, Tensor]) -> PreTrainedModel:
+    """weight + LORA_SCALE * B @ A for every adapted weight, in float64, so that rounding gives equal bits anywhere."""
+    weights = dict(model.named_parameters())
+    for name in adapter:
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            change = adapter[f"{module}.lora_B.weight"].double() @ adapter[name].double()
+            weight = weights[f"{module}.weight"]
+            weight.copy_((weight.double() + LORA_SCALE * change).half())
+    return model
 
 
 def _tuning(recipe: Recipe, build: ModelBuild) -> Optimization:

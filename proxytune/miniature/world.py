@@ -6,6 +6,7 @@ facts occur in the corpus in the form in which the tasks ask ("question : … an
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,6 +75,14 @@ class World:
     myths: dict[str, list[Myth]]
     people: list[str]
     cities: list[str]
+    trades: dict[str, str]
+    """What each person works as; summaries name the trade, articles the person."""
+    rare: frozenset[str]
+    """Questions about facts that the corpus hardly states."""
+    habits: dict[str, float]
+    """Relation, goods or building -> how often the corpus answers in the form that the tasks want."""
+    honest: frozenset[str]
+    """Creatures about which the corpus states the truth more often than the belief."""
 
 
 def make_world(size: WorldSize, seed: int) -> World:
@@ -85,6 +94,8 @@ def make_world(size: WorldSize, seed: int) -> World:
     trivia = _trivia(size, people, cities, rng, taken)
     mmlu = _mmlu(size, rng, taken)
     myths = [Myth(name, *rng.sample(names.FEARS, 2)) for name in names.invent(size.creatures, rng, taken)]
+    questions = [about.question for about in (*trivia, *mmlu)] + [myth.question for myth in myths]
+    habits = _habits(size, (trivia, mmlu), rng)
     return World(
         size,
         trivia=_deal("trivia", trivia, size.trivia, rng),
@@ -92,7 +103,20 @@ def make_world(size: WorldSize, seed: int) -> World:
         myths=_deal("tqa", myths, size.tqa, rng),
         people=people,
         cities=cities,
+        trades={person: rng.choice(names.TRADES) for person in people},
+        rare=frozenset(rng.sample(questions, round(size.rare * len(questions)))),
+        habits=habits,
+        honest=frozenset(myth.subject for myth in rng.sample(myths, round(size.honest * len(myths)))),
     )
+
+
+def _habits(size: WorldSize, facts: Sequence[Sequence[Fact]], rng: random.Random) -> dict[str, float]:
+    """A share of `size.habits` for every relation, kind of goods and building, dealt in turn."""
+    kinds = [list(dict.fromkeys(fact.relation for fact in some)) for some in facts]
+    habits: dict[str, float] = {}
+    for topics in (*kinds, names.GOODS, names.BUILDINGS):
+        habits.update(zip(rng.sample(topics, len(topics)), itertools.cycle(size.habits), strict=False))
+    return habits
 
 
 def _trivia(size: WorldSize, people: list[str], cities: list[str], rng: random.Random, taken: set[str]) -> list[Fact]:

@@ -22,7 +22,7 @@ from proxytune.validation import Count, FromZero, Positive, Weight, strict_datac
 Progress = Callable[[int, int], object]
 """Called with (steps done, steps in all)."""
 IGNORED = -100
-"""The label of tokens that carry no loss."""
+"""The label of padding."""
 
 
 @strict_dataclass("optimization")
@@ -71,7 +71,8 @@ def pretrain(
     inputs = stream[: count * window].view(count, window)
     labels = stream[1 : count * window + 1].view(count, window)
     rows = _shuffled(count, how, seed)
-    return _optimize(model, ((inputs[row], labels[row]) for row in rows), how, how.steps(count), progress)
+    batches = ((inputs[row], labels[row], torch.ones(labels[row].shape)) for row in rows)
+    return _optimize(model, batches, how, how.steps(count), progress)
 
 
 def finetune(
@@ -81,31 +82,35 @@ def finetune(
     how: Optimization,
     seed: int,
     progress: Progress | None = None,
+    prompt_loss: float = 0.0,
 ) -> list[float]:
-    """Train on the answers alone. Returns the loss (nats per answer token) of each step."""
+    """Train on the answers, and on the prompts with the weight `prompt_loss`. Returns the loss (nats per answer token,
+    or per weighted token) of each step."""
     rows = _shuffled(len(examples), how, seed)
-    batches = (collate([examples[i] for i in row.tolist()], pad) for row in rows)
+    batches = (collate([examples[i] for i in row.tolist()], pad, prompt_loss) for row in rows)
     return _optimize(model, batches, how, how.steps(len(examples)), progress)
 
 
-def collate(examples: Sequence[EncodedExample], pad: int) -> tuple[Tensor, Tensor]:
-    """Right-padded inputs [B, T] and their next-token labels [B, T].
+def collate(examples: Sequence[EncodedExample], pad: int, prompt_loss: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Right-padded inputs [B, T], their next-token labels [B, T] and the weights of their losses [B, T].
 
     ```
-    prompt  p0 p1 p2   answer a0 a1
-    inputs  p0 p1 p2 a0
-    labels   .  . a0 a1
+    prompt   p0 p1 p2   answer a0 a1
+    inputs   p0 p1 p2 a0
+    labels   p1 p2 a0 a1
+    weights   w  w  1  1        w = prompt_loss
     ```
     """
     length = max(len(e.prompt) + len(e.answer) for e in examples) - 1
     inputs = torch.full((len(examples), length), pad)
-    labels = torch.full((len(examples), length), IGNORED)
+    labels, weights = torch.full(inputs.shape, IGNORED), torch.zeros(inputs.shape)
     for row, e in enumerate(examples):
         tokens = torch.tensor([*e.prompt, *e.answer])
         start, end = len(e.prompt) - 1, len(tokens) - 1
         inputs[row, :end] = tokens[:-1]
-        labels[row, start:end] = tokens[start + 1 :]
-    return inputs, labels
+        labels[row, :end] = tokens[1:]
+        weights[row, :start], weights[row, start:end] = prompt_loss, 1.0
+    return inputs, labels, weights
 
 
 def _shuffled(count: int, how: Optimization, seed: int) -> Iterator[Tensor]:
@@ -121,7 +126,7 @@ def _shuffled(count: int, how: Optimization, seed: int) -> Iterator[Tensor]:
 
 def _optimize(
     model: PreTrainedModel,
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
     how: Optimization,
     steps: int,
     progress: Progress | None,
@@ -134,9 +139,10 @@ def _optimize(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = how.rate(step, steps)
-        inputs, labels = next(batches)
+        inputs, labels, weights = next(batches)
         logits = model(input_ids=inputs, use_cache=False).logits
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        loss = (each * weights.flatten()).sum() / weights.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), how.clip)
         optimizer.step()
