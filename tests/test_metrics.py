@@ -126,6 +126,7 @@ def test_an_alias_is_the_whole_answer_but_for_case_and_blanks_around(output: str
         ("E", None),
         ("a", None),
         ("1", None),
+        ("X", None),
         ('"A"', None),
         ("", None),
         (" \n", None),
