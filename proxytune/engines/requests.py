@@ -66,6 +66,12 @@ class Scored:
     weights: tuple[tuple[float, ...], ...]
     """[T][n] the weight of each expert at each token; empty for a model alone."""
 
+    @property
+    def undefined(self) -> str | None:
+        """Why this is not an answer: a token whose log-probability is NaN or infinite; None if it is one."""
+        broken = [i for i, logprob in enumerate(self.logprobs) if not math.isfinite(logprob)]
+        return f"the log-probability of token {broken[0]} is {self.logprobs[broken[0]]}" if broken else None
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -77,7 +83,13 @@ class Generated:
     weights: tuple[tuple[float, ...], ...]
     """[T][m] as in `Scored`."""
     finish: str
-    """"stop" (stop string), "eos" or "length"."""
+    """"stop" (stop string), "eos", "length", or "undefined" (the logits after `tokens` are not finite)."""
+
+    @property
+    def undefined(self) -> str | None:
+        """Why this is not an answer; None if it is one."""
+        where = f"the logits of token {len(self.tokens)} of the answer are NaN or infinite"
+        return where if self.finish == "undefined" else None
 
 
 Request = ScoreRequest | GenerateRequest

@@ -56,7 +56,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         # Registered so that parameters, devices and memory are seen; shared modules count once.
         self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in arm.roles))
         self.all_tied_weights_keys: dict[str, str] = {}
-        self.generation_config = _generation_config(ensemble)
+        self.generation_config = _generation_config(ensemble, self.roles)
         self.eval()
 
     # --- making ---
@@ -261,12 +261,13 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         return super()._apply(fn, recurse)
 
 
-def _generation_config(ensemble: Ensemble) -> Any:
-    """The base's, completed from the tokenizer where it names no special tokens."""
+def _generation_config(ensemble: Ensemble, roles: Sequence[str]) -> Any:
+    """The base's, completed from the tokenizer; an answer ends where it ends for any member (`Ensemble.ends`)."""
     config = deepcopy(ensemble["base"].model.generation_config)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("bos_token_id", "pad_token_id"):
         if getattr(config, name) is None:
             setattr(config, name, getattr(ensemble.tokenizer, name))
+    config.eos_token_id = list(ensemble.ends(roles)) or None
     config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
     return config
 
