@@ -41,7 +41,7 @@ class Ensemble:
         for member in self.members.values():
             if member.vocab_size != self.vocab_size:
                 raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}")
-        self._end_tokens = None if end_tokens is None else token_numbers(tokenizer, end_tokens)
+        self.end_tokens = end_tokens
 
     def __getitem__(self, role: str) -> Member:
         if role not in self.members:
@@ -55,8 +55,8 @@ class Ensemble:
         A chat expert may end its turn with a token that only its own generation config lists (`<|eot_id|>`,
         `<|im_end|>`): the fused answer ends there too, as it does where the expert answers alone.
         """
-        if self._end_tokens is not None:
-            return self._end_tokens
+        if self.end_tokens is not None:
+            return token_numbers(self.tokenizer, self.end_tokens)
         found = {self.tokenizer.eos_token_id}
         for member in (self[role] for role in roles):
             config = getattr(member.model, "generation_config", None)
