@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
@@ -118,6 +118,14 @@ class SharedAnswers:
                     self._compute(keyed[start : start + BLOCK], advance)
         self._fail_undefined(keyed)
 
+    def _defined(self, requests: Sequence[KeyedRequest], answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        """Those of `answers` that hold no NaN or infinity; the others become failed items."""
+        rules = {arm.name: arm.rule is not None for arm in self.arms}
+        masks = {key: rules[name] for one in requests for name, key in one.keys.items()}
+        why = {key: answer.undefined(masks[key]) for key, answer in answers.items()}
+        self._failed_items |= {key: Failed(reason) for key, reason in why.items() if reason is not None}
+        return {key: answer for key, answer in answers.items() if why[key] is None}
+
     def _fail_undefined(self, keyed: Sequence[KeyedRequest]) -> None:
         """An arm whose answers are all undefined has failed; some are reported item by item."""
         for arm in self.arms:
@@ -174,8 +182,7 @@ class SharedAnswers:
                     self._pass(requests, [name], advance)
                 return
             answers = self._one_by_one(requests, names[0], error, advance)
-        self._failed_items |= {k: Failed(a.undefined) for k, a in answers.items() if a.undefined is not None}
-        answers = {key: answer for key, answer in answers.items() if answer.undefined is None}
+        answers = self._defined(requests, answers)
         self.store.put(answers)
         self._answers |= answers
         self._able |= {name for name in names if any(one.keys.get(name) in answers for one in requests)}
