@@ -14,11 +14,6 @@ from proxytune.fusion import MatchKL, Static, logits
 from proxytune.fusion.solvers.search import best_point
 from proxytune.fusion.solvers.tilt import Tilt
 
-RULES = [
-    Static(0.7),
-    *(MatchKL(solver=s, experts=e, step=0.5) for s in ("exact", "grid") for e in ("one_at_a_time", "joint")),
-    MatchKL(low=-1.0, high=1.5),
-]
 EXACT = MatchKL()
 
 
@@ -157,7 +152,7 @@ def test_exact_is_never_above_the_grid_between_bounds_of_both_signs(seed, change
     assert (loss_float64(*row, alpha) <= grid * (1 + 1e-4) + 1e-7).all()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 3),
@@ -204,72 +199,24 @@ def test_joint_reaches_the_mean_target_that_one_expert_misses():
     assert (joint < 1e-5).float().mean() > 2 * (single < 1e-5).float().mean()
 
 
-# Batching
-
-
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-@pytest.mark.parametrize(("T", "n", "vocabulary"), [(2, 6, 257), (2, 6, 40_000), (5, 21, 33)])
-def test_a_row_is_the_same_to_the_last_bit_alone_and_among_others(rule, T, n, vocabulary):
-    base, experts, antiexpert = trio(8, T, n, vocabulary, change=1.0)
-    whole = rule.fuse(base, experts, antiexpert)
-    for i in (0, n // 2, n - 1):
-        alone = rule.fuse(base[i], experts[:, i], antiexpert[i])
-        assert torch.equal(alone.weights, whole.weights[:, i])
-        assert torch.equal(alone.logits, whole.logits[i])
-
-
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_how_rows_are_cut_into_batches_changes_nothing(rule, monkeypatch):
-    base, experts, antiexpert = trio(9, 2, 3, 7, 64)
-    whole = rule.fuse(base, experts, antiexpert)
-    monkeypatch.setattr(logits, "BATCH", 5 * 64)
-    monkeypatch.setattr(logits, "CACHED", 2 * 64)
-    pieces = rule.fuse(base, experts, antiexpert)
-    assert torch.equal(whole.weights, pieces.weights)
-    assert torch.equal(whole.logits, pieces.logits)
-    assert torch.equal(
-        whole.logits.view(21, 64), rule.fuse(*(x.flatten(-3, -2) for x in (base, experts, antiexpert)))[0]
-    )
-
-
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_no_rows_give_no_rows(rule):
-    base, experts, antiexpert = trio(10, 2, 0, 5)
-    fused = rule.fuse(base, experts, antiexpert)
-    assert fused.logits.shape == (0, 5)
-    assert fused.weights.shape == (2, 0)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=repr)
-def test_inputs_are_left_alone_and_may_want_gradients(rule):
-    originals = trio(11, 2, 4, 16)
-    arguments = [x.clone().requires_grad_() for x in originals]
-    rule.fuse(*arguments)
-    assert all(torch.equal(a, x) for a, x in zip(arguments, originals, strict=True))
-
-
-def test_the_order_of_tokens_does_not_matter():
-    base, experts, antiexpert = trio(12, 1, 30, 300)
-    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    weights = EXACT.fuse(base, experts, antiexpert).weights
-    shuffled = EXACT.fuse(base[..., order], experts[..., order], antiexpert[..., order]).weights
-    torch.testing.assert_close(shuffled, weights, rtol=0, atol=1e-4)
-
-
 # Edges
 
 
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-@pytest.mark.parametrize("where", ["base", "expert", "antiexpert"])
-def test_nan_is_heard_in_its_row_and_only_there(poison, where):
-    base, experts, antiexpert = trio(13, 2, 4, 40)
-    clean = EXACT.fuse(base, experts, antiexpert)
-    {"base": base, "expert": experts[0], "antiexpert": antiexpert}[where][2, 7] = poison
-    fused = EXACT.fuse(base, experts, antiexpert)
-    assert fused.weights[:, 2].isnan().all()
-    assert fused.logits[2].isnan().all()
-    others = [0, 1, 3]
-    assert torch.equal(fused.logits[others], clean.logits[others])
+def test_rows_worked_on_together(monkeypatch):
+    """As many whole rows as fit, and at least one: Qwen's 151,936 and Gemma's 262,144 tokens exceed a core's share."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+
+    def cut(slices, n, V, device="cpu"):
+        return [(part.start, part.stop) for part in slices(torch.empty(n, V, device=device))]
+
+    assert cut(logits.cached, 2, 262_145) == [(0, 1), (1, 2)]
+    assert cut(logits.cached, 2, 131_073) == [(0, 1), (1, 2)]
+    assert cut(logits.cached, 5, 131_072) == [(0, 2), (2, 4), (4, 6)]
+    assert cut(logits.cached, 3, 1, device="meta") == [(0, 3)]
+    assert cut(logits.batches, 3, 2**21 + 1) == [(0, 1), (1, 2), (2, 3)]
+    assert cut(logits.batches, 3, 2**20) == [(0, 2), (2, 4)]
+    assert cut(logits.batches, 9, 2**21, device="meta") == [(0, 8), (8, 16)]
+    assert cut(logits.batches, 0, 7) == []
 
 
 def test_a_model_that_masks_everything():
@@ -309,12 +256,6 @@ def test_an_expert_that_adds_a_constant_gets_the_smallest_weight():
     base, _, antiexpert = trio(17, 1, 10, 1000)
     for rule in (EXACT, MatchKL(solver="grid"), MatchKL(low=0.5, high=1.0), MatchKL(low=-1, high=1)):
         assert (rule.fuse(base, (antiexpert + 3.7)[None], antiexpert).weights == rule.low).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_computed_in_float32(dtype):
-    arguments = [x.to(dtype) for x in trio(18, 2, 10, 100)]
-    assert torch.equal(EXACT.fuse(*arguments).logits, EXACT.fuse(*(x.float() for x in arguments)).logits)
 
 
 def test_weights_may_come_from_a_config():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,9 +20,8 @@ class MergeConfig(Strict):
 
     models: dict[str, Any]
     """a file of conf/models"""
-    method: Literal["task_arithmetic"]
-    """task_arithmetic (for other methods merge the same folders with mergekit, https://github.com/arcee-ai/mergekit,
-    and give its output as an expert's path)"""
+    method: str
+    """task_arithmetic"""
     scale: float
     """a finite number, the multiple of the experts' changes"""
     experts: list[str]
@@ -38,11 +37,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(config: DictConfig) -> MergeConfig:
     """The settings; raises UserError for what is wrong by itself."""
-    from proxytune.training.merging import check_experts
+    from proxytune.training.merging import check_merge
 
     settings = validation.check(MergeConfig, build.resolved(config, MergeConfig.model_fields, _merged))
     known = list(config.models.get("experts") or []) if build.describes_members(config) else settings.experts
-    check_experts(settings.experts, known)
+    check_merge(settings.method, settings.scale, settings.experts, known)
     build.check_targets(settings.models, "models")
     return settings
 
