@@ -36,7 +36,7 @@ def run(
     config: dict[str, Any] | None = None,
     progress: bool | None = None,
 ) -> Record:
-    """Lets every arm answer every task; writes `results.json` and `items/<task>.jsonl` and returns the record.
+    """Evaluates every arm on every task; writes `results.json` and `items/<task>.jsonl` and returns the record.
 
     Args:
         family: where the members come from; only those that some arm needs are loaded, task by task.
@@ -67,19 +67,19 @@ def run(
     make_output_folder(output_dir)
     ledger = Ledger()
     with AnswerStore(store_path) as store:
-        job = _Job(family, engine_factory, wanted, store, output_dir, ledger, progress)
-        done = {plan.task: job.evaluate(plan) for plan in plans}
+        this = _Run(family, engine_factory, wanted, store, output_dir, ledger, progress)
+        done = {plan.task: this.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
     answered = {task: record for task, record in done.items() if record is not None}
-    record = Record(tasks=answered, failed=job.failed, provenance=provenance)
+    record = Record(tasks=answered, failed=this.failed, provenance=provenance)
     write_json(output_dir / FILE, record.model_dump())
     return read_record(output_dir)
 
 
 @dataclass
-class _Job:
-    """A run at work: one task after the other, with the members that it needs."""
+class _Run:
+    """Evaluates one task after the other, each with the members that it needs."""
 
     family: FamilySpec
     engine_factory: Callable[[Ensemble], Engine]
@@ -92,7 +92,7 @@ class _Job:
     _engine: Engine | None = None
 
     def evaluate(self, plan: Plan) -> TaskRecord | None:
-        """Has every arm answer the task; writes its items and returns its record, None if every arm failed."""
+        """Evaluates every arm on the task; writes its items and returns its record, None if every arm failed."""
         present = list(plan.arms.present.values())
         shared = SharedAnswers(self._engine_for(plan), present, self.store, plan.task, self.progress)
         with self.ledger.time("task_seconds", plan.task):

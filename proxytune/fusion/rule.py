@@ -14,7 +14,7 @@ _DEPENDS_ON_LOGITS = (ArithmeticError, LookupError, RuntimeError)
 
 
 class Fused(NamedTuple):
-    """What a rule answers: the fused logits and the weight it gave each expert."""
+    """The fused logits, and the weight that the rule gave each expert."""
 
     logits: Tensor
     """[..., V], float32, not normalised."""

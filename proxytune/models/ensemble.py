@@ -34,7 +34,7 @@ class Ensemble:
         self.vocab_size = vocabulary_size(tokenizer)
         for member in self.members.values():
             if member.vocab_size != self.vocab_size:
-                raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}.")
+                raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}")
 
     def __getitem__(self, role: str) -> Member:
         if role not in self.members:

@@ -35,13 +35,13 @@ class HFEngine:
 
     @property
     def batch_size(self) -> int:
-        """Requests worked on together; what was found to fit once memory has run out."""
+        """Requests worked on together; the size that fits, once memory has run out."""
         return self.batches.size
 
     def score(
         self, requests: Sequence[ScoreRequest], arms: Sequence[Arm], progress: Progress | None = None
     ) -> Iterator[tuple[int, str, Scored]]:
-        """(request index, arm name, log-probabilities) for every request and arm, in the order of being finished.
+        """(request index, arm name, log-probabilities) for every request and arm, in the order in which they finish.
 
         Requests that share a prompt share its KV state. Raises UserError, before any model runs, for an empty prompt,
         an unknown role, a repeated arm name, or a text longer than a member's window.
@@ -60,7 +60,7 @@ class HFEngine:
     def generate(
         self, requests: Sequence[GenerateRequest], arms: Sequence[Arm], progress: Progress | None = None
     ) -> Iterator[tuple[int, str, Generated]]:
-        """(request index, arm name, answer) for every request and arm, in the order of being finished.
+        """(request index, arm name, answer) for every request and arm, in the order in which they finish.
 
         Raises UserError as `score` does; the window must hold prompt and `max_new_tokens`.
         """

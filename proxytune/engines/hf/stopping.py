@@ -1,4 +1,4 @@
-"""When an answer ends, and what its text is: as lm-evaluation-harness's HFLM has it for a batch of one."""
+"""When an answer ends, and what its text is, as in lm-evaluation-harness's HFLM with a batch of one."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class FusedCache(Cache):
         self.length = 0
         """Positions of the shared text read so far; members with their own prompt have read others."""
         self.weights: Tensor | None = None
-        """[T, B, positions]: the weights chosen at every position whose logits were asked for."""
+        """[T, B, positions]: the weights chosen at every position whose logits were returned."""
 
     @property
     def layers(self) -> list:  # type: ignore[override]

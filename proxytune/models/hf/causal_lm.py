@@ -126,7 +126,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     def prompts(self, texts: Sequence[str]) -> dict[str, Any]:
         """Keyword arguments of `generate` for plain prompts; members with a prompt of their own get its rendering."""
         if isinstance(texts, str):
-            raise UserError("prompts takes a list of texts, not one text.")
+            raise UserError("prompts takes a list of texts, not one text")
         shared: dict[str, Any] = left_padded(self.tokenizer, texts, self.device)
         own = {}
         for role in self.arm.roles:
@@ -143,7 +143,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
             raise unknown_name("role in member_prompts", role, self.arm.roles)
         for role in self.arm.roles:
             if self.ensemble[role].render is not None and role not in own:
-                raise UserError(f"{role} reads a prompt of its own: pass member_prompts, e.g. **model.prompts(texts).")
+                raise UserError(f"{role} reads a prompt of its own: pass member_prompts, e.g. **model.prompts(texts)")
         return FusedCache(self.ensemble, self.arm.roles, rows, own)
 
     def forward(
@@ -168,7 +168,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         """
         refuse(unsupported)
         if input_ids is None or input_ids.ndim != 2:
-            raise UserError("FusedCausalLM reads input_ids [rows, tokens]: the members share tokens, not embeddings.")
+            raise UserError("FusedCausalLM reads input_ids [rows, tokens]: the members share tokens, not embeddings")
         cache = self._cache(past_key_values, input_ids.shape[0], member_prompts)
         mask = new_mask(attention_mask, input_ids, cache.length)
         fused = self._step(cache, input_ids, mask, kept(logits_to_keep, input_ids.shape[1], labels, cache))
@@ -193,9 +193,9 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         if given is None:
             return self.new_cache(rows, member_prompts)
         if not isinstance(given, FusedCache):
-            raise UserError(f"past_key_values must be a FusedCache (model.new_cache), not {type(given).__name__}.")
+            raise UserError(f"past_key_values must be a FusedCache (model.new_cache), not {type(given).__name__}")
         if member_prompts:
-            raise UserError("member_prompts belong to an empty cache: pass them to new_cache, or no past_key_values.")
+            raise UserError("member_prompts belong to an empty cache: pass them to new_cache, or no past_key_values")
         return given
 
     # --- generating ---
@@ -228,10 +228,12 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         """Puts a FusedCache for the expanded batch into `model_kwargs`, with the own prompts inside."""
         check_dynamic(generation_config.cache_implementation)
         if generation_config.output_hidden_states or generation_config.output_attentions:
-            raise UserError("several models have no common hidden states or attentions: ask a member for them.")
+            raise UserError(
+                "several models have no common hidden states or attentions: call a member of model.ensemble"
+            )
         prompts = model_kwargs.pop("member_prompts", None)
         if prompts and (generation_config.use_cache is False or generation_config.prefill_chunk_size is not None):
-            raise UserError("member_prompts need use_cache=True and no prefill_chunk_size.")
+            raise UserError("member_prompts need use_cache=True and no prefill_chunk_size")
         rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
         given = model_kwargs.get("past_key_values")
         if generation_config.use_cache is not False:
@@ -256,7 +258,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         for model in self.members:
             if is_spread(model) or getattr(model, "is_quantized", False):
                 raise UserError(
-                    "a quantised or spread member stays where it was loaded: choose device_map and dtype there."
+                    "a quantised or spread member stays where it was loaded: choose device_map and dtype there"
                 )
         return super()._apply(fn, recurse)
 

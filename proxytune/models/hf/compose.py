@@ -36,7 +36,7 @@ def gather(
     tokenizers = load_tokenizers(sources)
     tokenizer = tokenizer or tokenizers.get("base") or getattr(parts["base"], "tokenizer", None)
     if tokenizer is None:
-        raise UserError("models in memory do not say what their token ids mean: pass tokenizer=, the base's.")
+        raise UserError("models in memory do not say what their token ids mean: pass tokenizer=, the base's")
     loaded = load_members(sources, tokenizers, tokenizer, policy)
     given = {role: _member(role, part, tokenizer) for role, part in parts.items() if role not in loaded}
     _check_apart(given)

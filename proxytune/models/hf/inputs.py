@@ -31,7 +31,7 @@ def own_prompt(role: str, prompt: Any, rows: int) -> OwnPrompt:
     tokens = prompt if isinstance(prompt, Tensor) else prompt["input_ids"]
     mask = None if isinstance(prompt, Tensor) else prompt.get("attention_mask")
     if tokens.ndim != 2 or rows % tokens.shape[0]:
-        raise UserError(f"member_prompts[{role!r}] must be [rows, tokens] for {rows} rows, not {list(tokens.shape)}.")
+        raise UserError(f"member_prompts[{role!r}] must be [rows, tokens] for {rows} rows, not {list(tokens.shape)}")
     return OwnPrompt(tokens, torch.ones_like(tokens) if mask is None else mask).expand(rows)
 
 
@@ -42,19 +42,19 @@ def new_mask(mask: Tensor | None, tokens: Tensor, past: int) -> Tensor:
     if mask.shape != (tokens.shape[0], past + tokens.shape[1]):
         raise UserError(
             f"attention_mask must be [rows, past + tokens] = {[tokens.shape[0], past + tokens.shape[1]]}, "
-            f"not {list(mask.shape)}."
+            f"not {list(mask.shape)}"
         )
     return mask[:, past:].to(torch.long)
 
 
 def kept(logits_to_keep: int, tokens: int, labels: Tensor | None, cache: FusedCache) -> int:
-    """K: how many last positions of `tokens` are asked for."""
+    """K: how many last positions of `tokens` get logits."""
     if not isinstance(logits_to_keep, int) or logits_to_keep < 0:
-        raise UserError(f"logits_to_keep must be a number of last positions (0: all), not {logits_to_keep!r}.")
+        raise UserError(f"logits_to_keep must be a number of last positions (0: all), not {logits_to_keep!r}")
     if labels is not None and logits_to_keep != 0:
-        raise UserError("labels need the logits of every position: leave logits_to_keep at 0.")
+        raise UserError("labels need the logits of every position: leave logits_to_keep at 0")
     if cache.own and logits_to_keep == 0:
-        raise UserError("member_prompts need logits_to_keep: 1 + the number of tokens after the prompt.")
+        raise UserError("member_prompts need logits_to_keep: 1 + the number of tokens after the prompt")
     return min(logits_to_keep, tokens) if logits_to_keep > 0 else tokens
 
 
@@ -63,9 +63,9 @@ def refuse(unsupported: Mapping[str, Any]) -> None:
     for name, value in unsupported.items():
         # generate hands the tokenizers for stop strings and assistants down to forward.
         if name not in ("tokenizer", "assistant_tokenizer") and value is not None and value is not False:
-            raise UserError(f"FusedCausalLM does not take {name}: the members share token ids and nothing else.")
+            raise UserError(f"FusedCausalLM does not take {name}: the members share token ids and nothing else")
 
 
 def check_dynamic(cache_implementation: str | None) -> None:
     if cache_implementation not in (None, "dynamic"):
-        raise UserError(f"cache_implementation={cache_implementation!r}: only dynamic caches can be fused.")
+        raise UserError(f"cache_implementation={cache_implementation!r}: only dynamic caches can be fused")
