@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
-from proxytune.cli import schema
-from proxytune.compat.omegaconf import place_in
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arm_spec import ArmSpec
-
-if TYPE_CHECKING:
-    from proxytune.models import FamilySpec
 
 RESERVED = {"_target_", "_partial_"}
 """Keys beside a target's own parameters."""
@@ -30,56 +24,6 @@ HOMES = {
 """Where the parts of each key of a configuration are at home."""
 ABILITIES = {"arms": ("fuse",), "engine": ("score", "generate")}
 """What the parts of a key must be able to do."""
-
-
-FAMILY = "proxytune.models.FamilySpec"
-"""The target of models that a configuration describes one by one; others are made by a function (the miniature)."""
-
-
-def describes_members(config: DictConfig) -> bool:
-    """Whether the configuration's `models` says where each of its members is."""
-    return OmegaConf.select(config, "models._target_") == FAMILY
-
-
-def members(config: DictConfig, *names: str) -> dict[str, Any]:
-    """`models` with these members alone, resolved where it stands: the others need not exist, but may be named."""
-    left_out = {"base", "antiexpert", "experts", "tuned"} - set(names)
-    part = OmegaConf.masked_copy(config.models, [name for name in config.models if name not in left_out])
-    place_in(part, config)
-    return schema.resolve(part)
-
-
-def resolved(
-    config: DictConfig, fields: Collection[str], models: Callable[[DictConfig], dict[str, Any]]
-) -> dict[str, Any]:
-    """The configuration as plain values; `models` says what of a family that describes its members is wanted.
-
-    Raises UserError for a value that is missing and for a key that is none of `fields`.
-    """
-    given = config.copy()
-    OmegaConf.set_struct(given, False)
-    if describes_members(config):
-        given.models = models(config)
-    values = schema.resolve(given)
-    if not describes_members(config):
-        values.pop("miniature", None)  # what models=miniature is made by, and refers to
-    for key in values:
-        if key not in fields:
-            raise unknown_name("key", key, fields)
-    return values
-
-
-def beside(config: DictConfig, family: FamilySpec) -> list[str]:
-    """The overrides beside which a member can be added to `family`: none if `models` describes its members."""
-    if describes_members(config):
-        return []
-    small = None if family.antiexpert is None else family.antiexpert.path
-    paths = {
-        "models.base.path": family.base.path,
-        "models.antiexpert.path": small,
-        "task.data_dir": OmegaConf.select(config, "task.data_dir") or family.data_dir,
-    }
-    return ["models=local", *(f"{key}={path}" for key, path in paths.items() if path is not None)]
 
 
 def check_targets(node: object, key: str, trusted: Sequence[str] = ()) -> None:

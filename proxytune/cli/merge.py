@@ -8,8 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from proxytune import validation
-from proxytune.cli import build
+from proxytune.cli import build, family, schema
 from proxytune.cli.application import Command
 from proxytune.errors import UserError
 from proxytune.validation import FilePath, Strict
@@ -39,8 +38,8 @@ def check(config: DictConfig) -> MergeConfig:
     """The settings; raises UserError for what is wrong by itself."""
     from proxytune.training.merging import check_merge
 
-    settings = validation.check(MergeConfig, build.resolved(config, MergeConfig.model_fields, _merged))
-    known = list(config.models.get("experts") or []) if build.describes_members(config) else settings.experts
+    settings = family.settings(MergeConfig, config, _merged)
+    known = list(config.models.get("experts") or []) if family.describes_members(config) else settings.experts
     check_merge(settings.method, settings.scale, settings.experts, known)
     build.check_targets(settings.models, "models")
     return settings
@@ -55,24 +54,25 @@ def work(config: DictConfig, output_dir: Path) -> None:
     from proxytune.provenance import code_facts, library_versions
     from proxytune.training.merging import merge
 
-    family = build.build(settings.models)
+    models = build.build(settings.models)
     with loading_bars():
         provenance = {"code": code_facts(), "libraries": library_versions()}
-        card = merge(family, settings.experts, settings.scale, output_dir, settings.method, provenance)
+        card = merge(models, settings.experts, settings.scale, output_dir, settings.method, provenance)
     trained.remember(card["recipe"], output_dir, {"path": str(output_dir.resolve())})
     print(f"{settings.method} of {', '.join(settings.experts)}, scale {settings.scale}: {output_dir}")
     added = f"++models.experts.{settings.method}.path=trained:{card['recipe']}"
-    print("for proxytune run:", *build.beside(config, family), added)
+    print("for proxytune run:", *family.beside(config, models), added)
 
 
 def _merged(config: DictConfig) -> dict[str, Any]:
     """The family with what is merged alone; the antiexpert takes the base's place, which a family has."""
     if OmegaConf.select(config, "models.antiexpert") is None:
         raise UserError("models.antiexpert is missing: merging starts from it")
-    experts = [] if OmegaConf.is_missing(config, "experts") else config.experts
-    needed = config.copy()
-    OmegaConf.set_struct(needed, False)
-    for name in set(needed.models.get("experts") or {}) - set(experts):
-        del needed.models.experts[name]
-    models = build.members(needed, "antiexpert", "experts")
-    return models | {"base": models["antiexpert"]}
+    models = family.only(config, "antiexpert")
+    models["base"] = models["antiexpert"]
+    experts = config.models.get("experts")
+    if isinstance(experts, DictConfig):
+        merged = OmegaConf.select(config, "experts")
+        left_out = set(experts) - set(merged if OmegaConf.is_list(merged) else ())
+        experts = schema.resolve(experts, without=left_out)
+    return models | {"experts": experts}

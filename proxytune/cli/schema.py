@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -74,16 +74,21 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     return checked
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
+def resolve(config: DictConfig, without: Collection[str] = ()) -> dict[str, Any]:
     """The configuration as plain values, interpolations replaced; raises UserError for a value that is missing."""
     try:
-        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return {str(key): _plain(config[key]) for key in config if key not in without}
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key} has no value yet: give {error.full_key}=...") from error
     except InterpolationResolutionError as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(values, dict)
-    return values  # type: ignore[return-value]
+
+
+def _plain(value: Any) -> Any:
+    """A part stays where it stands, so that it can refer to others, those left out too."""
+    if OmegaConf.is_config(value):
+        return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+    return value
 
 
 def _check_together(config: RunConfig) -> None:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from proxytune import validation
-from proxytune.cli import build, schema
+from proxytune.cli import build, family, schema
 from proxytune.cli.application import Command
 from proxytune.cli.ending import resume_hint
 from proxytune.errors import UserError
@@ -47,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(config: DictConfig) -> tuple[TrainConfig, Tuning]:
     """The settings and the tuning; raises UserError for what is wrong by itself."""
-    settings = validation.check(TrainConfig, build.resolved(config, TrainConfig.model_fields, _starts))
+    settings = family.settings(TrainConfig, config, _starts)
     build.check_targets(settings.training, "training")
     build.check_targets(settings.models, "models")
     tuning = build.build(settings.training)
@@ -62,13 +61,13 @@ def work(config: DictConfig, output_dir: Path) -> None:
     from proxytune.tasks import full_names
     from proxytune.training.planned import check_memory, examples_by_model, plan
 
-    family, task = build.build(settings.models), settings.task
+    models, task = build.build(settings.models), settings.task
     tasks = full_names(task.names, task.style)
-    examples = examples_by_model(tasks, settings.multitask, task.data_dir, family.data_dir)
-    trainings = plan(family, _kinds(settings.which), examples, tuning, output_dir)
+    examples = examples_by_model(tasks, settings.multitask, task.data_dir, models.data_dir)
+    trainings = plan(models, _kinds(settings.which), examples, tuning, output_dir)
     cards = [training.finished() for training in trainings]
     check_memory([training for training, card in zip(trainings, cards, strict=True) if card is None])
-    lines, overrides = [], build.beside(config, family)
+    lines, overrides = [], family.beside(config, models)
     for training, card in zip(trainings, cards, strict=True):
         with resume_hint(str(output_dir)):
             done = training.run() if card is None else card
@@ -112,10 +111,7 @@ def _starts(config: DictConfig) -> dict[str, Any]:
     for role in roles:
         if OmegaConf.select(config, f"models.{role}") is None:
             raise UserError(f"models.{role} is missing: training starts from it")
-        for key in sorted(OmegaConf.missing_keys(config)):
-            if key.startswith(f"models.{role}."):
-                raise UserError(f"{key} has no value yet: give {key}=...")
-    models = build.members(config, *roles)
+    models = family.only(config, *roles)
     if "base" not in roles and roles:
         models["base"] = models[roles[0]]  # a family has one
     return models
