@@ -463,6 +463,19 @@ def test_lm_eval_is_quiet(go, capfd, caplog):
 
 
 @dataclass(frozen=True)
+class Misspelt(Static):
+    def fuse(self, base, experts, antiexpert):
+        return super().fuse(bsae, experts, antiexpert)  # noqa: F821
+
+
+def test_a_bug_in_a_rule_is_one_line_before_any_model_loads(go):
+    with pytest.raises(
+        UserError, match=r"^arms.proxy.*Misspelt.fuse raises NameError: .*'bsae'.*test_experiment.py, line"
+    ):
+        go(arms={"proxy": {"rule": Misspelt(1.0)}}, engine_factory=lambda _: pytest.fail("models were loaded"))
+
+
+@dataclass(frozen=True)
 class Doubtful(Static):
     def fuse(self, base, experts, antiexpert):
         warnings.warn("the experts are doubtful", stacklevel=1)

@@ -242,9 +242,13 @@ def test_a_rule_is_tried_out_for_a_number_of_experts(rule):
             try_out(rule, 3)
 
 
-def test_a_rule_that_needs_more_tokens_than_the_trial_has_is_not_refused():
+def test_a_rule_that_needs_more_tokens_than_the_trial_has_is_not_refused(caplog):
     best = Answers(lambda b, e, a: Fused(b - b.topk(5000).values[..., -1:], e[..., 0]))
     try_out(best, 1)
+    try_out(best, 1)
+    (line,) = caplog.messages  # once, however often it is tried out
+    assert line.startswith("Answers.fuse raises RuntimeError: ") and f"{__file__}, line " in line
+    assert line.endswith(", in a trial on zeros over 1,000 tokens; real logits will decide")
 
 
 def test_a_rule_that_refuses_few_tokens_is_not_refused():
@@ -256,20 +260,36 @@ def test_a_rule_that_refuses_few_tokens_is_not_refused():
     try_out(Answers(ten_best), 1)
 
 
-def test_mistakes_in_a_rule_show_in_its_trial():
-    """What no logits can make right is raised at once; what depends on them is not."""
-
+def test_a_bug_of_a_rule_shows_in_its_trial(caplog):
     def misspelt(b, e, a):
         return undefined_name  # noqa: F821
 
-    def divides(b, e, a):
-        return Fused(b, e[..., 0] * (1 / int(b.sum())))
-
-    with pytest.raises(NameError, match="undefined_name"):
+    line = misspelt.__code__.co_firstlineno + 1
+    with pytest.raises(ValueError) as caught:
         try_out(Answers(misspelt), 1)
-    with pytest.raises(TypeError):
-        try_out(Answers(lambda b: b), 1)
-    try_out(Answers(divides), 1)
+    said = "Answers.fuse raises NameError: name 'undefined_name' is not defined"
+    assert str(caught.value) == f"{said} ({__file__}, line {line})"
+    assert isinstance(caught.value.__cause__, NameError)
+    with pytest.raises(ValueError, match=r"Answers.fuse raises KeyError: 'a' \("):
+        try_out(Answers(lambda b, e, a: {}["a"]), 1)
+    with pytest.raises(ValueError, match=r"Answers.fuse raises AttributeError: .*'logsoftmax' \("):
+        try_out(Answers(lambda b, e, a: b.logsoftmax(-1)), 1)
+    assert caplog.messages == []
+
+
+def test_a_rule_of_another_signature_is_refused_in_its_trial():
+    class Two:
+        def fuse(self, base, experts):
+            return Fused(base, experts[..., 0])
+
+    with pytest.raises(ValueError, match=r"^Two.fuse raises TypeError: .*3 positional arguments but 4 were given$"):
+        try_out(Two(), 1)
+
+
+def test_what_depends_on_the_logits_is_a_warning_of_the_trial(caplog):
+    try_out(Answers(lambda b, e, a: Fused(b, e[..., 0] * (1 / int(b.sum())))), 1)
+    try_out(Answers(lambda b, e, a: Fused(b, e[5][..., 0])), 1)
+    assert ["ZeroDivisionError" in line or "IndexError" in line for line in caplog.messages] == [True, True]
 
 
 class Contrast:

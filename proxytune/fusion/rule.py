@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
+from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 INPUTS = ("base", "experts", "antiexpert")
 """What a rule may take, and what it takes unless it has `inputs`."""
-_DEPENDS_ON_LOGITS = (ArithmeticError, LookupError, RuntimeError)
-"""Errors of a trial that real logits may not raise: a rule may need more tokens than the trial has."""
+_TRIAL_TOKENS = 1000
+_DEPENDS_ON_LOGITS = (ArithmeticError, IndexError, RuntimeError)
+"""Errors of a trial that real logits may not raise: too few tokens, or a division by what is 0 for equal logits."""
 
 
 class Fused(NamedTuple):
@@ -70,13 +77,41 @@ def fuse(rule: Rule, **logits: Tensor) -> Fused:
 
 
 def try_out(rule: Rule, experts: int) -> None:
-    """Calls the rule once on zeros. Raises what it raises, such as ValueError for a number of experts it refuses."""
-    logits = torch.zeros(3, 1000)
-    inputs = {name: logits.expand(experts, 3, 1000) if name == "experts" else logits for name in inputs_of(rule)}
+    """Calls the rule once, on zeros over 1,000 tokens, so that its mistakes show before any model loads.
+
+    Raises ValueError for a number of experts that the rule refuses, for an answer that is not one of a rule, and for a
+    bug: the line names the rule, the error and where it was raised. A rule may need the real vocabulary or logits that
+    differ, so an ArithmeticError, IndexError or RuntimeError (torch's for shapes) is a warning in the log instead.
+    """
+    logits = torch.zeros(3, _TRIAL_TOKENS)
+    inputs = {name: logits.expand(experts, *logits.shape) if name == "experts" else logits for name in inputs_of(rule)}
     try:
         fuse(rule, **inputs)
-    except _DEPENDS_ON_LOGITS:
-        return
+    except ValueError:
+        raise
+    except Exception as error:
+        message = f"{type(rule).__name__}.fuse raises {type(error).__name__}: {_first_line(error)}{_place(error)}"
+        if not isinstance(error, _DEPENDS_ON_LOGITS):
+            raise ValueError(message) from error
+        _warn_once(f"{message}, in a trial on zeros over {_TRIAL_TOKENS:,} tokens; real logits will decide")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _place(error: Exception) -> str:
+    """Where the rule's own code raised the error, torch's code left out; empty for a call that does not fit `fuse`."""
+    torchs = str(Path(torch.__file__).parent)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith(torchs)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A rule is tried out for every task and again by the run."""
+    log.warning(message)
 
 
 def _described(answer: object) -> str:
