@@ -1,5 +1,6 @@
 """Token ids mean the same to every member, or the family is refused; heads are cut to what the tokenizer knows."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -57,10 +58,22 @@ def test_tokens_between_gaps_are_compared_by_id():
         missing_tokens(base, clash, "expert:x")
 
 
-def test_a_refusal_lists_three_tokens_and_says_that_there_are_more():
-    base = words({"a": 0, "b": 1, "c": 2, "d": 3, "e": 4})
-    with pytest.raises(UserError, match=r"only base knows 4 tokens \(1 'b', 2 'c', 3 'd', \.\.\.\)"):
-        missing_tokens(base, words({"a": 0}), "expert:x")
+@pytest.mark.parametrize(
+    ("n", "listing"),
+    [(2, "2 tokens (1 'b', 8 'c')"), (3, "3 tokens (1 'b', 8 'c', 9 'd')"), (4, "4 tokens (1 'b', 8 'c', 9 'd', ...)")],
+)
+def test_a_refusal_lists_the_first_three_tokens_in_order(n: int, listing: str):
+    own = dict(list({"b": 1, "c": 8, "d": 9, "e": 16}.items())[:n])
+    with pytest.raises(UserError, match=re.escape(f"different tokens: only base knows {listing}. Set missing_tokens")):
+        missing_tokens(words({"a": 0} | own), words({"a": 0}), "expert:x")
+    assert missing_tokens(words({"a": 0} | own), words({"a": 0}), "expert:x", "base_only") == tuple(own.values())
+
+
+def test_a_refusal_lists_the_first_three_clashes_in_order():
+    base, other = ({f"{name}{i}": i for i in (1, 8, 9, 16)} for name in "ab")
+    listing = ", ".join(f"{i} is 'a{i}' in base and 'b{i}' in expert:x" for i in (1, 8, 9))
+    with pytest.raises(UserError, match=re.escape(f"4 ids differ ({listing})")):
+        missing_tokens(words(base), words(other), "expert:x")
 
 
 def test_a_policy_that_does_not_exist_is_refused():
@@ -98,7 +111,10 @@ def test_a_word_without_a_token_is_named_and_other_errors_are_not_swallowed():
             raise bug
     with pytest.raises(UserError, match="no token for 'red'"), known_words(words({}), "red blue"):
         raise Exception("a fault of the tokenizers library")
-    with pytest.raises(UserError, match="no token for 'red': "), known_words(tokenizer, "red"):
+    with pytest.raises(UserError, match="no token for 'green'"):
+        token_ids(tokenizer, "red green blue")
+    every = "red blue " * 10
+    with pytest.raises(UserError, match=f"no token for '{every[:40]}': "), known_words(tokenizer, every):
         raise Exception("every word by itself is known")
 
 
