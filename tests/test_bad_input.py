@@ -212,7 +212,7 @@ ARMS = {
     "no upper bound left": Bad([*GSM8K, "only=[tuned]"], ["'gsm8k_liu2024'", "no tuned model"]),
     "miniature of another family": Bad([*GSM8K, "+miniature.seed=1"], ["miniature", "no effect", "models=miniature"]),
     "miniature's width": Bad(["run", "miniature.large.width=abc"], ["miniature.large.width='abc'", "an integer"]),
-    "miniature's heads": Bad(["run", "miniature.large.heads=5"], ["miniature.large", "width=96", "heads"]),
+    "miniature's heads": Bad(["run", "miniature.large.heads=5"], ["miniature.large", "width=128", "heads"]),
     "miniature's gate": Bad(["run", "miniature.recall_gate=nan"], ["miniature.recall_gate=nan", "a number from 0"]),
     "miniature's items": Bad(["run", "miniature.world.trivia.test=0"], ["trivia.test=0", "an integer from 1"]),
     "secret in plain text": Bad(["run", "+models.token=hf_abc"], ["models.token", "${oc.env:NAME}"]),
@@ -372,7 +372,7 @@ DATA = {
     "two excerpts": Bad(
         GSM8K, ["test_1.jsonl, test_2.jsonl", "keep one"], lambda f: _excerpts(f / "data/gsm8k", "test_1", "test_2")
     ),
-    "empty": Bad(GSM8K, [TEST, "no rows", "one JSON object a line"], data("")),
+    "empty": Bad(GSM8K, [TEST, "no rows", "one JSON object per line"], data("")),
     "blank": Bad(GSM8K, [TEST, "no rows"], data("\n \n")),
     "not JSON": Bad(GSM8K, [f"{TEST}, line 2", "not JSON"], data(line() + "{'question': 1}\n")),
     "JSON, not lines": Bad(GSM8K, [f"{TEST}, line 1", "not JSON"], data(json.dumps([ROW], indent=1))),
@@ -433,7 +433,7 @@ DATA = {
     ),
     "more examples than rows": Bad(
         [*GSM8K, "num_fewshot=3"],
-        ["num_fewshot=3", "'gsm8k_liu2024'", "2 examples"],
+        ["num_fewshot=3", "'gsm8k_liu2024'", "at most 2"],
         data(line() * 2, "gsm8k/train.jsonl"),
     ),
     "examples without a training file": Bad(
@@ -444,7 +444,7 @@ DATA = {
     ),
     "more examples than a subject has": Bad(
         [*GSM8K, "task=mmlu", "num_fewshot=2"],
-        ["num_fewshot=2", "law", "1 example"],
+        ["num_fewshot=2", "law", "at most 1"],
         lambda f: [data(subjects("law"), "mmlu/test.jsonl")(f), data(subjects("law", "art"), "mmlu/dev.jsonl")(f)],
     ),
 }

@@ -96,7 +96,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
                 imported.setdefault(_normalized(package), set()).add(path.relative_to(ROOT / "proxytune").as_posix())
     assert imported.keys() == _names(project["dependencies"]).union(*extras.values())
     assert imported["trl"] <= {"compat/trl.py", "training/trainer.py"}
-    assert imported["gguf"] == {"models/loading/memory.py"}
+    assert imported["gguf"] == {"models/loading/sizes.py"}
 
 
 def _names(requirements: list[str]) -> set[str]:
