@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
 
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.decode import generate_all
@@ -14,6 +17,9 @@ from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
 
 DEFAULT_BATCH_SIZE = 32
+ONE_THREAD = 5_000_000
+"""Parameters below which the threads of a CPU cost more time than they save."""
+Finished = TypeVar("Finished")
 
 
 class HFEngine:
@@ -87,7 +93,21 @@ class HFEngine:
         members = DistinctMembers(self.ensemble, roles, lambda role: tuple(prompt.of(role) for prompt in prompts))
         pending = [Pending(index, request, tuple(arms)) for index, request in enumerate(requests)]
         pending.sort(key=lambda one: order(one.request))
-        return self.batches.run(pending, lambda queue: answer(members, arms, queue), progress)
+        return self._on_few_threads(self.batches.run(pending, lambda queue: answer(members, arms, queue), progress))
+
+    def _on_few_threads(self, answers: Iterator[Finished]) -> Iterator[Finished]:
+        """`answers`, computed on one thread where the models are so small that threads cost more than they save."""
+        before = torch.get_num_threads()
+        if self.ensemble.device.type == "cpu" and self._largest() < ONE_THREAD:
+            torch.set_num_threads(1)
+        try:
+            yield from answers
+        finally:
+            torch.set_num_threads(before)
+
+    def _largest(self) -> int:
+        """Parameters of the largest member."""
+        return max(sum(w.numel() for w in member.model.parameters()) for member in self.ensemble.members.values())
 
     def _check_arms(self, arms: Sequence[Arm]) -> None:
         if not arms:
