@@ -89,9 +89,12 @@ def explain(error: ValidationError, kind: type, key: str = "") -> UserError:
     return UserError(f"{path}={shown(fault['input'])} is not allowed: it {allowed}{hint}")
 
 
-def shown(value: object, width: int = 60) -> str:
+def shown(value: object) -> str:
     """A value for a message, as a configuration would have it."""
-    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return short("null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value))
+
+
+def short(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 

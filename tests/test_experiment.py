@@ -637,12 +637,12 @@ def test_contrastive_decoding_needs_no_expert(go, spec, tmp_path):
     assert any(output["contrast"] != output["base"] for output in outputs)
 
 
-def test_a_choice_with_an_implausible_token_is_not_a_number_in_the_items(go, tmp_path):
+def test_an_item_whose_choices_are_all_ruled_out_is_invalid(go, tmp_path):
     arms = {"base": {"model": "base"}, "filtered": {"rule": Plausible(0.0, min_p=0.9, top_p=1.0), "experts": "all"}}
     record = go(["choice"], arms, limit=4)
-    assert record["failed"] == {}
-    scores = [score for row in _rows(tmp_path / "out", "choice") for score in row["arms"]["filtered"]["output"]]
-    assert None in scores
+    assert "every continuation is ruled out" in record["failed"]["choice"]["filtered"]
+    assert record["tasks"]["choice"]["arms"]["filtered"]["value"] is None
+    assert all(row["arms"]["filtered"]["output"] is None for row in _rows(tmp_path / "out", "choice"))
 
 
 def test_the_only_tuned_model_among_the_arms_is_the_upper_bound(spec):

@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from invented import FOLDER, needs_real
 from omegaconf import OmegaConf
 from standins import ROOT, fill_standins, use
+from test_prompts import published
 
 from proxytune.errors import UserError
 from proxytune.models import Ensemble, FamilySpec, Source, check, load
@@ -121,17 +122,19 @@ def test_llama2_chat_prompt_is_the_published_one():
 
 @needs_real
 def test_truthfulqa_chat_prompts_equal_all_published_ones():
-    """The experiment's system prompt and our rendering give the 817 published chat prompts to the letter."""
-    published = _lines(FOLDER / "published/liu2024/truthfulqa_mc/llama2-chat-70B-helpful-prompt.jsonl")
+    """The tuned model's 817 published prompts, to the letter, and the expert's as the published code frames them."""
+    chats = _lines(FOLDER / "published/liu2024/truthfulqa_mc/llama2-chat-70B-helpful-prompt.jsonl")
     plain = _lines(FOLDER / "truthfulqa/liu2024_mc_prompts.jsonl")
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         models = compose("run", ["experiment=liu2024_instruction_truthfulqa_70b", "output=x"]).models
     config = OmegaConf.to_container(models, resolve=True)
-    member = load(FamilySpec.of(config), ["tuned:chat"])["tuned:chat"]  # type: ignore[arg-type]
-    assert member.render is not None
-    assert len(published) == 817
-    for theirs, ours in zip(published, plain, strict=True):
-        assert member.render(ours["mc_prompt"]) == theirs["mc_prompt"]
+    ensemble = load(FamilySpec.of(config), ["tuned:chat", "expert:chat"])  # type: ignore[arg-type]
+    tuned, expert = ensemble["tuned:chat"].render, ensemble["expert:chat"].render
+    assert isinstance(tuned, ChatPrompt) and isinstance(expert, ChatPrompt)
+    assert len(chats) == 817
+    for theirs, ours in zip(chats, plain, strict=True):
+        assert tuned(ours["mc_prompt"]) == theirs["mc_prompt"]
+        assert expert(ours["mc_prompt"]) == published(ours["mc_prompt"], tuned.chat.system_prompt, "The answer is:")
 
 
 def _lines(path: Path) -> list[dict]:

@@ -129,6 +129,12 @@ def test_experts_that_do_not_fit_are_refused(small, tmp_path, name, says):
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_scale_that_is_not_finite_is_refused_before_anything_loads(small, tmp_path):
+    with pytest.raises(UserError, match=r"merge\.scale=nan is not allowed: it is a finite number"):
+        merge(family(small, "a"), ["a"], float("nan"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 def test_an_unfinished_training_is_not_written_over(small, tmp_path):
     folder.begin(tmp_path, Recipe(Tuning(), [("a", "b")]))
     checkpoint = tmp_path / folder.UNFINISHED / "checkpoint-4"
@@ -164,7 +170,7 @@ def test_a_damaged_recipe_is_said(small, tmp_path, text):
     [
         (
             ["method=ties"],
-            "method=ties is not known; allowed: task_arithmetic. For other methods merge the same folders",
+            "method='ties' is not allowed: it is task_arithmetic (for other methods merge the same folders",
         ),
         (["scale=nan"], "scale=nan is not allowed"),
         (["scale=inf"], "scale=inf is not allowed"),

@@ -23,7 +23,7 @@ from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, Member
 from proxytune.models.chat import Chat, ChatPrompt
 from proxytune.models.vocabulary import token_ids, tokens_before
-from proxytune.training.sft import encode
+from proxytune.training.examples import encode
 
 TEXT = "Question: how many apples are there?\nAnswer:"
 ENDS = {
@@ -110,8 +110,8 @@ def test_prompts_pairs_and_training_examples_have_no_end_in_them(ends):
     ids = torch.tensor([[*token_ids(tokenizer, TEXT), *tokenizer(" 12", add_special_tokens=False)["input_ids"]]])
     logprobs = lm.shared.ensemble["base"].model(ids).logits[0].log_softmax(dim=-1)
     start = len(token_ids(tokenizer, TEXT))
-    expected = sum(logprobs[at - 1, ids[0, at]] for at in range(start, ids.shape[1]))
-    assert answer[0] == pytest.approx(float(expected), abs=1e-4)
+    expected = sum(logprobs[at - 1, ids[0, at]].item() for at in range(start, ids.shape[1]))
+    assert answer[0] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("ends", ENDS)

@@ -27,7 +27,7 @@ from proxytune.errors import UserError
 from proxytune.folders import config_dir
 from proxytune.models import FamilySpec, Source, load
 from proxytune.models.loading import memory
-from proxytune.training import Tuning, sft, trainer, tune
+from proxytune.training import Recipe, Tuning, sft, trainer, tune
 from proxytune.training.examples import StepSampler, encode
 
 EXAMPLES = [("the cat sat", " on the mat"), ("a dog ran", " to a tree and the cat"), ("the tree", " sat")]
@@ -380,6 +380,23 @@ def test_a_trained_model_that_cannot_be_found_is_said(command, tmp_path, capsys,
     (tmp_path / "trained").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"was in .*gsm8k, which holds it no longer"):
         Source(f"trained:{one}")
+
+
+def test_a_model_keeps_the_hash_that_it_was_trained_under(command, tmp_path, capsys, monkeypatch):
+    """An earlier version may have hashed the same recipe otherwise."""
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    assert main(command) == 0
+    note = tmp_path / "trained" / "experts" / "gsm8k" / "recipe.json"
+    note.write_text(json.dumps(card_in(note.parent) | {"recipe": "0123456789abcdef"}))
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "already trained" in said and "++models.experts.gsm8k.path=trained:0123456789abcdef" in said
+    assert Source("trained:0123456789abcdef").adapter == str(note.parent)
+
+
+def test_whole_numbers_and_floats_are_one_recipe():
+    assert Recipe(Tuning(epochs=2), EXAMPLES).hash == Recipe(Tuning(epochs=2.0), EXAMPLES).hash
 
 
 @pytest.mark.parametrize("training", ["lora", "full"])

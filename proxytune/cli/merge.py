@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -19,8 +19,9 @@ class MergeConfig(Strict):
 
     models: dict[str, Any]
     """a file of conf/models"""
-    method: str
-    """task_arithmetic"""
+    method: Literal["task_arithmetic"]
+    """task_arithmetic (for other methods merge the same folders with mergekit, https://github.com/arcee-ai/mergekit,
+    and give its output as an expert's path)"""
     scale: float
     """a finite number, the multiple of the experts' changes"""
     experts: list[str]
@@ -36,11 +37,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(config: DictConfig) -> MergeConfig:
     """The settings; raises UserError for what is wrong by itself."""
-    from proxytune.training.merging import check_merge
+    from proxytune.training.merging import check_experts
 
     settings = family.settings(MergeConfig, config, _merged)
     known = list(config.models.get("experts") or []) if family.describes_members(config) else settings.experts
-    check_merge(settings.method, settings.scale, settings.experts, known)
+    check_experts(settings.experts, known)
     build.check_targets(settings.models, "models")
     return settings
 

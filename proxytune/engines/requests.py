@@ -66,6 +66,16 @@ class Scored:
     weights: tuple[tuple[float, ...], ...]
     """[T][n] the weight of each expert at each token; empty for a model alone."""
 
+    def undefined(self, may_rule_out: bool) -> str | None:
+        """Why this is not an answer: a token whose log-probability is NaN or infinite; None if it is one.
+
+        `may_rule_out`: a rule may give a token no probability (-inf); a model alone never does.
+        """
+        for i, logprob in enumerate(self.logprobs):
+            if not math.isfinite(logprob) and not (may_rule_out and logprob == -math.inf):
+                return f"the log-probability of token {i} is {logprob}"
+        return None
+
 
 @dataclass(frozen=True)
 class Generated:
@@ -77,7 +87,12 @@ class Generated:
     weights: tuple[tuple[float, ...], ...]
     """[T][m] as in `Scored`."""
     finish: str
-    """"stop" (stop string), "eos" or "length"."""
+    """"stop" (stop string), "eos", "length", or "undefined" (the logits after `tokens` are not finite)."""
+
+    def undefined(self, may_rule_out: bool) -> str | None:
+        """Why this is not an answer; None if it is one. The logits of a rule may be -inf for some tokens, never all."""
+        where = f"the logits of token {len(self.tokens)} of the answer are NaN or infinite"
+        return where if self.finish == "undefined" else None
 
 
 Request = ScoreRequest | GenerateRequest

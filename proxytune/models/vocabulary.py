@@ -7,7 +7,7 @@ of 64, say), and the padding rows of two checkpoints differ, so logits are cut t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +31,17 @@ base_only: the base decides. A token that only the base knows gets no shift from
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """V: the largest id that `tokenizer` knows, plus one. Never the number of rows of a model's head."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def token_numbers(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> tuple[int, ...]:
+    """The ids of tokens given as text, ascending; UserError for one that `tokenizer` does not have."""
+    vocabulary = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary:
+            raise UserError(
+                f"models.end_tokens: {token!r} is not a token of the family's tokenizer; null: each member's own"
+            )
+    return tuple(sorted(vocabulary[token] for token in tokens))
 
 
 def check_policy(policy: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.validation import short, shown
 
 
 def _encodable(text: str) -> str:
@@ -137,12 +138,8 @@ class Columns:
 
 def _misfit(where: str, key: str, value: object, expected: str) -> UserError:
     expected = expected.removeprefix("Value error, ").removeprefix("Input should be ")
-    return UserError(f"{where}: {key} = {short(repr(value))} is not allowed; expected: {expected}")
+    return UserError(f"{where}: {key} = {shown(value)} is not allowed; expected: {expected}")
 
 
 def _listing(names: Iterable[str]) -> str:
     return short(", ".join(map(repr, names)) or "nothing", 200)
-
-
-def short(text: str, width: int = 60) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from datasets import Dataset
 
 from proxytune.errors import UserError
-from proxytune.tasks.columns import Columns, short
+from proxytune.tasks.columns import Columns
+from proxytune.validation import shown
 
 Row = dict[str, Any]
 
@@ -141,7 +142,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {short(repr(twice))} stands twice in one object")
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
     return row
 
 

@@ -5,36 +5,29 @@ merged = antiexpert + scale * sum over experts of (expert - antiexpert)         
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from proxytune.errors import UserError, unknown_name
-from proxytune.models import FamilySpec, Source, identity, load
+from proxytune.models import FamilySpec, identity, load
 from proxytune.models.loading.checks import check_sources
 from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.training import folder as files
 from proxytune.training.card import front_matter, origin, table
 from proxytune.training.recipe import hash_of
+from proxytune.validation import strict_dataclass
 
-METHODS = ("task_arithmetic",)
+Method = Literal["task_arithmetic"]
 
 
-def check_merge(method: str, scale: float, experts: Sequence[str], known: Collection[str]) -> None:
-    """Raises UserError for a method, a scale or experts (`known`: those of the family) that cannot be merged."""
-    if method not in METHODS:
-        raise UserError(
-            f"method={method} is not known; allowed: {', '.join(METHODS)}. For other methods merge the same folders "
-            "with mergekit (https://github.com/arcee-ai/mergekit) and give its output as an expert's path"
-        )
-    if not math.isfinite(scale):
-        raise UserError(f"scale={scale} is not allowed: it is a finite number, the multiple of the experts' changes")
+def check_experts(experts: Sequence[str], known: Collection[str]) -> None:
+    """Raises UserError for experts that cannot be merged; `known` are those of the family."""
     if not experts:
         raise UserError("experts=[] is empty: name at least one expert of the family")
     for name in experts:
@@ -44,12 +37,38 @@ def check_merge(method: str, scale: float, experts: Sequence[str], known: Collec
             raise UserError(f"experts: {name!r} is named twice")
 
 
+@strict_dataclass("merge")
+class Merge:
+    """What decides the merged weights; models are named by their identity."""
+
+    kind: ClassVar = "merge"
+    method: Method
+    """task_arithmetic"""
+    scale: float
+    """a finite number, the multiple of the experts' changes"""
+    antiexpert: str
+    experts: Mapping[str, str]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def differences(self, other: Mapping[str, Any]) -> list[str]:
+        phrases = {
+            "method": f"method was {other['method']} and is {self.method}",
+            "scale": f"scale was {other['scale']} and is {self.scale}",
+            "antiexpert": "the antiexpert differs",
+            "experts": "the experts differ",
+        }
+        return [phrase for name, phrase in phrases.items() if other[name] != self.facts[name]]
+
+
 def merge(
     family: FamilySpec,
     experts: Sequence[str],
     scale: float,
     folder: Path,
-    method: str = METHODS[0],
+    method: Method = "task_arithmetic",
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the merged model as an ordinary Hugging Face folder; returns what its recipe.json holds, `provenance` with
@@ -57,13 +76,16 @@ def merge(
 
     Adapters are merged into their module first. The model has the number type in which the antiexpert is loaded.
     A merge that is finished is not done again.
-    Raises UserError as `check_merge` does, if the members differ in vocabulary or in the shape of a tensor, and if
-    `folder` holds anything else.
+    Raises UserError as `check_experts` does, for a scale that is not finite, for members that differ in vocabulary or
+    in the shape of a tensor, and for a `folder` that holds anything else.
     """
-    check_merge(method, scale, experts, family.experts)
+    check_experts(experts, family.experts)
     if family.antiexpert is None:
         raise UserError("the family has no antiexpert: merging starts from it")
-    work = _work(method, scale, family.antiexpert, {name: family.experts[name] for name in experts})
+    sources = {name: family.experts[name] for name in experts}
+    check_sources({"antiexpert": family.antiexpert, **sources})
+    identities = {name: identity(source) for name, source in sources.items()}
+    work = Merge(method, scale, identity(family.antiexpert), identities)
     if (found := files.finished(folder, work)) is not None:
         return found
     # The antiexpert takes the base's place, so that vocabularies are compared with its own.
@@ -85,35 +107,6 @@ def merge(
         tokenizer.save_pretrained(draft)
         files.finish(folder, draft, card, _readme(card, family.antiexpert.path))
     return card
-
-
-@dataclass(frozen=True)
-class Merge:
-    """What decides the merged weights; models are named by their identity."""
-
-    kind: ClassVar = "merge"
-    method: str
-    scale: float
-    antiexpert: str
-    experts: Mapping[str, str]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def differences(self, other: Mapping[str, Any]) -> list[str]:
-        phrases = {
-            "method": f"method was {other['method']} and is {self.method}",
-            "scale": f"scale was {other['scale']} and is {self.scale}",
-            "antiexpert": "the antiexpert differs",
-            "experts": "the experts differ",
-        }
-        return [phrase for name, phrase in phrases.items() if other[name] != self.facts[name]]
-
-
-def _work(method: str, scale: float, antiexpert: Source, experts: Mapping[str, Source]) -> Merge:
-    check_sources({"antiexpert": antiexpert, **experts})
-    return Merge(method, scale, identity(antiexpert), {name: identity(source) for name, source in experts.items()})
 
 
 def _weights_of(family: FamilySpec, role: str) -> tuple[Any, torch.dtype]:

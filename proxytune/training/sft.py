@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.console import progress_bars
+from proxytune.models.positions import window
 from proxytune.training import folder as files
 from proxytune.training.card import make_card, readme
 from proxytune.training.examples import encode
@@ -43,8 +44,8 @@ def tune(
     recipe = Recipe(tuning, examples, start)
     if (found := files.finished(folder, recipe)) is not None:
         return found
-    window = getattr(model.config, "max_position_embeddings", tuning.max_length)
-    dataset = encode(tokenizer, examples, min(tuning.max_length, window), tuning.prompt_loss)
+    longest = min(tuning.max_length, window(model.config) or tuning.max_length)
+    dataset = encode(tokenizer, examples, longest, tuning.prompt_loss)
     stored = type(model), model.dtype  # before the trainer wraps it
     if tuning.method == "full":
         model.float()  # in 16 bits most of Adam's small steps round to nothing

@@ -21,12 +21,14 @@ from torch import Tensor
 from proxytune.engines.hf.batching import Pending, Queue
 from proxytune.engines.hf.kv import KVStates
 from proxytune.engines.hf.sampling import Noise, choose
-from proxytune.engines.hf.stopping import StopConditions, eos_tokens
+from proxytune.engines.hf.stopping import StopConditions
 from proxytune.engines.requests import Generated, GenerateRequest
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 
 Finished = tuple[int, str, Generated]
+UNDEFINED = -1
+"""Stands in place of a token where an arm's logits are NaN, +inf or all -inf."""
 ENTRY = 0.25
 """The share of a batch that must have left before waiting requests enter: entering copies every cache.
 
@@ -65,7 +67,7 @@ class Decoding:
     def __init__(self, members: DistinctMembers, arms: Sequence[Arm]) -> None:
         self.members = members
         self.arms = arms
-        self.eos = {arm.name: eos_tokens(members.ensemble, arm) for arm in arms}
+        self.ends = {arm.name: set(members.ensemble.ends(arm.roles)) for arm in arms}
         self.weights: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
         """The weights [T] at each token, by request and arm."""
         self.states = KVStates(members.ensemble)
@@ -102,11 +104,12 @@ class Decoding:
         """Each branch is replaced by one per token that its arms choose; returns the answers finished by that."""
         finished, grown = [], []
         for branch, choices in zip(self.branches, self._choices(), strict=True):
+            finished += [self._answer(branch, arm, "undefined") for arm in choices.pop(UNDEFINED, ())]
             for token, arms in choices.items():
                 child = Branch(branch.pending, branch.stop, [], (*branch.tokens, token), dict(branch.row))
                 end = branch.stop.reached(child.tokens)
                 for arm in arms:
-                    if token in self.eos[arm.name]:
+                    if token in self.ends[arm.name]:
                         finished.append(self._answer(child, arm, "eos"))
                     elif end is not None:
                         finished.append(self._answer(child, arm, end))
@@ -118,7 +121,7 @@ class Decoding:
         return finished
 
     def _choices(self) -> list[dict[int, list[Arm]]]:
-        """For each branch the tokens chosen next, each with the arms that choose it."""
+        """For each branch the tokens chosen next, or UNDEFINED, each with the arms that choose it."""
         noise = Noise(self.members.ensemble.vocab_size)
         choices: list[dict[int, list[Arm]]] = [{} for _ in self.branches]
         for arm in self.arms:
@@ -128,7 +131,7 @@ class Decoding:
             branches = [self.branches[number] for number in numbers]
             fused, weights_Tn = arm.answer(self._logits(arm, branches))
             steps = [(branch.pending.request, len(branch.tokens)) for branch in branches]
-            tokens = choose(fused, steps, noise).tolist()
+            tokens = choose(fused, steps, noise).where(fused.amax(-1).isfinite(), UNDEFINED).tolist()
             for number, token, weights in zip(numbers, tokens, weights_Tn.T.tolist(), strict=True):
                 choices[number].setdefault(token, []).append(arm)
                 self.weights[self.branches[number].pending.index, arm.name].append(weights)

@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from proxytune.engines.requests import GenerateRequest
-from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
-
-
-def eos_tokens(ensemble: Ensemble, arm: Arm) -> set[int]:
-    """The end-of-sequence tokens: the tokenizer's, and those in the generation config of the arm's base."""
-    config = getattr(ensemble[arm.base].model, "generation_config", None)
-    listed = getattr(config, "eos_token_id", None)
-    tokens = [ensemble.tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
-    return {token for token in tokens if token is not None}
 
 
 class StopConditions:

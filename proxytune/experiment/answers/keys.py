@@ -29,7 +29,11 @@ class Keys:
         """Raises UserError for a member without an identity and for a rule that cannot be described."""
         common = {"tokenizer": _hash(tokenizer_state(ensemble.tokenizer)), "version": code_version()}
         self.of_arm = {
-            arm.name: _hash(common | {"members": [_member(ensemble, r) for r in arm.roles], "rule": _rule(arm.rule)})
+            arm.name: _hash(
+                common
+                | {"members": [_member(ensemble, role) for role in arm.roles], "rule": _rule(arm.rule)}
+                | {"ends": ensemble.ends(arm.roles)}
+            )
             for arm in arms
         }
         """Hash of how each arm answers: its members, its rule with parameters and source, the code that runs them."""

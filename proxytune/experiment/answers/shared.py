@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
@@ -116,6 +116,32 @@ class SharedAnswers:
             with progress_bar(self.label, missing, self.progress) as advance:
                 for start in range(0, len(keyed), BLOCK):
                     self._compute(keyed[start : start + BLOCK], advance)
+        self._fail_undefined(keyed)
+
+    def _defined(self, requests: Sequence[KeyedRequest], answers: Mapping[str, Answer]) -> dict[str, Answer]:
+        """Those of `answers` that hold no NaN or infinity; the others become failed items."""
+        rules = {arm.name: arm.rule is not None for arm in self.arms}
+        masks = {key: rules[name] for one in requests for name, key in one.keys.items()}
+        why = {key: answer.undefined(masks[key]) for key, answer in answers.items()}
+        self._failed_items |= {key: Failed(reason) for key, reason in why.items() if reason is not None}
+        return {key: answer for key, answer in answers.items() if why[key] is None}
+
+    def _fail_undefined(self, keyed: Sequence[KeyedRequest]) -> None:
+        """An arm whose answers are all undefined has failed; some are reported item by item."""
+        for arm in self.arms:
+            keys = [one.keys[arm.name] for one in keyed if arm.name in one.keys]
+            undefined = [self._failed_items[key].error for key in keys if key in self._failed_items]
+            if undefined and arm.name not in self._able:
+                self._failed.setdefault(self.keys.of_arm[arm.name], f"no finite answer: {undefined[0]}")
+            elif undefined:
+                _log.warning(
+                    "%s: arm %s has no valid answer to %d of %d requests (%s)",
+                    self.label,
+                    arm.name,
+                    len(undefined),
+                    len(keys),
+                    undefined[0],
+                )
 
     def _keyed(self, requests: Sequence[Request]) -> list[KeyedRequest]:
         """The different requests, the longest prompts first and those of one prompt together."""
@@ -156,9 +182,10 @@ class SharedAnswers:
                     self._pass(requests, [name], advance)
                 return
             answers = self._one_by_one(requests, names[0], error, advance)
+        answers = self._defined(requests, answers)
         self.store.put(answers)
         self._answers |= answers
-        self._able |= set(names) if answers else set()
+        self._able |= {name for name in names if any(one.keys.get(name) in answers for one in requests)}
         self.computed += len(answers)
 
     def _one_by_one(

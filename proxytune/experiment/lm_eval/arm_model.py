@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
 
 from proxytune.compat.lm_eval import DEFAULT_WINDOW, generation_settings, stop_strings
-from proxytune.engines.requests import Answer, GenerateRequest, Prompt, ScoreRequest
+from proxytune.engines.requests import Answer, GenerateRequest, Prompt, Scored, ScoreRequest
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import Failed, SharedAnswers
 from proxytune.fusion.arm import Arm
@@ -144,9 +144,14 @@ class ArmLM(HFLM):
 
     @property
     def failed(self) -> dict[int, str]:
-        """Items at one or more of whose requests the arm failed -> the error."""
-        answers = ((item, one.answer) for item, several in self.item_answers.items() for one in several)
-        return {item: answer.error for item, answer in answers if isinstance(answer, Failed)}
+        """Items at one or more of whose requests the arm failed, or all of whose choices it rules out -> the error."""
+        failed = {}
+        for item, several in self.item_answers.items():
+            answers = [one.answer for one in several]
+            errors = [answer.error for answer in answers if isinstance(answer, Failed)]
+            if errors or all(isinstance(a, Scored) and -math.inf in a.logprobs for a in answers):
+                failed[item] = errors[0] if errors else "every continuation is ruled out (log-probability -inf)"
+        return failed
 
     def _note(self, request: Instance, *answers: ItemAnswer) -> None:
         assert request.doc_id is not None

@@ -56,7 +56,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         # Registered so that parameters, devices and memory are seen; shared modules count once.
         self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in arm.roles))
         self.all_tied_weights_keys: dict[str, str] = {}
-        self.generation_config = _generation_config(ensemble)
+        self.generation_config = _generation_config(ensemble, arm.roles)
         self.eval()
 
     # --- making ---
@@ -109,7 +109,9 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """One folder per member, the rule in config.json, the tokenizer beside it; see `saved.write`."""
-        members = Ensemble({role: self.ensemble[role] for role in self.arm.roles}, self.tokenizer)
+        members = Ensemble(
+            {role: self.ensemble[role] for role in self.arm.roles}, self.tokenizer, self.ensemble.end_tokens
+        )
         write(save_directory, members, self.arm.rule, cast(FusedConfig, self.config), self.generation_config, **kwargs)
 
     def alone(self, role: str) -> FusedCausalLM:
@@ -263,12 +265,13 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         return super()._apply(fn, recurse)
 
 
-def _generation_config(ensemble: Ensemble) -> Any:
-    """The base's, completed from the tokenizer where it names no special tokens."""
+def _generation_config(ensemble: Ensemble, roles: Sequence[str]) -> Any:
+    """The base's, completed from the tokenizer; an answer ends where it ends for any member (`Ensemble.ends`)."""
     config = deepcopy(ensemble["base"].model.generation_config)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name in ("bos_token_id", "pad_token_id"):
         if getattr(config, name) is None:
             setattr(config, name, getattr(ensemble.tokenizer, name))
+    config.eos_token_id = list(ensemble.ends(roles)) or None
     config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
     return config
 

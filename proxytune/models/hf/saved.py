@@ -170,6 +170,7 @@ def _family(ensemble: Ensemble, homes: Mapping[int, str]) -> dict[str, Any]:
     others = [member.tokenizer for member in ensemble.members.values() if member.tokenizer is not None]
     differ = any(tokenizer.get_vocab() != vocabulary for tokenizer in others)
     family["missing_tokens"] = "base_only" if differ else "refuse"
+    family["end_tokens"] = None if ensemble.end_tokens is None else list(ensemble.end_tokens)
     return family
 
 

@@ -34,7 +34,7 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
     check(spec, roles)
     tokenizers = load_tokenizers({"base": spec.base, **sources})
     base = tokenizers["base"]
-    return Ensemble(load_members(sources, tokenizers, base, spec.missing_tokens), base)
+    return Ensemble(load_members(sources, tokenizers, base, spec.missing_tokens), base, spec.end_tokens)
 
 
 def load_members(

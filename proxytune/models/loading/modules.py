@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,14 +51,19 @@ def _load_group(key: Hashable, sources: Mapping[str, Source]) -> dict[str, tuple
         if source.adapter is not None and adapter not in names:
             names[adapter] = name = f"adapter{len(names)}"
             model = load_adapter(model, role, source, name)
-    after = hashes(model) if before else {}
-    if changed := [name for name in before if after.get(name) != before[name]]:
-        raise UserError(
-            f"{', '.join(sources)}: an adapter has changed {changed[0]!r} of the module that they share, so that "
-            "switching it off does not give the plain model: give each a copy of the model's folder as path"
-        )
+    if before:
+        _check_unchanged(before, hashes(model), sources)
     states = [names.get(adapter, ADAPTERS_OFF if names else None) for adapter in given]
     return {role: (model, state) for role, state in zip(sources, states, strict=True)}
+
+
+def _check_unchanged(before: Mapping[str, str], after: Mapping[str, str], roles: Iterable[str]) -> None:
+    """UserError where an adapter has changed the module's own weights, though `module_of` did not foresee it."""
+    if changed := [name for name in before if after.get(name) != before[name]]:
+        raise UserError(
+            f"{', '.join(roles)}: an adapter has changed {changed[0]!r} of the module that they share, so that "
+            "switching it off does not give the plain model: give each a copy of the model's folder as path"
+        )
 
 
 def load_module(role: str, source: Source) -> PreTrainedModel:
