@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import pytest
 from tiny import save_member, tiny_llama, tiny_tokenizer
 
 from proxytune.cli import main
+from proxytune.errors import UserError
 
 Maker = Callable[[Path], object]
 """Puts files into the working folder."""
@@ -600,6 +602,32 @@ def test_bad_input_is_one_line_and_leaves_nothing(case: str, folder: Path, capsy
     for part in bad.says:
         assert part in said
     assert _contents(folder) == before
+
+
+MISSPELT = """
+from proxytune.fusion import Static
+
+class Misspelt(Static):
+    def fuse(self, base, experts, antiexpert):
+        return super().fuse(bsae, experts, antiexpert)
+"""
+
+
+@pytest.mark.parametrize("experts", ["own", "all", "[trivia]"])
+def test_a_bug_in_a_rule_shows_before_a_family_is_built(folder, monkeypatch, capsys, experts) -> None:
+    write(folder / "misspelt_rule.py", MISSPELT)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "misspelt_rule", raising=False)  # that of another test's folder
+    monkeypatch.setattr("proxytune.miniature.cache.build", lambda *_: pytest.fail("a family is built"))
+    arm = f"+arms.mine={{rule: {{_target_: misspelt_rule.Misspelt, weights: 1.0}}, experts: {experts}}}"
+    assert main(["run", arm, "allow_targets=[misspelt_rule]"]) == 1
+    said = capsys.readouterr().err
+    bug = "arms.mine.rule: Misspelt.fuse raises NameError: name 'bsae' is not defined"
+    assert said == f"proxytune: {bug} ({folder / 'misspelt_rule.py'}, line 6)\n"
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(UserError) as caught:
+        main(["run", arm, "allow_targets=[misspelt_rule]"])
+    assert isinstance(caught.value.__cause__.__cause__, NameError)
 
 
 def test_the_table_is_long() -> None:

@@ -95,8 +95,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
             for package in packages[module]:
                 imported.setdefault(_normalized(package), set()).add(path.relative_to(ROOT / "proxytune").as_posix())
     assert imported.keys() == _names(project["dependencies"]).union(*extras.values())
-    assert imported["trl"] <= {"compat/trl.py", "training/trainer.py"}
-    assert imported["gguf"] == {"models/loading/sizes.py"}
+    assert all(path.startswith(("compat/trl.py", "training/")) for path in imported["trl"])
+    assert all(path.startswith("models/loading/") for path in imported["gguf"])
 
 
 def _names(requirements: list[str]) -> set[str]:

@@ -55,8 +55,12 @@ def build(node: Mapping[str, Any], **extra: object) -> Any:
 
 
 def arms(specs: Mapping[str, ArmSpec]) -> dict[str, ArmSpec]:
-    """The arms, each with its rule built; raises UserError for a rule's bad parameter."""
-    return {name: spec if spec.rule is None else _with_rule(f"arms.{name}", spec) for name, spec in specs.items()}
+    """The arms, each with its rule built and tried out; raises UserError for a rule's bad parameter, and for a bug."""
+    from proxytune.experiment.arms import try_rules
+
+    built = {name: spec if spec.rule is None else _with_rule(f"arms.{name}", spec) for name, spec in specs.items()}
+    try_rules(built)
+    return built
 
 
 def _with_rule(key: str, spec: ArmSpec) -> ArmSpec:

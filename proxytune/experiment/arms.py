@@ -9,7 +9,7 @@ from typing import Any
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.fusion.arm import Arm
-from proxytune.fusion.rule import inputs_of, try_out
+from proxytune.fusion.rule import RuleBug, inputs_of, try_out
 from proxytune.models.family import FamilySpec
 
 
@@ -51,6 +51,28 @@ def resolve(specs: Mapping[str, ArmSpec], family: FamilySpec, task: str, named: 
             raise UserError(f"two arms are called {arm.name!r}: give one of them another name")
         found[arm.name] = arm
     return TaskArms(found, missing, _references(found.values(), members))
+
+
+def try_rules(specs: Mapping[str, ArmSpec]) -> None:
+    """Tries out every rule before there is a family, which may have to be trained first.
+
+    Raises UserError for a bug, and for a number of experts that the rule refuses; how many `all` are is not known yet.
+    """
+    for name, spec in specs.items():
+        if spec.rule is not None:
+            _inputs(name, spec)
+            try:
+                _try_out(name, spec, 1 if spec.experts in (None, "own", "all") else len(spec.experts or ()))
+            except UserError as error:
+                if spec.experts != "all" or isinstance(error.__cause__, RuleBug):
+                    raise
+
+
+def _try_out(name: str, spec: ArmSpec, experts: int) -> None:
+    try:
+        try_out(spec.rule, experts)
+    except ValueError as error:
+        raise UserError(f"arms.{name}.rule: {error}") from error
 
 
 class _Members:
@@ -113,10 +135,7 @@ def _arms(name: str, spec: ArmSpec, members: _Members) -> list[Arm]:
 def _fused(name: str, spec: ArmSpec, members: _Members) -> Arm:
     takes = _inputs(name, spec)
     experts = _experts(name, spec, members) if "experts" in takes else ()
-    try:
-        try_out(spec.rule, len(experts))
-    except ValueError as error:  # known before any model has loaded
-        raise UserError(f"arms.{name}.rule: {error}") from error
+    _try_out(name, spec, len(experts))
     base = members.role(name, "base", "base" if spec.base is None else spec.base)
     antiexpert = "antiexpert" if spec.antiexpert is None else spec.antiexpert
     if "antiexpert" in takes:

@@ -29,6 +29,10 @@ class Fused(NamedTuple):
     """[T, ...], float32: the alpha of each expert at each position."""
 
 
+class RuleBug(ValueError):
+    """A rule raised what no logits can make right: the rule, the error and its place in one line."""
+
+
 @runtime_checkable
 class Rule(Protocol):
     """Turns the logits of several models into fused logits.
@@ -79,9 +83,9 @@ def fuse(rule: Rule, **logits: Tensor) -> Fused:
 def try_out(rule: Rule, experts: int) -> None:
     """Calls the rule once, on zeros over 1,000 tokens, so that its mistakes show before any model loads.
 
-    Raises ValueError for a number of experts that the rule refuses, for an answer that is not one of a rule, and for a
-    bug: the line names the rule, the error and where it was raised. A rule may need the real vocabulary or logits that
-    differ, so an ArithmeticError, IndexError or RuntimeError (torch's for shapes) is a warning in the log instead.
+    Raises ValueError for a number of experts that the rule refuses and for an answer that is not one of a rule, and
+    RuleBug for any other error. A rule may need the real vocabulary, or logits that differ: an ArithmeticError,
+    IndexError or RuntimeError (torch's for shapes) is a warning in the log instead, and real logits decide.
     """
     logits = torch.zeros(3, _TRIAL_TOKENS)
     inputs = {name: logits.expand(experts, *logits.shape) if name == "experts" else logits for name in inputs_of(rule)}
@@ -92,7 +96,7 @@ def try_out(rule: Rule, experts: int) -> None:
     except Exception as error:
         message = f"{type(rule).__name__}.fuse raises {type(error).__name__}: {_first_line(error)}{_place(error)}"
         if not isinstance(error, _DEPENDS_ON_LOGITS):
-            raise ValueError(message) from error
+            raise RuleBug(message) from error
         _warn_once(f"{message}, in a trial on zeros over {_TRIAL_TOKENS:,} tokens; real logits will decide")
 
 

@@ -15,7 +15,7 @@ from proxytune.engines.requests import Generated, GenerateRequest, Scored, Score
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 RequestT = TypeVar("RequestT", ScoreRequest, GenerateRequest)
 AnswerT = TypeVar("AnswerT", Scored, Generated)
@@ -100,7 +100,7 @@ class Batches:
                 "out of memory with one request at a time: use smaller models or dtypes, shorter prompts or fewer arms"
             ) from error
         self.size = tried // 2
-        logger.warning("out of memory with %d requests at a time; continuing with %d", tried, self.size)
+        log.warning("out of memory with %d requests at a time; continuing with %d", tried, self.size)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -14,7 +14,7 @@ from proxytune.experiment.answers.store import AnswerStore
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 BLOCK = 128
 """Requests that are answered and stored together: a few batches of the engine, and the most that a killed run loses."""
 
@@ -134,7 +134,7 @@ class SharedAnswers:
             if undefined and arm.name not in self._able:
                 self._failed.setdefault(self.keys.of_arm[arm.name], f"no finite answer: {undefined[0]}")
             elif undefined:
-                _log.warning(
+                log.warning(
                     "%s: arm %s has no valid answer to %d of %d requests (%s)",
                     self.label,
                     arm.name,
@@ -177,7 +177,7 @@ class SharedAnswers:
             raise
         except Exception as error:
             if len(names) > 1:
-                _log.warning("%s: %s with %d arms together; trying each alone", self.label, _line(error), len(names))
+                log.warning("%s: %s with %d arms together; trying each alone", self.label, _line(error), len(names))
                 for name in names:
                     self._pass(requests, [name], advance)
                 return
@@ -203,10 +203,10 @@ class SharedAnswers:
                 failed[one.keys[name]] = Failed(_line(alone))
         if answers or name in self._able:
             message = "%s: arm %s failed at %d of %d requests, which are left out"
-            _log.error(message, self.label, name, len(failed), len(requests), exc_info=error)
+            log.error(message, self.label, name, len(failed), len(requests), exc_info=error)
             self._failed_items |= failed
         else:
-            _log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
+            log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
             self._failed[self.keys.of_arm[name]] = _line(error)
         return answers
 

@@ -16,7 +16,7 @@ from proxytune.engines.requests import Answer, Generated, Scored
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import code_version
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _KINDS: dict[str, type[Scored] | type[Generated]] = {"scored": Scored, "generated": Generated}
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL, "
@@ -110,7 +110,7 @@ class AnswerStore:
 
     def _report(self, key: str) -> None:
         self.damaged.add(key)
-        _log.warning("answer store %s: entry %s is damaged and will be computed again", self.path, key[:12])
+        log.warning("answer store %s: entry %s is damaged and will be computed again", self.path, key[:12])
 
 
 def encode(answer: Answer) -> str:

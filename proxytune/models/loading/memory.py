@@ -19,7 +19,7 @@ from proxytune.models.family import Source
 from proxytune.models.loading.adapters import module_of
 from proxytune.models.loading.sizes import adapter_bytes, cache_bytes, lora_bytes, weight_bytes
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60
@@ -39,14 +39,14 @@ def check_memory(sources: Mapping[str, Source]) -> None:
     found = {role: _if_sound(cache_bytes, source) for role, source in sources.items() if _counted(source)}
     caches = {role: 1000 * size for role, size in found.items() if size is not None}
     total = _text(sum(caches.values()))
-    _log.info("caches for each row of 1,000 tokens: about %s (%s)", total, _listing(caches))
+    log.info("caches for each row of 1,000 tokens: about %s (%s)", total, _listing(caches))
     if unknown := [role for role, size in sizes.items() if size is None]:
-        _log.info("of unknown size before loading: %s", ", ".join(unknown))
+        log.info("of unknown size before loading: %s", ", ".join(unknown))
 
 
 def _check_device(device: str, sizes: Mapping[str, int]) -> None:
     needed, available = sum(sizes.values()), _available(device)
-    _log.info("weights on %s: about %s, available %s", device, _text(needed), _text(available))
+    log.info("weights on %s: about %s, available %s", device, _text(needed), _text(available))
     if needed > available:
         listing = _listing({role: size for role, size in sizes.items() if size})
         raise UserError(
@@ -82,11 +82,11 @@ def check_training_memory(role: str, source: Source, lora_rank: int | None) -> N
     weights = _if_sound(weight_bytes, source)
     adapter = 0 if lora_rank is None else _if_sound(partial(lora_bytes, lora_rank), source)
     if weights is None or adapter is None or not _counted(source):
-        _log.info("training %s: its memory is not known before loading", role)
+        log.info("training %s: its memory is not known before loading", role)
         return
     needed = weights + adapter + 3 * (weights if lora_rank is None else adapter)
     device, available = _device(source), _available(_device(source))
-    _log.info("training on %s: about %s and activations, available %s", device, _text(needed), _text(available))
+    log.info("training on %s: about %s and activations, available %s", device, _text(needed), _text(available))
     if needed > available:
         raise UserError(
             f"{role}: training needs about {_text(needed)} and activations on {device}, which has {_text(available)} "

@@ -17,7 +17,7 @@ from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load
 from proxytune.models.loading.attention import share_keys
 from proxytune.models.loading.files import source_errors
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _BUFFERS = re.compile(
     r"(^|\.)(((attn|attention|self_attention)\.(masked_)?bias)|causal_mask|position_ids"
     r"|rotary_emb\.(inv_freq|cos_cached|sin_cached))$"
@@ -38,7 +38,7 @@ def _load_group(key: Hashable, sources: Mapping[str, Source]) -> dict[str, tuple
     """One module for all `sources`, with their adapters on it."""
     role, source = next(iter(sources.items()))
     if key != source.module:
-        _log.info("%s: adapter %r changes the weights under it and gets a module of its own", role, source.adapter)
+        log.info("%s: adapter %r changes the weights under it and gets a module of its own", role, source.adapter)
     plain = load_module(role, source)
     if source.attn_implementation is None:
         share_keys(plain)
