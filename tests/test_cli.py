@@ -168,7 +168,7 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(experiment, "run", broken)
     with pytest.raises(ZeroDivisionError, match="a bug") as caught:
         command("run", *GSM8K, "store=here.sqlite")
-    assert "the same command goes on from here.sqlite" in caught.value.__notes__[0]
+    assert "re-run the same command to resume from here.sqlite" in caught.value.__notes__[0]
 
 
 def test_all_tracebacks_are_shown_on_demand(command: Command, monkeypatch: pytest.MonkeyPatch):
@@ -207,7 +207,7 @@ def test_a_failed_arm_makes_a_failing_status_after_the_table(command: Command, m
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("store", "said"), [("here.sqlite", "goes on from here.sqlite"), ("null", "nothing was kept")])
+@pytest.mark.parametrize(("store", "said"), [("here.sqlite", "to resume from here.sqlite"), ("null", "nothing was kept")])
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(
     command: Command, monkeypatch: pytest.MonkeyPatch, store: str, said: str
 ):

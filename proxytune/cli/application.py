@@ -6,7 +6,8 @@ import copy
 import logging
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -126,6 +127,21 @@ def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) 
         raise UserError(f"{error} (job {' '.join(config.hydra.overrides.task)})") from error
     except Exception as bug:
         raise OurError(bug) from bug
+
+
+@contextmanager
+def resume_hint(store: str | None) -> Iterator[None]:
+    """A Ctrl-C within it says how to resume, and so does a bug's traceback."""
+    kept = "nothing was kept (store=null)" if store is None else f"re-run the same command to resume from {store}"
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(kept) from stop
+    except UserError:
+        raise
+    except Exception as bug:
+        bug.add_note(f"This is an error of the program, not of its input; {kept}")
+        raise
 
 
 def _folder(path: str) -> Path:

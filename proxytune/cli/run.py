@@ -10,9 +10,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from proxytune.cli import build, schema, secrets
-from proxytune.cli.application import Command
-from proxytune.cli.ending import check_failures, resume_hint
+from proxytune.cli.application import Command, resume_hint
+from proxytune.errors import UserError
 from proxytune.experiment.arm_spec import ArmSpec
+from proxytune.record import Record
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,7 +69,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
         reporting.write(record, output_dir)
         reporting.show(record)
     print(f"Results: {output_dir}")
-    check_failures(record, output_dir)
+    _check_failures(record, output_dir)
 
 
 def _task_names(task: schema.TaskConfig) -> list[str]:
@@ -79,3 +80,13 @@ def _task_names(task: schema.TaskConfig) -> list[str]:
     for name in names:
         find(name)
     return names
+
+
+def _check_failures(record: Record, output_dir: Path) -> None:
+    """Raises UserError if an arm failed: the run's exit status must say so."""
+    failed = [f"{arm} on {task} ({why})" for task, arms in record.failed.items() for arm, why in arms.items()]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the arms failed: {'; '.join(failed)}. All others are in {output_dir}: fix the cause "
+            "and re-run the same command; only what is missing is computed"
+        )

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from proxytune.cli import build, family, schema
-from proxytune.cli.application import Command
-from proxytune.cli.ending import resume_hint
+from proxytune.cli.application import Command, resume_hint
 from proxytune.errors import UserError
 from proxytune.training.recipe import STARTS
 from proxytune.validation import FilePath, Strict
