@@ -89,24 +89,29 @@ def merge(
     if (found := files.finished(folder, work)) is not None:
         return found
     # The antiexpert takes the base's place, so that vocabularies are compared with its own.
-    small = FamilySpec(family.antiexpert, family.antiexpert, family.experts)
-    model, dtype = _weights_of(small, "antiexpert")
-    with torch.no_grad():
-        start = dict(model.named_parameters())
-        changes = {name: torch.zeros_like(weight) for name, weight in start.items()}
-        for name in experts:
-            _add_change(changes, start, _weights_of(small, f"expert:{name}")[0], name)
-        for name, weight in start.items():
-            weight.add_(changes[name], alpha=scale)
+    model = _task_arithmetic(FamilySpec(family.antiexpert, family.antiexpert, family.experts), experts, scale)
     tokenizer = load_tokenizers({"antiexpert": family.antiexpert})["antiexpert"]
     card = {"recipe": hash_of(work.facts), **work.facts, **(provenance or {})}
     draft = folder / files.UNFINISHED / files.DRAFT
     with files.alone(folder), files.writing(folder):
         files.begin(folder, work)
-        model.to(dtype).save_pretrained(draft)
+        model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         files.finish(folder, draft, card, _readme(card, family.antiexpert.path))
     return card
+
+
+def _task_arithmetic(family: FamilySpec, experts: Sequence[str], scale: float) -> PreTrainedModel:
+    """The merged model, in the number type of the antiexpert."""
+    model, dtype = _weights_of(family, "antiexpert")
+    with torch.no_grad():
+        start = dict(model.named_parameters())
+        changes = {name: torch.zeros_like(weight) for name, weight in start.items()}
+        for name in experts:
+            _add_change(changes, start, _weights_of(family, f"expert:{name}")[0], name)
+        for name, weight in start.items():
+            weight.add_(changes[name], alpha=scale)
+    return model.to(dtype)
 
 
 def _weights_of(family: FamilySpec, role: str) -> tuple[Any, torch.dtype]:

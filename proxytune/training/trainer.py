@@ -156,26 +156,29 @@ def make_trainer(
             f"{arguments.n_gpu} GPUs are visible to one process: start it with torchrun --nproc_per_node "
             f"{arguments.n_gpu} -m proxytune train ..., or let it see one (CUDA_VISIBLE_DEVICES=0)"
         )
-    adapter = LoraConfig(
-        r=tuning.lora_rank,
-        lora_alpha=tuning.lora_alpha,
-        lora_dropout=tuning.lora_dropout,
-        target_modules=LORA_TARGETS,
-        task_type="CAUSAL_LM",
-    )
     trainer = WeightedTrainer(
         model=model,
         args=arguments,
         data_collator=WeightedCollator(tokenizer.pad_token_id, padding_free=tuning.packing),
         train_dataset=concatenate_datasets([dataset, Dataset.from_list([FILLER])]),
         processing_class=tokenizer,
-        peft_config=adapter if tuning.method == "lora" else None,
+        peft_config=_adapter(tuning) if tuning.method == "lora" else None,
     )
     trainer.remove_callback(PrinterCallback)
     if tuning.packing and not trainer.is_fsdp_enabled:  # whose weights are put in their places later
         with torch.autocast(arguments.device.type, torch.bfloat16, enabled=tuning.bf16):
             _check_packing(model.eval())
     return trainer
+
+
+def _adapter(tuning: Tuning) -> LoraConfig:
+    return LoraConfig(
+        r=tuning.lora_rank,
+        lora_alpha=tuning.lora_alpha,
+        lora_dropout=tuning.lora_dropout,
+        target_modules=LORA_TARGETS,
+        task_type="CAUSAL_LM",
+    )
 
 
 def _check_packing(model: PreTrainedModel) -> None:
