@@ -37,16 +37,8 @@ class Target(NamedTuple):
     token: int
 
 
-class TokenScore(NamedTuple):
-    """One arm's score of one target."""
-
-    logprob: float
-    greedy: bool
-    """Whether it is the arm's likeliest token."""
-    weights: list[float]
-    """[T]"""
-
-
+TokenScore = tuple[float, bool, list[float]]
+"""One arm's score of one target: its log-probability, whether it is the arm's likeliest token, the weights [T]."""
 Scores = defaultdict[tuple[int, str], list[TokenScore]]
 """The scores of each request's continuation so far, by (number of the request, arm's name)."""
 
@@ -65,9 +57,9 @@ def score_some(
 
 def _scored(scores: Sequence[TokenScore], experts: int) -> Scored:
     return Scored(
-        logprobs=tuple(score.logprob for score in scores),
-        greedy=tuple(score.greedy for score in scores),
-        weights=tuple(tuple(score.weights[t] for score in scores) for t in range(experts)),
+        logprobs=tuple(logprob for logprob, _, _ in scores),
+        greedy=tuple(greedy for _, greedy, _ in scores),
+        weights=tuple(tuple(weights[t] for _, _, weights in scores) for t in range(experts)),
     )
 
 
@@ -130,4 +122,4 @@ def _token_scores(arm: Arm, logits_NV: Mapping[str, Tensor], at: Tensor, tokens:
     # argmax, which takes the first of equal logits, is slow on a CPU: call it only where the target's is the largest.
     greedy = fused[at, tokens] == fused.amax(dim=-1)[at]
     greedy[greedy.clone()] = fused[at[greedy]].argmax(dim=-1) == tokens[greedy]
-    return map(TokenScore, logprobs, greedy.tolist(), weights_TN.T[at].tolist())
+    return zip(logprobs, greedy.tolist(), weights_TN.T[at].tolist(), strict=True)
