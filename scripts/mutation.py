@@ -1,6 +1,6 @@
 """Which small changes to the code do the tests not notice? Runs the tests on many mutants, each with one change.
 
-    python scripts/mutation.py fusion statistics ... [--sample N] [--only PART]
+    python scripts/mutation.py fusion statistics ... [--sample N] [--only PART] [--results FILE]
 
 GROUPS names the modules and their tests. Mutants: comparisons (< to <= and >=, == to !=, in, is), arithmetic (+ -, * /,
 ** *, % *, // /, & |), numbers +1 and -1, True and False, and/or, `not`, minus and ~ left out, conditions negated,
@@ -11,7 +11,8 @@ The tests of a group run once on a copy of the repository, to see which test run
 mutant changes one file of the copy. A forked child, with torch and the like imported already, runs the tests that run
 the changed line, fastest first, until one fails; a test that takes far longer than before counts as failed. Lines that
 run when a module is imported concern all tests. Tests in other processes do not count. Prints each survivor as it is
-found and the counts of each module; docs/mutation.md explains the survivors of the last full run.
+found and the counts of each module; docs/mutation.md explains the survivors of the last full run. With --results the
+same command continues where a stopped one was; `grep -v '"survived": true'` that file to try the survivors again.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import argparse
 import ast
 import compileall
 import copy
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -40,7 +42,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
-    "fusion": ("proxytune/fusion", "fusion rules every_rule plausible"),
+    "fusion": ("proxytune/fusion", "fusion rules every_rule plausible arms"),
     "statistics": ("proxytune/experiment/statistics.py", "statistics"),
     "metrics": ("proxytune/tasks/metrics.py", "metrics tasks"),
     "keys": ("proxytune/experiment/answers/keys.py", "keys store"),
@@ -322,8 +324,27 @@ def _import_all(modules: list[str]) -> None:
             continue  # the child will import it as the tests do
 
 
+class Results:
+    """Which mutants survived, one a line of a file if there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.file = file
+        lines = file.read_text().splitlines() if file and file.exists() else []
+        self.survived: dict[str, bool] = {line["mutant"]: line["survived"] for line in map(json.loads, lines)}
+
+    def of(self, place: Workplace, mutant: Mutant) -> bool:
+        source = (place.tree / mutant.file).read_bytes()
+        key = f"{mutant.file} {hashlib.sha256(source).hexdigest()[:8]} {mutant.start}-{mutant.end} {mutant.text}"
+        if key not in self.survived:
+            self.survived[key] = place.survives(mutant)
+            if self.file:
+                with self.file.open("a") as file:
+                    print(json.dumps({"mutant": key, "survived": self.survived[key]}), file=file)
+        return self.survived[key]
+
+
 def run_group(path: str, names: str, options: argparse.Namespace) -> None:
-    place = Workplace(path, names)
+    place, results = Workplace(path, names), Results(options.results)
     every = [mutant for file in place.files if options.only in file for mutant in mutants(file)]
     if options.sample:
         every = random.Random(0).sample(every, min(options.sample, len(every)))
@@ -331,7 +352,7 @@ def run_group(path: str, names: str, options: argparse.Namespace) -> None:
     tried, survived = Counter[str](), Counter[str]()
     for mutant in every:
         tried[mutant.file] += 1
-        if place.survives(mutant):
+        if results.of(place, mutant):
             survived[mutant.file] += 1
             print(mutant.describe((place.tree / mutant.file).read_bytes()), flush=True)
     for file in [*tried, "all"]:
@@ -345,6 +366,7 @@ def main() -> None:
     parser.add_argument("groups", nargs="+", choices=GROUPS)
     parser.add_argument("--sample", type=int, help="try so many mutants of each group only")
     parser.add_argument("--only", default="", help="mutants of files with this in their path only")
+    parser.add_argument("--results", type=Path, help="keep results here, and continue from them")
     options = parser.parse_args()
     for group in options.groups:
         run_group(*GROUPS[group], options)

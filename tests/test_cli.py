@@ -207,7 +207,9 @@ def test_a_failed_arm_makes_a_failing_status_after_the_table(command: Command, m
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("store", "said"), [("here.sqlite", "to resume from here.sqlite"), ("null", "nothing was kept")])
+@pytest.mark.parametrize(
+    ("store", "said"), [("here.sqlite", "to resume from here.sqlite"), ("null", "nothing was kept")]
+)
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(
     command: Command, monkeypatch: pytest.MonkeyPatch, store: str, said: str
 ):

@@ -53,7 +53,7 @@ class MatchKL:
     Mask with -inf, not with a large negative number. NaN or +inf in a row of any model makes the row's weights and
     fused logits NaN.
 
-    A row's result is the same, to the last bit, alone and among others.
+    On a CPU a row's result is the same, to the last bit, alone and among others (not checked elsewhere).
     """
 
     low: float = 0.0
