@@ -181,6 +181,38 @@ def test_published_outputs_give_the_published_figures(task: str, file: str, inve
         assert scores == {"task": f"{task}_{style}", "n": len(rows_of(path)), **expected}
 
 
+VERDICT_FIGURES = {
+    ("humaneval", "codex_humaneval/dexperts-70B-t0.8"): {"pass_at_10": 0.7066358846922164},
+    ("humaneval", "codex_humaneval/llama2-70B-t0.8"): {"pass_at_10": 0.6202042218900181},
+    ("humaneval", "codex_humaneval/codellama-70B-t0.8"): {"pass_at_10": 0.8923140355453653},
+    ("toxigen", "toxigen/dexperts-70B"): {"toxic_rate": 0.0},
+    ("toxigen", "toxigen/llama2-70B"): {"toxic_rate": 0.6735714285714286},
+    ("toxigen", "toxigen/llama2-chat-70B"): {"toxic_rate": 0.0},
+    ("alpacafarm", "alpaca_farm/dexperts-70B"): {
+        "win_rate": 87.95031055900621,
+        "win_rate_stderr": 1.1480970240838428,
+        "draws": 0,
+    },
+    ("alpacafarm", "alpaca_farm/llama2-chat-70B"): {
+        "win_rate": 90.37267080745342,
+        "win_rate_stderr": 1.034678959562589,
+        "draws": 3,
+    },
+    ("truthfulqa_open", "truthfulqa_open/dexperts-70B-helpful-prompt"): {"true_informative": 0.8506731946144431},
+    ("truthfulqa_open", "truthfulqa_open/llama2-70B"): {"true_informative": 0.5385556915544676},
+    ("truthfulqa_open", "truthfulqa_open/llama2-chat-70B-helpful-prompt"): {"true_informative": 0.795593635250918},
+}
+
+
+@needs_real
+@pytest.mark.parametrize(("task", "file"), VERDICT_FIGURES)
+def test_published_verdicts_give_the_published_figures(task: str, file: str) -> None:
+    """To the last digit but one: a published mean may be added up in another order."""
+    scores = score_outputs(task, "liu2024", FOLDER / f"published/liu2024/{file}.jsonl")
+    for name, value in VERDICT_FIGURES[task, file].items():
+        assert scores[name] == pytest.approx(value, rel=3e-16, abs=0)
+
+
 def test_published_predictions_are_parsed_one_by_one(folder: Path) -> None:
     numbers, letters = (
         sorted((folder / "published/liu2024" / kind).glob("*.jsonl")) for kind in ("gsm", "truthfulqa_mc")

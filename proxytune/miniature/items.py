@@ -7,8 +7,7 @@ import random
 from proxytune.miniature.generators import draw_article, draw_story
 from proxytune.miniature.recipe import TASKS
 from proxytune.miniature.world import Fact, Myth, World
-
-Row = dict[str, object]
+from proxytune.tasks.data import Row
 
 
 def make_items(world: World, seed: int) -> dict[str, dict[str, list[Row]]]:

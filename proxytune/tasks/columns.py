@@ -42,7 +42,7 @@ class Aliases(BaseModel):
     aliases: Texts
 
 
-class Answer(Aliases):
+class NamedAnswer(Aliases):
     value: Text
 
 
@@ -74,10 +74,13 @@ KINDS: dict[str, Any] = {
     "four texts": Annotated[list[Filled], Field(min_length=4, max_length=4)],
     "letter": Literal["A", "B", "C", "D"],
     "solution": Annotated[Text, AfterValidator(_with_number)],
-    "answer": Answer,
+    "answer": NamedAnswer,
     "aliases": Aliases,
     "targets": TrueFirst,
     "one true target": Annotated[TrueFirst, AfterValidator(_one_true)],
+    "boolean": bool,
+    "0 or 1": Literal[0, 1],
+    "0, 1 or 2": Literal[0, 1, 2],
 }
 """The kinds of column that a YAML may name, besides `index of <column>`: from 0, within a list of the same row."""
 _INDEX = "index of "

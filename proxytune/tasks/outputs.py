@@ -16,18 +16,23 @@ from proxytune.tasks.columns import Columns
 from proxytune.tasks.data import read_jsonl
 from proxytune.tasks.loading import build_task
 from proxytune.tasks.registry import Extras, find, full_names, task_names
+from proxytune.tasks.verdicts import VERDICTS, Verdicts
 
 
 def score_outputs(task: str, style: str | None, path: str | Path) -> dict[str, Any]:
-    """{task, n, metric: value, ...} of a JSON-lines file with one output a row.
+    """{task, n, metric: value, ...} of a JSON-lines file with one output a row, or with one verdict (`VERDICTS`).
 
-    A row has the generated text as `output` and what the metric compares it with; files published with a paper may use
-    the names found there (`metadata.proxytune.published` in the task's YAML). A metric no item has a value for is nan.
+    A row of outputs has the generated text as `output` and what the metric compares it with; files published with a
+    paper may use the names found there (`metadata.proxytune.published` in the task's YAML). A metric no item has a
+    value for is nan.
     Where there are any, `blank_lines` counts the lines that were skipped, and `repeated_questions` the rows whose
     question stood in an earlier row: these count in `n` and in the metrics.
     Raises UserError: a task or style that is unknown or not scored from text, no such file, a bad line, a column
     missing or of another kind, no rows.
     """
+    name = f"{task}_{style}" if style else task
+    if name in VERDICTS:
+        return _count_verdicts(name, VERDICTS[name], Path(path))
     (name,) = full_names([task], style)
     extras = find(name).extras if name in task_names() else Extras()
     if not extras.outputs:
@@ -50,6 +55,12 @@ def score_outputs(task: str, style: str | None, path: str | Path) -> dict[str, A
     )
 
 
+def _count_verdicts(name: str, verdicts: Verdicts, path: Path) -> dict[str, Any]:
+    file = read_jsonl(path, Columns(verdicts.columns, verdicts.published).of)
+    blank = {"blank_lines": file.blank} if file.blank else {}
+    return {"task": name, "n": len(file.rows), **blank, **verdicts.figures(file.rows)}
+
+
 def _question(row: Mapping[str, Any], extras: Extras) -> list[str]:
     """What the row asks, as JSON: its column with the name of the task's first (published files write it large).
 
@@ -61,7 +72,7 @@ def _question(row: Mapping[str, Any], extras: Extras) -> list[str]:
 
 def _not_scorable(task: str, name: str) -> UserError:
     """The error for `task`, called `name` in its style: the styles in which it is scored, or what its YAML lacks."""
-    scorable = [known for known in task_names() if find(known).extras.outputs]
+    scorable = [*(known for known in task_names() if find(known).extras.outputs), *VERDICTS]
     styles = [known.removeprefix(f"{task}_") for known in scorable if known.startswith(f"{task}_")]
     if styles:
         return UserError(f"task {name!r} is not scored from generated text: give style={' or '.join(styles)}")
