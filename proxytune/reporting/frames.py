@@ -1,0 +1,158 @@
+"""A run's folder as tidy pandas frames: what figures, reports and notebooks are made of.
+
+from proxytune.reporting.frames import frames
+frames("outputs/RUN").results
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from proxytune.errors import UserError
+from proxytune.record import FILE, ArmRecord, Record, TaskRecord, read_record
+from proxytune.reporting.files import tidy
+from proxytune.reporting.traces import read_traces
+
+NORMAL_95 = 1.96
+"""Standard errors in half a 95 % interval, where the record has no interval of its own."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The tidy frames of one run; columns of all frames that have them: task, arm."""
+
+    run: str
+    """The name of the run's folder."""
+    results: pd.DataFrame
+    """A row per task, arm and metric: the columns of `results.csv` (`gap_low` and `gap_high` for the interval), with
+    kind ("base", "antiexpert", "expert", "tuned" or "fused"), low and high (95 % interval of value), alpha (the weight
+    of a static rule, NaN for others), fraction, higher_is_better, members (what they are made of) and experts."""
+    items: pd.DataFrame
+    """A row per task, arm and item: score (NaN where undefined) and error (None where the arm did not fail)."""
+    weights: pd.DataFrame
+    """A row per weight that a fused arm gave an expert: task, arm, item, generated, step (from 0), expert, alpha."""
+    traces: pd.DataFrame
+    """A row per generated token (`proxytune.reporting.traces`), without the top-5; empty for a run without traces."""
+    costs: pd.DataFrame
+    """A row per task: seconds, load_seconds, computed and from_store (answers), of all arms together."""
+
+
+def frames(run_folder: str | Path) -> Frames:
+    """The frames of the run in `run_folder`; raises UserError if it is not one, or if a file of it cannot be read."""
+    folder = Path(run_folder)
+    folder = folder.parent if folder.name == FILE else folder
+    record = read_record(folder)
+    rows = {task: list(_item_rows(folder / "items" / f"{task}.jsonl")) for task in record.tasks}
+    return Frames(
+        run=folder.resolve().name,
+        results=_results(record),
+        items=_items(record, rows),
+        weights=_weights(rows),
+        traces=read_traces(folder, top=False),
+        costs=_costs(record),
+    )
+
+
+def _results(record: Record) -> pd.DataFrame:
+    """`results.csv`, and what a figure must know of each arm beside it."""
+    rows = [
+        {"task": name, "arm": arm_name, **_facts(record, task, arm)}
+        for name, task in record.tasks.items()
+        for arm_name, arm in task.arms.items()
+    ]
+    facts = pd.DataFrame(rows, columns=["task", "arm", *_FACTS])
+    results = tidy(record).rename(columns={"gap_closed_low": "gap_low", "gap_closed_high": "gap_high"})
+    numbers = ["value", "stderr", "value_low", "value_high", "gap_closed", "gap_low", "gap_high"]
+    results[numbers] = results[numbers].astype(float)
+    half = NORMAL_95 * results["stderr"]
+    results["low"] = results.pop("value_low").fillna(results["value"] - half)
+    results["high"] = results.pop("value_high").fillna(results["value"] + half)
+    return results.merge(facts, on=["task", "arm"], how="left")
+
+
+_FACTS = ("kind", "alpha", "experts", "members", "fraction", "higher_is_better")
+
+
+def _facts(record: Record, task: TaskRecord, arm: ArmRecord) -> dict[str, Any]:
+    members = record.provenance.members
+    return {
+        "kind": kind(arm),
+        "alpha": _alpha(arm),
+        "experts": ", ".join(arm.weights),
+        "members": " ".join(str(members[role].identity if role in members else role) for role in arm.roles),
+        "fraction": task.is_fraction,
+        "higher_is_better": task.higher_is_better,
+    }
+
+
+def kind(arm: ArmRecord) -> str:
+    """ "fused" for an arm with a rule, else the role of its model without the name."""
+    return "fused" if arm.rule or not arm.roles else arm.roles[0].partition(":")[0]
+
+
+def _alpha(arm: ArmRecord) -> float:
+    """The weight that a static rule gives every expert, NaN where there is no such number."""
+    weights = arm.rule.parameters.get("weights") if arm.rule else None
+    several = weights if isinstance(weights, list) else [weights]
+    numbers = {float(weight) for weight in several if isinstance(weight, int | float)}
+    return numbers.pop() if len(numbers) == 1 else np.nan
+
+
+def _item_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a task's items; nothing where the run left no such file."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _items(record: Record, rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    table = [
+        (task, arm, row["doc_id"], answer.get(record.tasks[task].metric), answer.get("error"))
+        for task, items in rows.items()
+        for row in items
+        for arm, answer in row["arms"].items()
+    ]
+    frame = pd.DataFrame(table, columns=["task", "arm", "item", "score", "error"])
+    return frame.astype({"score": float})
+
+
+def _weights(rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    table = [
+        (task, arm, row["doc_id"], row["choices"] is None, step, expert, alpha)
+        for task, items in rows.items()
+        for row in items
+        for arm, answer in row["arms"].items()
+        for expert, requests in (answer["weights"] or {}).items()
+        for weights in requests
+        for step, alpha in enumerate(weights)
+    ]
+    columns = ["task", "arm", "item", "generated", "step", "expert", "alpha"]
+    return pd.DataFrame(table, columns=columns).astype({"alpha": float, "generated": bool})
+
+
+def _costs(record: Record) -> pd.DataFrame:
+    timings = record.provenance.timings
+    rows = []
+    for task in record.tasks:
+        answers = timings.answers.get(task)
+        rows.append(
+            {
+                "task": task,
+                "seconds": timings.task_seconds.get(task),
+                "load_seconds": timings.load_seconds.get(task, 0.0),
+                "computed": answers and answers.computed,
+                "from_store": answers and answers.from_store,
+            }
+        )
+    return pd.DataFrame(rows, columns=["task", "seconds", "load_seconds", "computed", "from_store"])
