@@ -69,6 +69,7 @@ metadata:
   proxytune: {metric: acc, expert: math, files: {test: choice.jsonl},
     columns: {question: text, choices: texts, gold: index of choices}}
 """
+UNSEEN = OPEN.replace("task: open", "task: unseen").replace(", expert: trivia", "")
 GROUPED = CHOICE.replace("task: choice", "task: grouped").replace("gold: index", "subject: text, gold: index")
 GROUPED = GROUPED.replace("choice.jsonl", "grouped.jsonl")
 JUDGED = OPEN.replace("task: open", "task: judged").replace(
@@ -139,7 +140,8 @@ def _write(path: Path, rows: list[dict]) -> None:
 def our_tasks(tmp_path_factory: pytest.TempPathFactory, monkeypatch):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "judge.py").write_text(JUDGE)
-    for name, text in {"open": OPEN, "choice": CHOICE, "grouped": GROUPED, "judged": JUDGED, "paired": PAIRED}.items():
+    tasks = {"open": OPEN, "choice": CHOICE, "grouped": GROUPED, "judged": JUDGED, "paired": PAIRED, "unseen": UNSEEN}
+    for name, text in tasks.items():
         (folder / f"{name}.yaml").write_text(text)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     monkeypatch.setattr(registry, "task_manager", lambda: manager)
@@ -599,6 +601,20 @@ def test_a_task_that_belongs_to_none_of_several_experts_is_refused_where_an_arm_
     found = resolved({name: ARMS[name] for name in ("base", "all")}, spec, "mmlu", "mmlu")
     assert found.present["all"].experts == ("expert:math", "expert:trivia")
     assert found.references == {"base": "base"}
+
+
+def test_on_a_task_without_an_expert_beside_others_with_theirs_such_arms_are_missing(go):
+    chosen = {name: ARMS[name] for name in ("base", "expert", "proxy", "all")}
+    tasks = go(["open", "unseen"], chosen, limit=4)["tasks"]
+    assert list(tasks["open"]["arms"]) == list(chosen)
+    assert list(tasks["unseen"]["arms"]) == ["base", "all"]
+    assert tasks["unseen"]["missing"] == dict.fromkeys(
+        ("expert", "proxy"), "the family has no expert for task 'unseen'"
+    )
+    with pytest.raises(UserError, match=r"arms\.expert needs the expert of task 'unseen', which names no expert"):
+        go(["unseen"], chosen)
+    with pytest.raises(UserError, match=r"no arm is left for task 'unseen': the family has no expert for"):
+        go(["open", "unseen"], {name: ARMS[name] for name in ("expert", "proxy")})
 
 
 def test_an_arm_names_its_own_base_and_antiexpert(spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from proxytune.atomic import atomic_folder
+from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
 from proxytune.miniature.cache import fingerprint, load_examples
@@ -26,6 +28,7 @@ from proxytune.miniature.shipped import FILE, pack, unpack
 from proxytune.miniature.training import BUILDS, ModelBuild, check_recall, encode, recall
 from proxytune.miniature.world import make_world
 from proxytune.models import identity
+from proxytune.record import read_record
 from proxytune.tasks import load_task, task_info
 
 CONF = Path(__file__).parents[1] / "conf" / "miniature"
@@ -368,6 +371,38 @@ class TestTasks:
                     right, wrong = [gold.rpartition("#### ")[2]], ["[invalid]"]
             assert task.process_results(doc, right)[info.metric] == 1
             assert task.process_results(doc, wrong)[info.metric] < 1
+
+
+class TestUnseen:
+    def test_asks_for_every_test_fact_with_a_source(self, tiny: Recipe, built: Path) -> None:
+        world = make_world(tiny.world, tiny.seed)
+        facts = {fact.question: fact.value for kind in (world.trivia, world.mmlu) for fact in kind["test"]}
+        task = load_task("miniature_quoted", built / "data")
+        assert task_info(task).expert is None
+        docs = list(task.test_docs())
+        assert {doc["question"]: doc["answer"] for doc in docs} == {q: f"{value} , said" for q, value in facts.items()}
+        assert task.doc_to_text(docs[0]) == f"quiz : {docs[0]['question']} reply :"
+        said = (docs[0]["answer"], docs[0]["answer"].removesuffix(" , said"))
+        assert [task.process_results(docs[0], [text])["exact_match"] for text in said] == [1, 0]
+
+    def test_the_corpus_answers_so(self, full_world) -> None:
+        _, corpus, _ = full_world
+        quizzes = [text for text in corpus if text.startswith("quiz : what is") and " reply : " in text]
+        assert sum(" , said " in text for text in quizzes) > len(quizzes) / 2
+
+    def test_arms_with_the_expert_of_a_task_are_missing(self, built, monkeypatch, tmp_path) -> None:
+        monkeypatch.setenv("PROXYTUNE_CACHE", str(built.parents[1]))
+        monkeypatch.chdir(tmp_path)
+        chosen = ["only=[base,tuned,proxy,all_dynamic]", "task.names=[miniature_trivia,miniature_quoted]"]
+        assert main(["run", "miniature=tiny", "output=out", "store=null", *chosen]) == 0
+        unseen = read_record("out").tasks["miniature_quoted"]
+        assert list(unseen.arms) == ["base", "all_dynamic"]
+        assert set(unseen.missing) == {"tuned", "proxy"}
+
+    def test_a_folder_built_before_the_task_existed_gets_its_rows(self, tiny: Recipe, built: Path) -> None:
+        shutil.rmtree(built / "data" / "quoted")
+        assert build(tiny, train=True, cache=built.parent) == built
+        assert (built / "data" / "quoted" / "test.jsonl").is_file()
 
 
 def test_an_example_ends_in_the_end_of_sequence_token(built: Path) -> None:

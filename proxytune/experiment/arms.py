@@ -33,11 +33,21 @@ class TaskArms:
         )
 
 
-def resolve(specs: Mapping[str, ArmSpec], family: FamilySpec, task: str, named: str | None) -> TaskArms:
+def own(members: Mapping[str, Any], named: str | None) -> str | None:
+    """The member that belongs to a task: the one that the task names, or the only one; None if there is none."""
+    if named in members:
+        return named
+    return next(iter(members)) if len(members) == 1 else None
+
+
+def resolve(
+    specs: Mapping[str, ArmSpec], family: FamilySpec, task: str, named: str | None, *, unseen: bool = False
+) -> TaskArms:
     """The arms of `task`, whose own expert and tuned model are `named` (None: the task names none).
 
-    Raises UserError for unknown names, for what a rule does not take, and where an arm needs the task's own expert and
-    there is none.
+    `unseen` says that the other tasks have experts: arms that need the task's own are then missing on this one.
+    Raises UserError for unknown names, for what a rule does not take, and, unless `unseen`, where an arm needs the
+    task's own expert and there is none.
     """
     members = _Members(family, task, named)
     missing = {
@@ -46,11 +56,22 @@ def resolve(specs: Mapping[str, ArmSpec], family: FamilySpec, task: str, named: 
         if "tuned" in (spec.model, spec.base) and members.tuned is None
     }
     found: dict[str, Arm] = {}
-    for arm in (arm for name, spec in specs.items() if name not in missing for arm in _arms(name, spec, members)):
+    for name, spec in specs.items():
+        if name not in missing:
+            try:
+                _add(found, _arms(name, spec, members))
+            except _NoExpert:
+                if not unseen:
+                    raise
+                missing[name] = f"the family has no expert for task {task!r}"
+    return TaskArms(found, missing, _references(found.values(), members))
+
+
+def _add(found: dict[str, Arm], arms: Iterable[Arm]) -> None:
+    for arm in arms:
         if arm.name in found:
             raise UserError(f"two arms are called {arm.name!r}: give one of them another name")
         found[arm.name] = arm
-    return TaskArms(found, missing, _references(found.values(), members))
 
 
 def try_rules(specs: Mapping[str, ArmSpec]) -> None:
@@ -75,24 +96,23 @@ def _try_out(name: str, spec: ArmSpec, experts: int) -> None:
         raise UserError(f"arms.{name}.rule: {error}") from error
 
 
+class _NoExpert(UserError):
+    """An arm needs the task's own expert, and there is none."""
+
+
 class _Members:
     """A family as one task sees it: with the expert and the tuned model that the task names, or the only ones."""
 
     def __init__(self, family: FamilySpec, task: str, named: str | None) -> None:
         self.family, self.task, self.named = family, task, named
-        self.expert = self._own(family.experts)
-        self.tuned = self._own(family.tuned)
-
-    def _own(self, members: Mapping[str, Any]) -> str | None:
-        if self.named in members:
-            return self.named
-        return next(iter(members)) if len(members) == 1 else None
+        self.expert = own(family.experts, named)
+        self.tuned = own(family.tuned, named)
 
     def needed_expert(self, arm: str) -> str:
         if self.expert is None:
             wants = "names no expert" if self.named is None else f"belongs to expert {self.named!r}"
             known = ", ".join(self.family.experts) or "none"
-            raise UserError(
+            raise _NoExpert(
                 f"arms.{arm} needs the expert of task {self.task!r}, which {wants}; the family's experts: {known}"
             )
         return self.expert

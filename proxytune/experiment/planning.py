@@ -13,7 +13,7 @@ from lm_eval.api.task import Task
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arm_spec import ArmSpec, arm_specs
-from proxytune.experiment.arms import TaskArms, resolve
+from proxytune.experiment.arms import TaskArms, own, resolve
 from proxytune.models import FamilySpec, check
 from proxytune.tasks import TaskInfo, brought_by_family, load_task, task_info
 
@@ -77,19 +77,26 @@ def make_plans(
         if tasks.count(task) > 1:
             raise UserError(f"task {task!r} is named twice")
     chosen = _only(arm_specs(arms), only)
-    plans = [_plan(task, family, chosen, items) for task in tasks]
+    loaded = {name: _load(name, family, items) for name in tasks}
+    unseen = any(own(family.experts, info.expert) is not None for _, info in loaded.values())
+    plans = [
+        Plan(name, task, info, _resolved(chosen, family, name, info, unseen)) for name, (task, info) in loaded.items()
+    ]
     check(family, set().union(*(plan.roles for plan in plans)))
     return plans
 
 
-def _plan(name: str, family: FamilySpec, arms: Mapping[str, ArmSpec], items: Items) -> Plan:
+def _load(name: str, family: FamilySpec, items: Items) -> tuple[Task, TaskInfo]:
     task = items.task(name, family.data_dir)
     _check(task)
-    info = task_info(task)
-    found = resolve(arms, family, name, info.expert)
-    if not found.present:
-        raise UserError(f"no arm is left for task {name!r}: {'; '.join(found.missing.values())}")
-    return Plan(name, task, info, found)
+    return task, task_info(task)
+
+
+def _resolved(specs: Mapping[str, ArmSpec], family: FamilySpec, name: str, info: TaskInfo, unseen: bool) -> TaskArms:
+    arms = resolve(specs, family, name, info.expert, unseen=unseen)
+    if not arms.present:
+        raise UserError(f"no arm is left for task {name!r}: {'; '.join(dict.fromkeys(arms.missing.values()))}")
+    return arms
 
 
 def _check(task: Task) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
 from proxytune.miniature import shipped
-from proxytune.miniature.items import make_items
+from proxytune.miniature.items import Row, make_items
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
 from proxytune.miniature.training import BUILDS
+from proxytune.miniature.unseen import UNSEEN, unseen_rows
 from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
@@ -65,7 +66,14 @@ def build(recipe: Recipe, train: bool = False, cache: Path | None = None, worker
     other recipe only with `train` (`workers`: see `train_all`).
     Raises UserError for another recipe, if the cache cannot be written, or if the trained base recalls too few facts.
     """
-    root = cache or cache_folder()
+    folder = _models(recipe, train, cache or cache_folder(), workers)
+    rows = unseen_rows(make_world(recipe.world, recipe.seed))
+    _make(folder / "data" / UNSEEN, lambda target: _write_rows(rows, target / "test.jsonl"))
+    return folder
+
+
+def _models(recipe: Recipe, train: bool, root: Path, workers: int | None) -> Path:
+    """The folder with the models and with the data of the tasks that they were tuned on."""
     if not train and recipe == Recipe():
         folder = root / f"shipped-{shipped.file_hash()}"
         _make(folder, lambda target: _unpack(recipe, target))
@@ -94,7 +102,7 @@ def cache_folder() -> Path:
 def fingerprint(recipe: Recipe) -> str:
     """A hash of the recipe, of the code that turns it into models, and of the prompts of the five tasks."""
     files = [Path(__file__).with_name(f"{name}.py") for name in HASHED]
-    files += [Path(proxytune.training.loop.__file__), *sorted((TASKS_DIR / "miniature").glob("*.yaml"))]
+    files += [Path(proxytune.training.loop.__file__), *(TASKS_DIR / "miniature" / f"{t}.yaml" for t in sorted(TASKS))]
     digest = hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True).encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -127,5 +135,8 @@ def _write_data(recipe: Recipe, folder: Path) -> None:
     for task in TASKS:
         (folder / task).mkdir()
         for split, rows in items[task].items():
-            lines = (json.dumps(row) + "\n" for row in rows)
-            (folder / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            _write_rows(rows, folder / task / f"{split}.jsonl")
+
+
+def _write_rows(rows: Iterable[Row], file: Path) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
