@@ -52,9 +52,16 @@ def generate(
         tokens += (next_token(row, request, step=len(tokens)),)
         if tokens[-1] in eos:
             return tokens, "eos"
-        if any(stop in ensemble.tokenizer.decode(list(tokens)) for stop in request.until):
+        if any(stop in text(ensemble, request.prompt.of(arm.base), tokens) for stop in request.until):
             return tokens, "stop"
     return tokens, "length"
+
+
+def text(ensemble: Ensemble, prompt: tuple[int, ...], tokens: tuple[int, ...], **options: bool) -> str:
+    """All decoded, less the prompt; for prompts that end in a whole character."""
+    before, whole = (ensemble.tokenizer.decode(list(ids), **options) for ids in (prompt, prompt + tokens))
+    assert whole.startswith(before)
+    return whole.removeprefix(before)
 
 
 def next_token(row: Tensor, request: GenerateRequest, step: int) -> int:

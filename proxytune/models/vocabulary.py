@@ -7,8 +7,9 @@ of 64, say), and the padding rows of two checkpoints differ, so logits are cut t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -26,6 +27,11 @@ refuse: an error that names the tokens.
 base_only: the base decides. A token that only the base knows gets no shift from the pair that lacks it (its logit is
 -inf there) and is read by that member as its unknown token; a token that only the other member knows is never produced.
 """
+
+CONTEXT = 8
+"""Tokens of context to begin with when text is decoded after other text; more where these begin inside a character."""
+BROKEN = "\ufffd"
+"""What tokenizers write for bytes that are no character."""
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -114,6 +120,25 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     word, alone = next((w, ids) for w in words if (ids := tokenizer(w, add_special_tokens=False)["input_ids"]))
     whole = tokenizer(word)["input_ids"]
     return whole[: next(i for i in range(len(whole)) if whole[i : i + len(alone)] == alone)]
+
+
+def text_after(
+    tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int], skip_special_tokens: bool = False
+) -> str:
+    """The text that `tokens` add to that of `before`: both decoded together, less what `before` is by itself.
+
+    Decoded alone, tokens lose the blank that SentencePiece-like tokenizers drop at the beginning of a text. A character
+    whose first bytes are in `before` belongs to what is added. Only the end of `before` is decoded.
+    """
+    width = CONTEXT
+    while True:
+        context = list(before[-width:])
+        start = str(tokenizer.decode(context, skip_special_tokens=skip_special_tokens))
+        whole = str(tokenizer.decode([*context, *tokens], skip_special_tokens=skip_special_tokens))
+        if width >= len(before) or (start and BROKEN not in (start[:1], whole[:1])):
+            alike = (a == b for a, b in zip(start, whole, strict=False))
+            return whole[sum(takewhile(bool, alike)) :]
+        width *= 2
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

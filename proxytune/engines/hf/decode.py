@@ -41,11 +41,17 @@ class Branch:
     """One prefix of a request's answers, and the arms that have produced it."""
 
     pending: Pending[GenerateRequest]
-    stop: StopConditions
+    stops: dict[str, StopConditions]
+    """By the base of an arm; bases that read the same prompt have the same."""
     arms: list[Arm]
     tokens: tuple[int, ...] = ()
     row: dict[str, int] = field(default_factory=dict)
     """The row of this branch in the KV state of each member, by role."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its answers may have no more tokens."""
+        return len(self.tokens) == self.pending.request.max_new_tokens
 
 
 def generate_all(
@@ -84,9 +90,9 @@ class Decoding:
     @torch.inference_mode()
     def admit(self, requests: Sequence[Pending[GenerateRequest]]) -> list[Finished]:
         """The members read the prompts; requests for no tokens are answered at once, the others become branches."""
-        new = [Branch(one, StopConditions(self.members.ensemble, one.request), list(one.arms)) for one in requests]
-        finished = [self._answer(branch, arm, "length") for branch in new if branch.stop.at_once for arm in branch.arms]
-        new = [branch for branch in new if not branch.stop.at_once]
+        new = [Branch(one, self._stops(one), list(one.arms)) for one in requests]
+        finished = [self._answer(branch, arm, "length") for branch in new if branch.is_full for arm in branch.arms]
+        new = [branch for branch in new if not branch.is_full]
         if new:
             needed = self.members.needed(role for branch in new for arm in branch.arms for role in arm.roles)
             before = {role: self.states.rows(role) for role in needed}
@@ -106,9 +112,10 @@ class Decoding:
         for branch, choices in zip(self.branches, self._choices(), strict=True):
             finished += [self._answer(branch, arm, "undefined") for arm in choices.pop(UNDEFINED, ())]
             for token, arms in choices.items():
-                child = Branch(branch.pending, branch.stop, [], (*branch.tokens, token), dict(branch.row))
-                end = branch.stop.reached(child.tokens)
+                child = Branch(branch.pending, branch.stops, [], (*branch.tokens, token), dict(branch.row))
+                ends = {stop: stop.reached(child.tokens) for stop in {child.stops[arm.base] for arm in arms}}
                 for arm in arms:
+                    end = ends[child.stops[arm.base]]
                     if token in self.ends[arm.name]:
                         finished.append(self._answer(child, arm, "eos"))
                     elif end is not None:
@@ -158,11 +165,17 @@ class Decoding:
                 tokens[role].append(branch.tokens[-1:])
         self.logits = {role: logits[:, -1] for role, logits in self.states.extend(kept, tokens).items()}
 
+    def _stops(self, pending: Pending[GenerateRequest]) -> dict[str, StopConditions]:
+        request, found = pending.request, dict[tuple[int, ...], StopConditions]()
+        for prompt in {request.prompt.of(arm.base) for arm in pending.arms}:
+            found[prompt] = StopConditions(self.members.ensemble.tokenizer, request, prompt)
+        return {arm.base: found[request.prompt.of(arm.base)] for arm in pending.arms}
+
     def _answer(self, branch: Branch, arm: Arm, finish: str) -> Finished:
         steps = self.weights.pop((branch.pending.index, arm.name), [])
         generated = Generated(
             tokens=branch.tokens,
-            text=branch.stop.text(branch.tokens[:-1] if finish == "eos" else branch.tokens),
+            text=branch.stops[arm.base].text(branch.tokens[:-1] if finish == "eos" else branch.tokens),
             weights=tuple(tuple(step[t] for step in steps) for t in range(len(arm.experts))),
             finish=finish,
         )
