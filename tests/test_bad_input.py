@@ -60,7 +60,7 @@ COMMAND = {
     "key of an arm": Bad(["run", "arms.proxi.rule.weights=1"], ["'arms.proxi'", "Did you mean 'arms.proxy'?"]),
     "key of a rule": Bad(["run", "arms.proxy.weights=0.5"], ["Did you mean 'arms.proxy.rule.weights'?"]),
     "key of a group": Bad(["run", "data_dir=x"], ["'data_dir'", "Did you mean 'task.data_dir'?"]),
-    "key to add": Bad(["run", "arms.mild.model=base"], ["'arms.mild'", "To add an entry: +arms.mild=..."]),
+    "key to add": Bad(["run", "arms.mild.model=base"], ["'arms.mild'", "; to add an entry: +arms.mild=..."]),
     "added key": Bad(["run", "+sed=1"], ["unknown key 'sed'", "Did you mean 'seed'?"]),
     "added key of an arm": Bad(
         ["run", "+arms.a={model: base, expert: all}"], ["'arms.a.expert'", "Did you mean 'arms.a.experts'?"]

@@ -531,8 +531,11 @@ def test_what_a_rule_says_while_lm_eval_evaluates_is_seen(go, capfd, monkeypatch
             {"arms": {"a": {"rule": Static(), "antiexpert": "mathe"}}},
             "model in arms.a.antiexpert 'mathe'. Did you mean 'math'",
         ),
-        ({"arms": {"a": {"rule": Static(), "antiexpert": "base"}}}, "arms.a.antiexpert=base is not a small model"),
-        ({"arms": {"a": {"rule": Static(), "antiexpert": "tuned:math"}}}, "antiexpert=tuned:math is not a small model"),
+        ({"arms": {"a": {"rule": Static(), "antiexpert": "tuned:maht"}}}, "Did you mean 'tuned:math'"),
+        (
+            {"arms": {"a": {"rule": Static(), "experts": ["math", "expert:math"]}}},
+            "arms.a.experts names 'math' twice",
+        ),
         (
             {"arms": {"a": {"rule": Static(), "antiexpert": "expert"}}},
             "antiexpert=expert:trivia is also one of its experts",
@@ -625,6 +628,7 @@ def test_an_arm_names_its_own_base_and_antiexpert(spec):
         "tuned": {"rule": Static(), "base": "tuned"},
         "contrast": {"rule": Contrastive(), "base": "tuned:math", "antiexpert": "math"},
         "plain": {"rule": Contrastive()},
+        "down": {"rule": Static(), "base": "antiexpert", "experts": ["tuned"], "antiexpert": "base"},
     }
     roles = {name: arm.roles for name, arm in resolved(arms, spec, "open", "trivia").present.items()}
     assert roles == {
@@ -632,14 +636,38 @@ def test_an_arm_names_its_own_base_and_antiexpert(spec):
         "tuned": ("tuned:trivia", "expert:trivia", "antiexpert"),
         "contrast": ("tuned:math", "expert:math"),
         "plain": ("base", "antiexpert"),
+        "down": ("antiexpert", "tuned:trivia", "base"),
     }
 
 
+def test_down_scaling_adds_what_tuning_changed_in_the_large_model_to_the_small_one(go, tmp_path):
+    """Scaled so far down that only the small model is left, and with the small model as its own antiexpert."""
+    down = {"base": "antiexpert", "experts": ["tuned:trivia"]}
+    arms = {
+        "antiexpert": {"model": "antiexpert"},
+        "tuned": {"model": "tuned"},
+        "down": {**down, "rule": Static(), "antiexpert": "base"},
+        "not at all": {**down, "rule": Static(0.0), "antiexpert": "base"},
+        "wholly": {**down, "rule": Static(), "antiexpert": "antiexpert"},
+    }
+    record = go(["open"], arms)["tasks"]["open"]["arms"]
+    assert record["down"]["roles"] == ["antiexpert", "tuned:trivia", "base"]
+    assert set(record["down"]["weights"]) == {"tuned:trivia"}
+    for row in _rows(tmp_path / "out", "open"):
+        outputs = {name: arm["output"] for name, arm in row["arms"].items()}
+        assert outputs["not at all"] == outputs["antiexpert"]
+        assert outputs["wholly"] == outputs["tuned"]
+
+
 def test_an_arm_over_a_tuned_model_that_the_task_lacks_is_missing(spec):
-    arms = {"base": {"model": "base"}, "more": {"rule": Static(), "base": "tuned", "experts": ["math"]}}
+    arms = {
+        "base": {"model": "base"},
+        "more": {"rule": Static(), "base": "tuned", "experts": ["math"]},
+        "down": {"rule": Static(), "base": "antiexpert", "experts": ["tuned"], "antiexpert": "base"},
+    }
     found = resolved(arms, spec, "mmlu", "mmlu")
     assert list(found.present) == ["base"]
-    assert found.missing == {"more": "the family has no tuned model for task 'mmlu'"}
+    assert found.missing == dict.fromkeys(("more", "down"), "the family has no tuned model for task 'mmlu'")
 
 
 def test_contrastive_decoding_needs_no_expert(go, spec, tmp_path):

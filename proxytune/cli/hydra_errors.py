@@ -54,7 +54,7 @@ def _unknown_key(error: OmegaConfBaseException) -> UserError:
     parts = [name for name, child in siblings.items() if isinstance(child, DictConfig) and child and last in child]
     names = [*siblings, *(f"{part}.{last}" for part in parts)]
     near = unknown_name("key", key, [f"{group}.{name}" if group else name for name in names])
-    return UserError(f"{near} To add an entry: +{key}=..." if group else str(near))
+    return UserError(f"{near}; to add an entry: +{key}=..." if group else str(near))
 
 
 def _first_line(error: Exception) -> str:

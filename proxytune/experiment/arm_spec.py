@@ -24,13 +24,13 @@ class ArmSpec(Strict):
     rule: Any = None
     """a fusion rule: a mapping with _target_, or a file of conf/fusion by +fusion@arms.<arm>.rule=<file>"""
     experts: Literal["own", "all"] | Names | None = None
-    """own (the expert that belongs to the task), all, or a list of at least one expert name"""
+    """own (the expert that belongs to the task), all, or a list of at least one expert name, role or tuned"""
     without: Names | None = Field(None, alias="except")
     """a list of expert names left out of `all` and `each_expert`"""
     base: str | None = None
     """the model whose logits the rule shifts: base, antiexpert, expert, tuned or a role; null: base"""
     antiexpert: str | None = None
-    """the small model that experts are compared with: antiexpert, expert or the name of an expert; null: antiexpert"""
+    """the model that experts are compared with: a role, expert, tuned or the name of an expert; null: antiexpert"""
 
     @field_validator("rule")
     @classmethod

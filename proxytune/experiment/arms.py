@@ -53,7 +53,7 @@ def resolve(
     missing = {
         name: f"the family has no tuned model for task {task!r}"
         for name, spec in specs.items()
-        if "tuned" in (spec.model, spec.base) and members.tuned is None
+        if "tuned" in _models(spec) and members.tuned is None
     }
     found: dict[str, Arm] = {}
     for name, spec in specs.items():
@@ -100,6 +100,12 @@ class _NoExpert(UserError):
     """An arm needs the task's own expert, and there is none."""
 
 
+def _models(spec: ArmSpec) -> list[str | None]:
+    """What the arm names where a model may stand."""
+    experts = [] if isinstance(spec.experts, str | None) else spec.experts
+    return [spec.model, spec.base, spec.antiexpert, *experts]
+
+
 class _Members:
     """A family as one task sees it: with the expert and the tuned model that the task names, or the only ones."""
 
@@ -127,13 +133,10 @@ class _Members:
             raise unknown_name(f"model in arms.{arm}.{key}", model, {*self.family.sources, "expert", "tuned", *more})
         return model
 
-    def small_role(self, arm: str, model: str) -> str:
-        """The role of an antiexpert: an expert may be named without its prefix."""
+    def named_role(self, arm: str, key: str, model: str) -> str:
+        """The role of `model`, where an expert may be named without its prefix."""
         is_name = model in self.family.experts and model not in ("expert", *self.family.sources)
-        role = self.role(arm, "antiexpert", f"expert:{model}" if is_name else model, self.family.experts)
-        if role != "antiexpert" and not role.startswith("expert:"):
-            raise UserError(f"arms.{arm}.antiexpert={model} is not a small model: name the antiexpert or an expert")
-        return role
+        return self.role(arm, key, f"expert:{model}" if is_name else model, self.family.experts)
 
     def all_but(self, arm: str, without: Sequence[str]) -> list[str]:
         for expert in without:
@@ -159,7 +162,7 @@ def _fused(name: str, spec: ArmSpec, members: _Members) -> Arm:
     base = members.role(name, "base", "base" if spec.base is None else spec.base)
     antiexpert = "antiexpert" if spec.antiexpert is None else spec.antiexpert
     if "antiexpert" in takes:
-        antiexpert = members.small_role(name, antiexpert)
+        antiexpert = members.named_role(name, "antiexpert", antiexpert)
     if antiexpert in experts:
         raise UserError(f"arms.{name}.antiexpert={antiexpert} is also one of its experts, whose shift would be 0")
     return Arm(name, base, spec.rule, experts, antiexpert)
@@ -180,22 +183,20 @@ def _inputs(name: str, spec: ArmSpec) -> tuple[str, ...]:
 def _experts(name: str, spec: ArmSpec, members: _Members) -> tuple[str, ...]:
     """The roles of the experts that the arm fuses."""
     known = members.family.experts
-    if not known:
-        raise UserError(f"arms.{name} fuses experts into the base, and the family has no experts")
-    if spec.experts is None or spec.experts == "own":
-        experts: Sequence[str] = [members.needed_expert(name)]
-    elif spec.experts == "all":
-        experts = members.all_but(name, spec.without or ())
+    if isinstance(spec.experts, str | None):
+        if not known:
+            raise UserError(f"arms.{name} fuses experts into the base, and the family has no experts")
+        every = spec.experts == "all"
+        experts: Sequence[str] = members.all_but(name, spec.without or ()) if every else [members.needed_expert(name)]
     else:
         experts = spec.experts
-    for expert in experts:
-        if expert not in known:
-            raise unknown_name(f"expert in arms.{name}.experts", expert, known)
-        if experts.count(expert) > 1:
-            raise UserError(f"arms.{name}.experts names {expert!r} twice, which would count it twice: name it once")
     if not experts:
         raise UserError(f"arms.{name}.except leaves no expert, but a rule needs at least one")
-    return tuple(f"expert:{expert}" for expert in experts)
+    roles = [f"expert:{e}" if e in known else members.role(name, "experts", e, known) for e in experts]
+    for expert, role in zip(experts, roles, strict=True):
+        if roles.count(role) > 1:
+            raise UserError(f"arms.{name}.experts names {expert!r} twice, which would count it twice: name it once")
+    return tuple(roles)
 
 
 def _references(arms: Iterable[Arm], members: _Members) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,13 +33,7 @@ class Static:
     paper: ClassVar[str] = "Liu et al. 2024 (arXiv 2401.08565); Mitchell et al. 2024 (arXiv 2310.12962)"
 
     def __post_init__(self) -> None:
-        weights: Any = self.weights  # from a config it may be any sequence, or anything else
-        several = isinstance(weights, Sequence) and not isinstance(weights, str)
-        numbers = list(weights) if several else [weights]
-        if not numbers or not all(_finite(number) for number in numbers):
-            name = f"{type(self).__name__}.weights"
-            raise ValueError(f"{name} must be a finite number or a list of one per expert, got {weights!r}")
-        object.__setattr__(self, "weights", tuple(map(float, numbers)) if several else float(weights))
+        object.__setattr__(self, "weights", check_weights(self))
 
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...].
@@ -47,22 +41,47 @@ class Static:
         Raises ValueError for shapes that do not fit, and for another number of experts than of weights.
         """
         check_shapes(base, experts, antiexpert)
-        weights = self._one_per_expert(len(experts))
+        weights = one_per_expert(self, len(experts))
         fused = base.float()
         for weight, expert in zip(weights, experts, strict=True):
             fused = torch.add(fused, compare(expert, antiexpert)[0], alpha=weight)
-        column = torch.tensor(weights, dtype=torch.float32, device=base.device)
-        return Fused(fused, column.view(-1, *[1] * (base.ndim - 1)).expand(experts.shape[:-1]))
+        return Fused(fused, everywhere(weights, base))
 
-    def _one_per_expert(self, experts: int) -> tuple[float, ...]:
-        if isinstance(self.weights, float):
-            return (self.weights,) * experts
-        if len(self.weights) != experts:
-            raise ValueError(
-                f"{type(self).__name__}.weights has {len(self.weights)} numbers for {experts} experts: give one per "
-                "expert, or a single number for all"
-            )
-        return self.weights
+
+class Weighted(Protocol):
+    """A rule with the same weights at every token."""
+
+    @property
+    def weights(self) -> float | tuple[float, ...]: ...
+
+
+def check_weights(rule: Weighted) -> float | tuple[float, ...]:
+    """The rule's weights as floats; raises ValueError unless they are a finite number or a list of such."""
+    weights: Any = rule.weights  # from a config it may be any sequence, or anything else
+    several = isinstance(weights, Sequence) and not isinstance(weights, str)
+    numbers = list(weights) if several else [weights]
+    if not numbers or not all(_finite(number) for number in numbers):
+        name = f"{type(rule).__name__}.weights"
+        raise ValueError(f"{name} must be a finite number or a list of one per expert, got {weights!r}")
+    return tuple(map(float, numbers)) if several else float(weights)
+
+
+def one_per_expert(rule: Weighted, experts: int) -> tuple[float, ...]:
+    """The rule's weight for each of the experts; raises ValueError for a list of another length."""
+    if isinstance(rule.weights, float):
+        return (rule.weights,) * experts
+    if len(rule.weights) != experts:
+        raise ValueError(
+            f"{type(rule).__name__}.weights has {len(rule.weights)} numbers for {experts} experts: give one per "
+            "expert, or a single number for all"
+        )
+    return rule.weights
+
+
+def everywhere(weights: Sequence[float], base: Tensor) -> Tensor:
+    """The T weights at each position of `base` [..., V]: [T, ...], float32."""
+    column = torch.tensor(weights, dtype=torch.float32, device=base.device)
+    return column.view(-1, *[1] * (base.ndim - 1)).expand(-1, *base.shape[:-1])
 
 
 def _finite(number: object) -> bool:
