@@ -1,0 +1,106 @@
+"""What several runs have in common and what not: in their configurations, and between the arms of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from proxytune.record import Estimate, Record, TaskRecord
+from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes
+from proxytune.reporting.report.source import Run
+from proxytune.reporting.tables import Table
+
+REFERENCES = ("base", "expert", "tuned")
+HERE = ("output", "store")
+"""Keys of a configuration that say where files are, not what is evaluated."""
+
+
+def names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: its overrides that not all were given, or its folder's where those tell none apart."""
+    shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
+    given = [", ".join(_short(override) for override in run.overrides if override not in shared) for run in runs]
+    if len(runs) > 1 and all(given) and len(set(given)) == len(runs):
+        return given
+    folders = [run.folder.resolve().name for run in runs]
+    return folders if len(set(folders)) == len(runs) else [str(run.folder) for run in runs]
+
+
+def _short(override: str) -> str:
+    """`arms.proxy.rule.weights=0.5` as `weights=0.5`."""
+    key, equals, value = override.partition("=")
+    return f"{key.rpartition('.')[2]}{equals}{value}"
+
+
+def configurations(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Full key -> each run's value as JSON, for keys that differ; "–" where a run has no such key."""
+    flat = [dict(_flat(_facts(run))) for run in runs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    rows = {key: [values.get(key, "–") for values in flat] for key in keys if key not in HERE}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """The configuration and the versions of code and libraries."""
+    code = run.record.provenance.code
+    return {**run.config, "commit": code.get("commit"), "libraries": run.record.provenance.libraries}
+
+
+def _flat(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping) and node:
+        for name, child in node.items():
+            yield from _flat(child, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)
+
+
+def comparisons(runs: Sequence[Run], names: Sequence[str], notes: Notes) -> list[Table]:
+    """For each task and shown quantity, a table of arms down and runs across."""
+    tasks = dict.fromkeys(task for run in runs for task in run.record.tasks)
+    shown = [column for column in COLUMNS if column.cell is not None and not column.fused_only]
+    return [_comparison(task, column, runs, names, notes) for task in tasks for column in shown]
+
+
+def _comparison(task: str, column: Column, runs: Sequence[Run], names: Sequence[str], notes: Notes) -> Table:
+    records = [run.record.tasks.get(task) for run in runs]
+    arms = dict.fromkeys(arm for record in records if record for arm in record.arms)
+    rows = {arm: [_cell(column, record, arm, notes) for record in records] for arm in arms}
+    return Table(f"{task}: {column.title}", names, rows)
+
+
+def _cell(column: Column, record: TaskRecord | None, arm: str, notes: Notes) -> Cell:
+    if record is None:
+        return Cell("·" + notes.mark("this run has no scores of this task"))
+    if arm not in record.arms:
+        return Cell("·" + notes.mark(record.missing.get(arm, "not an arm of this task")))
+    assert column.cell is not None
+    return column.cell(record, record.arms[arm], notes) or Cell(notes.undefined(record.arms[arm], column.field))
+
+
+def paired(record: Record) -> list[Table]:
+    """For each task, every arm minus base, expert and tuned, over the same items, with the standard error."""
+    return [_paired(name, task) for name, task in record.tasks.items() if task.references]
+
+
+def _paired(name: str, task: TaskRecord) -> Table:
+    references = [reference for reference in REFERENCES if reference in task.references]
+    rows = {
+        arm: [_difference(task, entry.differences.get(reference)) for reference in references]
+        for arm, entry in task.arms.items()
+    }
+    unit = ", percentage points" if task.is_fraction else ""
+    return Table(f"{name}: {task.metric}{unit}", [f"− {task.references[one]}" for one in references], rows)
+
+
+def _difference(task: TaskRecord, difference: Estimate | None) -> Cell:
+    """In bold where it is more than two standard errors from 0; a dot for an arm minus itself."""
+    if difference is None or difference.value is None:
+        return Cell("–")
+    if difference.stderr_method == "exact":
+        return Cell("·")
+    scale, digits = (100.0, 1) if task.is_fraction else (1.0, 3)
+    text = f"{difference.value * scale:+z.{digits}f}".replace("-", "−")
+    if difference.stderr is None:
+        return Cell(text)
+    clear = abs(difference.value) > 2 * difference.stderr
+    return Cell(f"{text} ± {difference.stderr * scale:.{digits}f}", best=clear)

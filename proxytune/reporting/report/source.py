@@ -1,0 +1,121 @@
+"""What runs left on disk. A part that is missing or damaged is named in the report and does not prevent it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from proxytune.errors import UserError
+from proxytune.record import FILE, Record, read_record
+
+ITEMS = "items"
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with `results.json`, or with the items of the tasks that were finished before the run was stopped."""
+
+    folder: Path
+    record: Record
+    config: dict[str, Any]
+    """As resolved, or, without `results.json`, as Hydra noted it before the run began."""
+    overrides: list[str]
+    """What the command line was given."""
+    items: dict[str, list[dict[str, Any]]]
+    """Task -> rows of its items' file."""
+    missing: list[str] = field(default_factory=list)
+    """What a reader must know that is not there, a sentence each."""
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """The runs of folders or `results.json` files, and the jobs of sweeps; raises UserError for anything else."""
+    return [read_run(folder) for path in paths for folder in _folders(Path(path))]
+
+
+def _folders(path: Path) -> list[Path]:
+    if path.name == FILE and path.is_file():
+        return [path.parent]
+    if not path.is_dir():
+        raise UserError(f"{path} is not a run: give the folder of a run or of a sweep, or a {FILE}")
+    if _is_run(path):
+        return [path]
+    jobs = sorted(filter(_is_run, path.iterdir()), key=lambda job: (len(job.name), job.name))
+    if not jobs:
+        raise UserError(f"{path} is not a run: there is no {FILE} and no {ITEMS}/<task>.jsonl in it or in its folders")
+    return jobs
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / FILE).is_file() or any((folder / ITEMS).glob("*.jsonl"))
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError where `results.json` is there and cannot be read."""
+    missing: list[str] = []
+    config = _yaml(folder / ".hydra" / "config.yaml", dict, missing)
+    record = read_record(folder) if (folder / FILE).is_file() else Record(tasks={})
+    items = _items(folder, record, missing)
+    if not (folder / FILE).is_file():
+        missing.insert(0, _unfinished(items, config))
+    missing += _failures(record)
+    overrides = _yaml(folder / ".hydra" / "overrides.yaml", list, missing)
+    given = [str(override) for override in overrides if not str(override).startswith("output=")]
+    return Run(folder, record, record.provenance.config or config, given, items, missing)
+
+
+def _yaml(path: Path, kind: type[Kind], missing: list[str]) -> Kind:
+    """What Hydra noted; empty if it noted nothing."""
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        missing.append(f"{path} cannot be read: {' '.join(str(error).split())}.")
+        return kind()
+    return read if isinstance(read, kind) else kind()
+
+
+def _items(folder: Path, record: Record, missing: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Of the record's tasks; without `results.json`, of all tasks that have items."""
+    found = [path.stem for path in sorted((folder / ITEMS).glob("*.jsonl"))]
+    finished = (folder / FILE).is_file()
+    items = {}
+    for task in record.tasks if finished else found:
+        path = folder / ITEMS / f"{task}.jsonl"
+        try:
+            items[task] = [_row(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        except FileNotFoundError:
+            missing.append(f"The items of {task} are missing: there is no {path}.")
+        except (OSError, ValueError) as error:
+            missing.append(f"The items of {task} are missing: {path} cannot be read ({error}).")
+    if finished and (others := [task for task in found if task not in record.tasks]):
+        missing.append(f"Items that are of no task in {FILE} are left out: {', '.join(others)}.")
+    return items
+
+
+def _row(line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not {"doc_id", "prompt", "target", "arms"} <= row.keys():
+        raise ValueError("a line is not an item with doc_id, prompt, target and arms")
+    return row
+
+
+def _unfinished(items: dict[str, Any], config: dict[str, Any]) -> str:
+    asked = (config.get("task") or {}).get("names") or []
+    wanted = f"; the run was to evaluate {', '.join(map(str, asked))}" if asked else ""
+    return (
+        f"This run is not finished: there is no {FILE}, and therefore no scores. Items are there of "
+        f"{', '.join(items) or 'no task'}{wanted}."
+    )
+
+
+def _failures(record: Record) -> Iterator[str]:
+    for task, arms in record.failed.items():
+        for arm, error in arms.items():
+            yield f"{task}: {arm} failed: {error}"
