@@ -49,11 +49,12 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
     return result.stdout
 
 
-def test_the_wheel_has_every_yaml_of_the_checkout(wheel: Path):
+def test_the_wheel_has_every_file_of_the_checkout_that_is_read(wheel: Path):
     held = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"proxytune/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     tasks = {str(path.relative_to(ROOT)) for path in (ROOT / "proxytune").rglob("*.yaml")}
-    assert conf | tasks <= held
+    report = {str(path.relative_to(ROOT)) for path in (ROOT / "proxytune/reporting/report/parts").iterdir()}
+    assert conf | tasks | report <= held
     assert not any(name.startswith(("tests/", "conf/", "scripts/")) for name in held)
 
 
