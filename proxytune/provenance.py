@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +43,16 @@ def machine_facts() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpus": gpus,
     }
+
+
+def peak_memory() -> int:
+    """The most bytes that were in use so far: of all GPUs where torch uses any, or else of this process."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count()))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @lru_cache(maxsize=1)

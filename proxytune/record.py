@@ -92,6 +92,8 @@ class ArmRecord(Mean):
     """The members behind the arm."""
     rule: RuleRecord | None = None
     """None for a model alone."""
+    tokens: int | None = None
+    """Of all its answers, generated or scored; None in older records."""
     weights: dict[str, Weights] = {}
     """Expert -> the weights it was given; empty for a model alone."""
 
@@ -177,6 +179,8 @@ class Timings(_Part):
     answers: dict[str, Answers] = {}
     batch_size: dict[str, int | None] = {}
     """Task -> what the engine ended with: less than it was given where memory ran out."""
+    peak_memory: dict[str, int] = {}
+    """Task -> the most bytes in use until its end: of the GPUs where there are any, or else of the process."""
     damaged_store_entries: int = 0
 
 

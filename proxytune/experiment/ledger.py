@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.models import Ensemble, FamilySpec
-from proxytune.provenance import code_facts, library_versions, machine_facts
+from proxytune.provenance import code_facts, library_versions, machine_facts, peak_memory
 from proxytune.record import Answers, MemberRecord, Provenance, Timings
 
 
@@ -24,6 +24,7 @@ class Ledger:
         self._seconds: dict[str, dict[str, float]] = {"load_seconds": {}, "task_seconds": {}}
         self._answers: dict[str, Answers] = {}
         self._batch_sizes: dict[str, int | None] = {}
+        self._memory: dict[str, int] = {}
 
     @contextmanager
     def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
@@ -34,6 +35,7 @@ class Ledger:
     def note(self, task: str, family: FamilySpec, shared: SharedAnswers) -> None:
         self._answers[task] = Answers(computed=shared.computed, from_store=shared.read)
         self._batch_sizes[task] = getattr(shared.engine, "batch_size", None)
+        self._memory[task] = peak_memory()
         self._members |= {role: _member(family, shared.ensemble, role) for role in shared.roles}
 
     def provenance(self, **asked: Any) -> Provenance:
@@ -46,7 +48,9 @@ class Ledger:
             members=dict(sorted(self._members.items())),
             timings=Timings(
                 total_seconds=_since(self._start),
-                **self._seconds,
+                load_seconds=self._seconds["load_seconds"],
+                task_seconds=self._seconds["task_seconds"],
+                peak_memory=self._memory,
                 answers=self._answers,
                 batch_size=self._batch_sizes,
                 damaged_store_entries=self.damaged,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from proxytune.engines.requests import Answer
+from proxytune.engines.requests import Answer, Generated
 from proxytune.experiment.answers.keys import rule_facts
 from proxytune.experiment.answers.shared import Failed
 from proxytune.experiment.arms import TaskArms
@@ -146,8 +146,13 @@ def _arm_record(arms: TaskArms, name: str, outcomes: Mapping[str, Outcome], desi
         },
         roles=list(arm.roles),
         rule=_rule_record(arm),
+        tokens=sum(_length(answer) for answer in _answers(one for some in outcome.answers.values() for one in some)),
         weights=weights,
     )
+
+
+def _length(answer: Answer) -> int:
+    return len(answer.tokens if isinstance(answer, Generated) else answer.logprobs)
 
 
 def _undefined(

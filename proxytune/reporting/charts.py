@@ -1,7 +1,8 @@
 """The figures of runs, each declared once over tidy frames: for the report, notebooks, W&B and files alike.
 
-from proxytune.reporting import charts, frames
-charts.charts([frames.frames("outputs/RUN")])["scores"].save("scores.svg")
+from proxytune.reporting.charts import charts
+from proxytune.reporting.frames import frames
+charts([frames("outputs/RUN")])["scores"].save("scores.svg")
 
 Nothing here needs a browser or a network: vl-convert draws PNG, SVG and PDF.
 """
@@ -14,10 +15,8 @@ import altair as alt
 import pandas as pd
 
 from proxytune.reporting import token_charts
-from proxytune.reporting.figure_style import arm_order, by_role, by_series, panels
+from proxytune.reporting.figure_style import HEIGHT, KINDS, SERIES, by_series, dots, notes, panels
 from proxytune.reporting.frames import Frames
-
-ERRORS = "Lines are 95 % intervals."
 
 
 def charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.Chart]:
@@ -30,6 +29,7 @@ def charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.Chart]:
     results = _headline(runs)
     made = {name: draw(results, columns) for name, draw in _OF_RESULTS.items()}
     made |= token_charts.charts(runs, results, columns)
+    made["cost"] = _cost(runs, columns)
     return {name: chart for name, chart in made.items() if chart is not None}
 
 
@@ -53,72 +53,124 @@ def _headline(runs: dict[str, Frames]) -> pd.DataFrame:
         rows[name] = rows[name] * 100
     static = rows["alpha"].notna().map({True: "fused, static", False: "fused, dynamic"})
     rows["role"] = rows["kind"].where(rows["kind"] != "fused", static)
-    rows["panel"] = [_panel(row) for row in rows.itertuples()]
+    unit = rows["fraction"].map({True: ", %", False: ""})
+    better = rows["higher_is_better"].map({True: "", False: ", lower is better"})
+    rows["panel"] = rows["task"] + ": " + rows["metric"] + unit + better
     return rows
 
 
-def _panel(row: object) -> str:
-    unit = ", %" if row.fraction else ""  # type: ignore[attr-defined]
-    lower = "" if row.higher_is_better else ", lower is better"  # type: ignore[attr-defined]
-    return f"{row.task}: {row.metric}{unit}{lower}"  # type: ignore[attr-defined]
+_DASHES = [[6, 3], [2, 2], [8, 2, 2, 2], [1, 3]]
 
 
 def _scores(results: pd.DataFrame, columns: int) -> alt.Chart | None:
     rows = results.dropna(subset=["value"])
     if rows.empty:
         return None
-    return _dots(rows, "value", "low", "high", "Score of each arm", columns, _notes("", results, rows))
+    return dots(rows, ("value", "low", "high"), "Score of each arm", columns, notes("", results, rows))
 
 
 def _gap_closed(results: pd.DataFrame, columns: int) -> alt.Chart | None:
     # The base's and the tuned model's own are 0 and 100 % by definition.
-    results = results[results["gap_closed_method"] != "exact"]
+    results = results[results["gap_closed_method"] != "exact"].assign(panel=results["task"])
     rows = results.dropna(subset=["gap_closed"])
     if rows.empty:
         return None
-    note = _notes("0 % is the base, 100 % the tuned model", results, rows)
-    rows = rows.assign(panel=rows["task"])
     title = "Gap between base and tuned that each arm closes, %"
-    return _dots(rows, "gap_closed", "gap_low", "gap_high", title, columns, note, ends=(0.0, 100.0))
+    note = notes("0 % is the base, 100 % the tuned model", results, rows)
+    return dots(rows, ("gap_closed", "gap_low", "gap_high"), title, columns, note, ends=(0.0, 100.0))
 
 
-def _dots(
-    rows: pd.DataFrame,
-    value: str,
-    low: str,
-    high: str,
-    title: str,
-    columns: int,
-    note: str,
-    ends: Sequence[float] = (),
-) -> alt.Chart:
-    """Arms down, a dot with its interval each; with several runs a dot per run."""
-    several = rows["run"].nunique() > 1
-    arms = alt.Y("arm:N", sort=arm_order(rows), title=None)
-    color = by_series("run", "run") if several else by_role(rows)
-    base = alt.Chart().encode(y=arms, color=color)
-    if several:
-        base = base.encode(yOffset=alt.YOffset("run:N"))
-    hover = ["run", "arm", alt.Tooltip(f"{value}:Q", format=".2f"), alt.Tooltip(f"{low}:Q", format=".2f")]
-    hover += [alt.Tooltip(f"{high}:Q", format=".2f"), "n:Q"]
-    scale = alt.Scale(zero=False, nice=True, padding=8)
-    dot = base.mark_circle(size=70, opacity=1).encode(
-        x=alt.X(f"{value}:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5)), tooltip=hover
+def _alpha_sweep(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+    """The metric over the weight of static rules; base is weight 0. Other fused arms and tuned are horizontal lines."""
+    static = _static(results)
+    if static.groupby(["panel", "series"])["alpha"].nunique().max() < 3:
+        return None
+    level = results[results["panel"].isin(static["panel"]) & results["role"].isin(["tuned", "fused, dynamic"])]
+    level = level.dropna(subset=["value"]).drop_duplicates(["panel", "arm", "members", "value", "n"])
+    rows = pd.concat([static.assign(level=False), level.assign(level=True, series=level["arm"])], ignore_index=True)
+    rows = rows.sort_values("panel", key=lambda panel: panel.map(list(results["panel"]).index), kind="stable")
+    known = {"static": KINDS["fused, static"], "tuned": KINDS["tuned"], "dynamic": KINDS["fused, dynamic"]}
+    lines = alt.Chart().encode(color=by_series("series", None, list(dict.fromkeys(rows["series"])), known))
+    swept = lines.transform_filter("!datum.level")
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, nice=True))
+    x = alt.X("alpha:Q", title="α (weight of the expert)", scale=alt.Scale(nice=True), axis=alt.Axis(tickCount=5))
+    hover = [
+        "run",
+        "arm",
+        alt.Tooltip("alpha:Q"),
+        *(alt.Tooltip(f"{n}:Q", format=".2f") for n in ("value", "low", "high")),
+    ]
+    layers = [
+        lines.transform_filter("datum.level")
+        .mark_rule(strokeWidth=2)
+        .encode(y=y, strokeDash=alt.StrokeDash("arm:N", legend=None, scale=alt.Scale(range=_DASHES)), tooltip=hover),
+        swept.mark_rule(strokeWidth=1.5, opacity=0.6).encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q"),
+        swept.mark_line(strokeWidth=2).encode(x=x, y=y),
+        swept.mark_circle(size=60, opacity=1).encode(x=x, y=y, tooltip=hover),
+    ]
+    note = "α = 0 is the base. Bars are 95 % intervals; dashed: arms without a fixed weight."
+    return panels(layers, rows, "Score over the weight α", columns, note, HEIGHT)
+
+
+def _static(results: pd.DataFrame) -> pd.DataFrame:
+    """The arms of static weights, each series (rule and number of experts) with the base as weight 0."""
+    static = results[(results["rule"] == "static") & results["alpha"].notna()].dropna(subset=["value"])
+    experts = static["experts"].str.count(",") + 1
+    static = static.assign(series=["static" if n == 1 else f"static, {n} experts" for n in experts])
+    families = static.groupby(["panel", "series"])["members"].transform("nunique") > 1
+    static["series"] = static["series"].where(~families, static["series"] + " (" + static["run"] + ")")
+    base = results[results["role"] == "base"].dropna(subset=["value"]).assign(alpha=0.0)
+    keys = static[["run", "panel", "series"]].drop_duplicates()
+    both = pd.concat([static, keys.merge(base, on=["run", "panel"])], ignore_index=True)
+    return both.drop_duplicates(["panel", "series", "alpha", "value", "n"]).sort_values("alpha")
+
+
+def _static_dynamic(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+    """Bars of all fused arms beside base and tuned, on the tasks that have arms of both kinds."""
+    known = results.dropna(subset=["value"])
+    fused = known[known["kind"] == "fused"]
+    both = fused.groupby("task")["role"].nunique() > 1
+    compared = known["kind"].isin(["fused", "base", "tuned"]) & known["task"].isin(both.index[both])
+    rows = known[compared]
+    if rows.empty:
+        return None
+    title = "Static against dynamic weights"
+    return dots(rows, ("value", "low", "high"), title, columns, notes("", rows, rows), bars=True)
+
+
+def _cost(runs: dict[str, Frames], columns: int) -> alt.Chart | None:
+    """Time, speed and memory of each task, of all arms together: they share the models' passes."""
+    costs = pd.concat([one.costs.assign(run=run) for run, one in runs.items()], ignore_index=True)
+    computed = costs["from_store"].fillna(0) == 0
+    costs["speed"] = (costs["tokens"] / costs["seconds"]).where(computed)
+    costs["gib"] = costs["memory"] / 2**30
+    names = dict(zip(_COSTS, _COST_NAMES, strict=True))
+    rows = costs.melt(["run", "task"], list(names), "panel", "value").dropna(subset=["value"])
+    if rows.empty:
+        return None
+    rows["panel"] = rows["panel"].map(names)
+    bars = (
+        alt.Chart()
+        .mark_bar(height=alt.RelativeBandSize(0.7))
+        .encode(
+            x=alt.X("value:Q", title=None, axis=alt.Axis(tickCount=5)),
+            y=alt.Y("task:N", title=None, sort=list(dict.fromkeys(rows["task"]))),
+            color=by_series("run", "run", list(runs)) if len(runs) > 1 else alt.value(SERIES[0]),
+            tooltip=["run", "task", alt.Tooltip("value:Q", format=".3g")],
+        )
     )
-    line = base.mark_rule(strokeWidth=2).encode(x=alt.X(f"{low}:Q", title=None), x2=f"{high}:Q")
-    marks = [alt.Chart().mark_rule(color="#9aa0a6", strokeDash=[4, 3]).encode(x=alt.datum(end)) for end in ends]
-    return panels([*marks, line, dot], rows, title, columns, note)
+    bars = bars.encode(yOffset="run:N") if len(runs) > 1 else bars
+    note = "All arms together: they share the models' work."
+    if partly := ", ".join(dict.fromkeys(costs.loc[~computed, "task"])):
+        note += f"\nSome answers came from the store, so that the times are not of the whole work: {partly}."
+    return panels([bars], rows, "Cost of each task", columns, note)
 
 
-def _notes(text: str, results: pd.DataFrame, rows: pd.DataFrame) -> str:
-    """What lines mean, `text`, and which of `results` are undefined and not among `rows`."""
-    missing = results.drop(rows.index)
-    cells = ", ".join(f"{arm} on {task}" for arm, task in zip(missing["arm"], missing["task"], strict=True))
-    said = [ERRORS, f"{text}." if text else "", f"Undefined and left out: {cells}." if cells else ""]
-    return "\n".join(filter(None, said))
-
-
+_COSTS = ("seconds", "load_seconds", "speed", "gib")
+_COST_NAMES = ("seconds", "seconds to load", "tokens per second", "peak memory, GiB")
 _OF_RESULTS: dict[str, Callable[[pd.DataFrame, int], alt.Chart | None]] = {
     "scores": _scores,
     "gap_closed": _gap_closed,
+    "alpha_sweep": _alpha_sweep,
+    "static_dynamic": _static_dynamic,
 }

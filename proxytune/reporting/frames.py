@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from proxytune.errors import UserError
-from proxytune.record import FILE, ArmRecord, Record, TaskRecord, read_record
+from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_record
 from proxytune.reporting.files import tidy
 from proxytune.reporting.traces import read_traces
 
@@ -41,7 +41,8 @@ class Frames:
     traces: pd.DataFrame
     """A row per generated token (`proxytune.reporting.traces`), without the top-5; empty for a run without traces."""
     costs: pd.DataFrame
-    """A row per task: seconds, load_seconds, computed and from_store (answers), of all arms together."""
+    """A row per task, of all arms together: seconds, load_seconds, computed and from_store (answers), tokens (of the
+    answers, None in older records) and memory (bytes at the peak)."""
 
 
 def frames(run_folder: str | Path) -> Frames:
@@ -143,16 +144,18 @@ def _weights(rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
 
 def _costs(record: Record) -> pd.DataFrame:
     timings = record.provenance.timings
-    rows = []
-    for task in record.tasks:
-        answers = timings.answers.get(task)
-        rows.append(
-            {
-                "task": task,
-                "seconds": timings.task_seconds.get(task),
-                "load_seconds": timings.load_seconds.get(task, 0.0),
-                "computed": answers and answers.computed,
-                "from_store": answers and answers.from_store,
-            }
-        )
-    return pd.DataFrame(rows, columns=["task", "seconds", "load_seconds", "computed", "from_store"])
+    rows = [
+        {
+            "task": name,
+            "seconds": timings.task_seconds.get(name),
+            "load_seconds": timings.load_seconds.get(name, 0.0),
+            "computed": timings.answers.get(name, Answers()).computed,
+            "from_store": timings.answers.get(name, Answers()).from_store,
+            "tokens": sum(arm.tokens or 0 for arm in task.arms.values()) or None,
+            "memory": timings.peak_memory.get(name),
+        }
+        for name, task in record.tasks.items()
+    ]
+    columns = ["task", "seconds", "load_seconds", "computed", "from_store", "tokens", "memory"]
+    numbers = dict.fromkeys(["seconds", "tokens", "memory"], float)
+    return pd.DataFrame(rows, columns=columns).astype(numbers)
