@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from proxytune.errors import UserError
 
@@ -21,8 +21,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[str]]:
-    """A UTF-8 file that takes the place of `path` once it is complete and on disk.
+def atomic_write(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
+    """A UTF-8 file, or one of bytes, that takes the place of `path` once it is complete and on disk.
 
     Raises UserError if it cannot be written; `path` is then as it was.
     """
@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[IO[str]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = partial_path(path)
         try:
-            with partial.open("w", encoding="utf-8") as file:
+            with partial.open("wb") if binary else partial.open("w", encoding="utf-8") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

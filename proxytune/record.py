@@ -115,6 +115,17 @@ class DataRecord(_Part):
     """Group (subject) -> its items evaluated, 0 included; empty where items are not grouped."""
 
 
+class TraceRecord(_Part):
+    """What is in a task's file of traces."""
+
+    level: Literal["summary", "full"]
+    items: int
+    """Items traced, the first of the task; 0 where answers are scored, not generated."""
+    tokens: int
+    without: int = 0
+    """Answers to these items that came from the store without a trace."""
+
+
 class TaskRecord(_Part):
     """What every arm did on one task."""
 
@@ -134,6 +145,8 @@ class TaskRecord(_Part):
     """Items whose prompt lost its beginning."""
     missing: dict[str, str] = {}
     """Arm that is absent here -> why."""
+    trace: TraceRecord | None = None
+    """None where no traces were asked for."""
     references: dict[str, str] = {}
     """"base", "expert" or "tuned" -> the arm that gaps and differences refer to; tuned is the task's own, or the only
     tuned model among the arms."""

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from proxytune.cli import build, schema, secrets
 from proxytune.cli.application import Command, resume_hint
 from proxytune.errors import UserError
+from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.record import Record
 
@@ -63,6 +64,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
             limit=settings.limit,
             num_fewshot=settings.num_fewshot,
             only=settings.only,
+            tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
             # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
             config={**secrets.resolved(config), "experiment": HydraConfig.get().runtime.choices.get("experiment")},
         )

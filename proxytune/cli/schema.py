@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from proxytune import validation
 from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.answers.tracing import NO_TRACES
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.validation import FilePath, Strict
 
@@ -59,6 +60,12 @@ class RunConfig(Strict):
     """an integer from 0 (examples in each prompt), or null for each task's own number"""
     only: list[str] | None = Field(min_length=1)
     """a list of at least one arm's name, or null for all arms"""
+    trace: Literal["none", "summary", "full"]
+    """none, summary or full: what is kept of each generated token, in traces/<task>.parquet"""
+    trace_items: int | None = Field(ge=1)
+    """an integer from 1 (the first items of each task are traced), or null for all items"""
+    trace_missing: Literal["recompute", "report"]
+    """recompute or report: what becomes of stored answers without their trace"""
     output: FilePath
     """a folder for the results; a sweep makes one folder per job in it"""
     store: FilePath | None
@@ -99,5 +106,9 @@ def _check_together(config: RunConfig) -> None:
     for package in config.allow_targets:
         if package.partition(".")[0] in sys.stdlib_module_names:
             raise UserError(f"allow_targets={package} is not allowed: name a package of your own, not Python's library")
+    if config.trace == "none" and (config.trace_items, config.trace_missing) != (NO_TRACES.items, NO_TRACES.missing):
+        raise UserError(
+            "trace_items and trace_missing have no effect with trace=none: leave them out, or give trace=full"
+        )
     if config.miniature is not None and str(config.models.get("_target_")).startswith("proxytune.models."):
         raise UserError("miniature has no effect on these models: remove its keys, or give models=miniature")

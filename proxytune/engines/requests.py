@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from proxytune.errors import UserError
 
@@ -28,6 +29,11 @@ class ScoreRequest:
     continuation: tuple[int, ...]
 
 
+TraceLevel = Literal["none", "summary", "full"]
+TopTokens = tuple[tuple[int, float], ...]
+"""The likeliest tokens and their probabilities, the largest first."""
+
+
 @dataclass(frozen=True)
 class GenerateRequest:
     """Continue `prompt` until a stop string, the end-of-sequence token or `max_new_tokens`."""
@@ -41,6 +47,8 @@ class GenerateRequest:
     top_p: float = 1.0
     seed: int = 0
     """Noise is drawn from (seed, step) alone, so arms of one request share it and batches do not matter."""
+    trace: TraceLevel = "none"
+    """What is kept of each token beside the answer, which does not depend on it; an engine may keep nothing."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -78,6 +86,20 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Trace:
+    """What stood behind the m tokens of an answer. Probabilities are those at temperature 1, to six decimals."""
+
+    p: tuple[float, ...]
+    """[m] the arm's own of each token."""
+    p_base: tuple[float, ...]
+    """[m] the base's of each token; empty for a model alone."""
+    base_choice: tuple[int, ...]
+    """[m] the base's likeliest token; empty for a model alone."""
+    top: Mapping[str, tuple[TopTokens, ...]]
+    """"fused" (the arm) or a role of its rule -> [m] the five likeliest tokens; empty unless the level is full."""
+
+
+@dataclass(frozen=True)
 class Generated:
     """One arm's answer to a GenerateRequest: m tokens."""
 
@@ -88,6 +110,8 @@ class Generated:
     """[T][m] as in `Scored`."""
     finish: str
     """"stop" (stop string), "eos", "length", or "undefined" (the logits after `tokens` are not finite)."""
+    trace: Trace | None = None
+    """None where none was asked for, or kept."""
 
     def undefined(self, may_rule_out: bool) -> str | None:
         """Why this is not an answer; None if it is one. The logits of a rule may be -inf for some tokens, never all."""

@@ -9,15 +9,18 @@ from typing import Any
 
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
 from proxytune.console import loading_bars
+from proxytune.errors import UserError
 from proxytune.experiment.answers.shared import ArmFailed, Engine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
+from proxytune.experiment.answers.tracing import NO_TRACES, Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.experiment.ledger import Ledger
 from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
+from proxytune.experiment.traces import write_traces
 from proxytune.models import Ensemble, FamilySpec, load
-from proxytune.record import FILE, Record, TaskRecord, read_record
+from proxytune.record import FILE, Record, TaskRecord, TraceRecord, read_record
 
 
 def run(
@@ -35,6 +38,7 @@ def run(
     only: Sequence[str] | None = None,
     config: dict[str, Any] | None = None,
     progress: bool | None = None,
+    tracing: Tracing = NO_TRACES,
 ) -> Record:
     """Evaluates every arm on every task; writes `results.json` and `items/<task>.jsonl` and returns the record.
 
@@ -56,10 +60,12 @@ def run(
         only: names of the arms to evaluate; None: all.
         config: the full resolved configuration, kept in the provenance.
         progress: whether to show progress bars; None: if standard error is a terminal.
+        tracing: whether `traces/<task>.parquet` is written too, with what stood behind each generated token.
 
     Raises:
         UserError: for whatever the user can fix, before models load where that can be known.
     """
+    _check_traces(tracing, engine_factory)
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
     wanted = Items(data_dir, limit, num_fewshot, seed)
@@ -67,7 +73,7 @@ def run(
     make_output_folder(output_dir)
     ledger = Ledger()
     with AnswerStore(store_path) as store:
-        this = _Run(family, engine_factory, wanted, store, output_dir, ledger, progress)
+        this = _Run(family, engine_factory, wanted, store, output_dir, ledger, progress, tracing)
         done = {plan.task: this.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
@@ -88,19 +94,21 @@ class _Run:
     output_dir: Path
     ledger: Ledger
     progress: bool | None
+    tracing: Tracing
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     _engine: Engine | None = None
 
     def evaluate(self, plan: Plan) -> TaskRecord | None:
         """Evaluates every arm on the task; writes its items and returns its record, None if every arm failed."""
         present = list(plan.arms.present.values())
-        shared = SharedAnswers(self._engine_for(plan), present, self.store, plan.task, self.progress)
+        shared = SharedAnswers(self._engine_for(plan), present, self.store, plan.task, self.progress, self.tracing)
         with self.ledger.time("task_seconds", plan.task):
             outcomes, failed = self._outcomes(plan, shared)
             if not outcomes:
                 return None
             arms = plan.arms.without(failed)
             record = task_record(plan.info, arms, outcomes, self.items.seed)
+            record = record.model_copy(update={"trace": self._write_traces(plan, shared, outcomes)})
         write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, arms, outcomes))
         self.ledger.note(plan.task, self.family, shared)
         return record
@@ -121,6 +129,11 @@ class _Run:
                 failed[name] = f"it failed with {error}"
         return outcomes, failed
 
+    def _write_traces(self, plan: Plan, shared: SharedAnswers, outcomes: Mapping[str, Outcome]) -> TraceRecord | None:
+        answers = {name: outcome.answers for name, outcome in outcomes.items()}
+        path = self.output_dir / "traces" / f"{plan.task}.parquet"
+        return write_traces(path, plan.task, self.tracing, answers, plan.arms.present, shared.ensemble.tokenizer)
+
     def _engine_for(self, plan: Plan) -> Engine:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
         if self._engine is None or not plan.roles <= self._engine.ensemble.members.keys():
@@ -128,3 +141,10 @@ class _Run:
             with self.ledger.time("load_seconds", plan.task), loading_bars(self.progress):
                 self._engine = self.engine_factory(load(self.family, plan.roles))
         return self._engine
+
+
+def _check_traces(tracing: Tracing, engine_factory: Callable[[Ensemble], Engine]) -> None:
+    """Raises UserError where traces are asked of a class of engines that keeps none."""
+    kind = getattr(engine_factory, "func", engine_factory)
+    if tracing.level != "none" and isinstance(kind, type) and not getattr(kind, "traces", False):
+        raise UserError(f"trace={tracing.level}: {kind.__name__} keeps no traces: use engine=hf, or trace=none")

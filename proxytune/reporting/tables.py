@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from proxytune.record import ArmRecord, Record, TaskRecord
+from proxytune.record import ArmRecord, Record, TaskRecord, TraceRecord
 from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes
 
 Tasks = Mapping[str, TaskRecord]
@@ -116,5 +116,17 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
             )
         if task.grouped_by is not None:
             yield f"{name}: errors and intervals are clustered by {task.grouped_by} ({task.n_groups} groups)."
+        if task.trace is not None:
+            yield _traced(name, task.trace, task.n)
         if task.n_truncated:
             yield f"{name}: {task.n_truncated} prompts were cut to the smallest window."
+
+
+def _traced(name: str, trace: TraceRecord, n: int) -> str:
+    if not trace.items:
+        return f"{name}: no traces; " + ("the answers came from the store without." if trace.without else _SCORED)
+    lacking = f"; {trace.without} answers came from the store without a trace" if trace.without else ""
+    return f"{name}: the tokens of {trace.items} of {n} items are traced ({trace.level}){lacking}."
+
+
+_SCORED = "its answers are scored, not generated."

@@ -22,6 +22,7 @@ from proxytune.engines.hf.batching import Pending, Queue
 from proxytune.engines.hf.kv import KVStates
 from proxytune.engines.hf.sampling import Noise, choose
 from proxytune.engines.hf.stopping import StopConditions
+from proxytune.engines.hf.tracing import Tracer
 from proxytune.engines.requests import Generated, GenerateRequest
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
@@ -76,6 +77,7 @@ class Decoding:
         self.ends = {arm.name: set(members.ensemble.ends(arm.roles)) for arm in arms}
         self.weights: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
         """The weights [T] at each token, by request and arm."""
+        self.tracer = Tracer(members)
         self.states = KVStates(members.ensemble)
         self.logits: dict[str, Tensor] = {}
         """The logits after the rows that each member has read, by role: [B, V]."""
@@ -131,6 +133,7 @@ class Decoding:
         """For each branch the tokens chosen next, or UNDEFINED, each with the arms that choose it."""
         noise = Noise(self.members.ensemble.vocab_size)
         choices: list[dict[int, list[Arm]]] = [{} for _ in self.branches]
+        self.tracer.look(self.logits)
         for arm in self.arms:
             numbers = [number for number, branch in enumerate(self.branches) if arm in branch.arms]
             if not numbers:
@@ -138,8 +141,9 @@ class Decoding:
             branches = [self.branches[number] for number in numbers]
             fused, weights_Tn = arm.answer(self._logits(arm, branches))
             steps = [(branch.pending.request, len(branch.tokens)) for branch in branches]
-            tokens = choose(fused, steps, noise).where(fused.amax(-1).isfinite(), UNDEFINED).tolist()
-            for number, token, weights in zip(numbers, tokens, weights_Tn.T.tolist(), strict=True):
+            tokens = choose(fused, steps, noise).where(fused.amax(-1).isfinite(), UNDEFINED)
+            self.tracer.note(arm, branches, fused, tokens)
+            for number, token, weights in zip(numbers, tokens.tolist(), weights_Tn.T.tolist(), strict=True):
                 choices[number].setdefault(token, []).append(arm)
                 self.weights[self.branches[number].pending.index, arm.name].append(weights)
         return choices
@@ -178,5 +182,6 @@ class Decoding:
             text=branch.stops[arm.base].text(branch.tokens[:-1] if finish == "eos" else branch.tokens),
             weights=tuple(tuple(step[t] for step in steps) for t in range(len(arm.experts))),
             finish=finish,
+            trace=self.tracer.trace(branch, arm),
         )
         return branch.pending.index, arm.name, generated

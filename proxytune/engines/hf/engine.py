@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 
@@ -29,6 +29,9 @@ class HFEngine:
     batched matrix products: on equal logits ties are broken by a rule, but two tokens whose logits differ by less
     than that rounding (about 1e-6 of their size in float32) may change places.
     """
+
+    traces: ClassVar[bool] = True
+    """Whether it keeps the traces that requests ask for."""
 
     def __init__(self, ensemble: Ensemble, batch_size: int | None = None) -> None:
         """`batch_size` is the number of requests worked on together; None: 32. Halved when memory runs out."""

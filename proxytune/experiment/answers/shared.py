@@ -11,6 +11,7 @@ from proxytune.engines.requests import Answer, Generated, GenerateRequest, Reque
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import Keys
 from proxytune.experiment.answers.store import AnswerStore
+from proxytune.experiment.answers.tracing import NO_TRACES, Tracing, lacks_trace
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 
@@ -59,14 +60,21 @@ class SharedAnswers:
     """
 
     def __init__(
-        self, engine: Engine, arms: Sequence[Arm], store: AnswerStore, label: str = "", progress: bool | None = None
+        self,
+        engine: Engine,
+        arms: Sequence[Arm],
+        store: AnswerStore,
+        label: str = "",
+        progress: bool | None = None,
+        tracing: Tracing = NO_TRACES,
     ) -> None:
-        """`label` is shown before the progress bar."""
+        """`label` is shown before the progress bar; `tracing` says which requests will ask for a trace."""
         self.engine = engine
         self.arms = tuple(arms)
         self.store = store
         self.label = label
         self.progress = progress
+        self.tracing = tracing
         self.keys = Keys(engine.ensemble, arms)
         self.computed = 0
         self.read = 0
@@ -108,6 +116,8 @@ class SharedAnswers:
         """Computes what is missing of every arm's answers to `requests`."""
         keyed = self._keyed(requests)
         found = self.store.get([key for one in keyed for key in one.keys.values() if key not in self._answers])
+        if self.tracing.missing == "recompute":
+            found = _with_their_traces(keyed, found)
         self._answers |= found
         self.read += len(found)
         self._able |= {name for one in keyed for name, key in one.keys.items() if key in self._answers}
@@ -226,6 +236,20 @@ class SharedAnswers:
     def _run(self, requests: Sequence[Any], names: Sequence[str]) -> Iterator[tuple[int, str, Answer]]:
         run: Any = self.engine.score if isinstance(requests[0], ScoreRequest) else self.engine.generate
         return run(requests, [arm for arm in self.arms if arm.name in names])
+
+
+def _with_their_traces(keyed: Sequence[KeyedRequest], found: Mapping[str, Answer]) -> dict[str, Answer]:
+    """`found` without the blocks in which an answer lacks the trace that its request asks for.
+
+    A whole block is computed again, so that its answers are the same to the last digit.
+    """
+    kept = {}
+    for start in range(0, len(keyed), BLOCK):
+        block = keyed[start : start + BLOCK]
+        there = {key: (one.request, found[key]) for one in block for key in one.keys.values() if key in found}
+        if not any(lacks_trace(*pair) for pair in there.values()):
+            kept |= {key: answer for key, (_, answer) in there.items()}
+    return kept
 
 
 def _line(error: Exception) -> str:

@@ -8,11 +8,10 @@ import logging
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from proxytune.engines.requests import Answer, Generated, Scored
+from proxytune.engines.requests import Answer, Generated, Scored, Trace
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import code_version
 
@@ -115,12 +114,20 @@ class AnswerStore:
 
 def encode(answer: Answer) -> str:
     """An answer as JSON; floats come back bit for bit."""
-    return json.dumps({"kind": type(answer).__name__.lower(), **asdict(answer)})
+    fields = {"kind": type(answer).__name__.lower(), **vars(answer)}
+    if fields.get("trace") is not None:
+        fields["trace"] = vars(fields["trace"])
+    return json.dumps(fields)
 
 
 def decode(value: str) -> Answer:
     fields = json.loads(value)
-    return _KINDS[fields.pop("kind")](**{name: _frozen(field) for name, field in fields.items()})
+    trace = fields.pop("trace", None)
+    answer = {name: _frozen(field) for name, field in fields.items()}
+    if trace is not None:
+        top = {name: _frozen(field) for name, field in trace.pop("top").items()}
+        answer["trace"] = Trace(**{name: _frozen(field) for name, field in trace.items()}, top=top)
+    return _KINDS[answer.pop("kind")](**answer)
 
 
 def _frozen(field: Any) -> Any:

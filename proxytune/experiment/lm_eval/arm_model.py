@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,9 +101,13 @@ class ArmLM(HFLM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         seen: Counter[int] = Counter()
         fitted = []
+        traced = set(self.shared.tracing.first(request.doc_id or 0 for request in requests))
         for request in requests:
             context, gen_kwargs = request.args
-            fitted.append(self._generate_request(context, gen_kwargs, self._seed_of(request, seen[id(request)])))
+            asked, cut = self._generate_request(context, gen_kwargs, self._seed_of(request, seen[id(request)]))
+            if request.doc_id in traced:
+                asked = replace(asked, trace=self.shared.tracing.level)
+            fitted.append((asked, cut))
             seen[id(request)] += 1
         answers = self.shared.answer(self.arm, [request for request, _ in fitted])
         for request, answer, (_, cut) in zip(requests, answers, fitted, strict=True):
