@@ -243,7 +243,7 @@ def _with_their_traces(keyed: Sequence[KeyedRequest], found: Mapping[str, Answer
 
     A whole block is computed again, so that its answers are the same to the last digit.
     """
-    kept = {}
+    kept: dict[str, Answer] = {}
     for start in range(0, len(keyed), BLOCK):
         block = keyed[start : start + BLOCK]
         there = {key: (one.request, found[key]) for one in block for key in one.keys.values() if key in found}
