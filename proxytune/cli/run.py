@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
 
     from proxytune import experiment, reporting
 
+    gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
     with resume_hint(settings.store):
         record = experiment.run(
             build.build(settings.models),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
@@ -14,6 +15,7 @@ from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.answers.tracing import NO_TRACES, Tracing, lacks_trace
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
+from proxytune.models.vocabulary import token_ids
 
 log = logging.getLogger(__name__)
 BLOCK = 128
@@ -76,6 +78,8 @@ class SharedAnswers:
         self.progress = progress
         self.tracing = tracing
         self.keys = Keys(engine.ensemble, arms)
+        self.token_ids = cache(partial(token_ids, engine.ensemble.tokenizer))
+        """The tokens of a text, found once for all arms."""
         self.computed = 0
         self.read = 0
         """Answers that the store had."""

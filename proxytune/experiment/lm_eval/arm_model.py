@@ -117,7 +117,7 @@ class ArmLM(HFLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """What the members read for `string`; raises UserError for a word that the tokenizer has no token for."""
         if add_special_tokens is None:
-            return token_ids(self.tokenizer, string)
+            return list(self.shared.token_ids(string))
         with known_words(self.tokenizer, string):
             return super().tok_encode(string, add_special_tokens, **options)
 
