@@ -13,6 +13,7 @@ from proxytune.errors import UserError, unknown_name
 
 COMMANDS = {
     "run": "let every arm answer every task and report (no argument: the built-in miniature)",
+    "show": "print what each model reads of an item, token by token, and what ends its answer",
     "train": "tune experts, or the large model itself, on a task's training split",
     "merge": "merge experts into one small model",
     "score": "score outputs that were made elsewhere",

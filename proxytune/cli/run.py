@@ -20,9 +20,13 @@ from proxytune.record import Record
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune run [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    if not any(argument.startswith(("experiment=", "models=")) for argument in arguments):
-        arguments = ["experiment=miniature", *arguments]
-    return Command("run", prepare, evaluate).main(arguments)
+    return Command("run", prepare, evaluate).main(with_experiment(arguments))
+
+
+def with_experiment(arguments: Sequence[str]) -> Sequence[str]:
+    """`arguments`, with the miniature where they name neither an experiment nor models."""
+    named = any(argument.startswith(("experiment=", "models=")) for argument in arguments)
+    return arguments if named else ["experiment=miniature", *arguments]
 
 
 class Experiment(NamedTuple):

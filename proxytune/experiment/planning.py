@@ -71,6 +71,19 @@ def make_plans(
     items: Items,
 ) -> list[Plan]:
     """One plan per task. Raises UserError for names, files and members that are not there or do not fit."""
+    plans = plans_unchecked(family, tasks, arms, only, items)
+    check(family, set().union(*(plan.roles for plan in plans)))
+    return plans
+
+
+def plans_unchecked(
+    family: FamilySpec,
+    tasks: Sequence[str],
+    arms: Mapping[str, ArmSpec | Mapping[str, Any]],
+    only: Sequence[str] | None,
+    items: Items,
+) -> list[Plan]:
+    """`make_plans` without a look at the members' files, of which some need not be there."""
     if not tasks:
         raise UserError("no tasks to evaluate: give at least one")
     for task in tasks:
@@ -79,11 +92,9 @@ def make_plans(
     chosen = _only(arm_specs(arms), only)
     loaded = {name: _load(name, family, items) for name in tasks}
     unseen = any(own(family.experts, info.expert) is not None for _, info in loaded.values())
-    plans = [
+    return [
         Plan(name, task, info, _resolved(chosen, family, name, info, unseen)) for name, (task, info) in loaded.items()
     ]
-    check(family, set().union(*(plan.roles for plan in plans)))
-    return plans
 
 
 def _load(name: str, family: FamilySpec, items: Items) -> tuple[Task, TaskInfo]:

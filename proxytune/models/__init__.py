@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from proxytune.models.hf.config import FusedConfig
     from proxytune.models.loading.checks import check
     from proxytune.models.loading.identity import identity
-    from proxytune.models.loading.load import load
+    from proxytune.models.loading.load import load, load_without_weights
     from proxytune.models.member import ADAPTERS_OFF, KVState, Member
 
 _HOMES = {
@@ -26,6 +26,7 @@ _HOMES = {
     "check": "loading.checks",
     "identity": "loading.identity",
     "load": "loading.load",
+    "load_without_weights": "loading.load",
 }
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "check",
     "identity",
     "load",
+    "load_without_weights",
 ]
 
 

@@ -1,0 +1,81 @@
+"""What the members read of one item: the requests of a run, without their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from proxytune.compat.lm_eval import quiet
+from proxytune.engines.requests import Answer, Generated, GenerateRequest, Request, Scored
+from proxytune.errors import UserError
+from proxytune.experiment.answers.shared import SharedAnswers
+from proxytune.experiment.lm_eval.arm_model import ArmLM
+from proxytune.experiment.planning import Items, Plan
+from proxytune.fusion.arm import Arm
+from proxytune.models.ensemble import Ensemble
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request of an item, as an engine gets it."""
+
+    request: Request
+    cut: int
+    """Tokens of the prompt's beginning that did not fit and were left out."""
+    times: int
+    """How often it is asked (with other noise)."""
+
+
+def requests_of(ensemble: Ensemble, plan: Plan, items: Items, item: int) -> list[Asked]:
+    """What a run of `plan` asks of its members at `item`: for an answer to generate, or for each choice to score.
+
+    `ensemble` needs no weights. Raises UserError for an item that the run does not evaluate.
+    """
+    task, listener = plan.lm_task, _Listener(ensemble, list(plan.arms.present.values()))
+    task.set_fewshot_seed(items.seed)
+    with quiet():
+        lm = ArmLM(cast(SharedAnswers, listener), listener.arms[0], items.seed)
+        task.build_all_requests(limit=items.limit)  # all: few-shot examples are drawn item by item
+        instances = [instance for instance in task.instances if instance.doc_id == item]
+        if not instances:
+            raise UserError(f"item={item} is not among the items of {plan.task}{_which(plan, items)}")
+        asked = []
+        for instance in instances:
+            getattr(lm, instance.request_type)([instance])
+            cuts = [one.cut for one in lm.item_answers[item][-len(listener.asked) :]]
+            asked += [
+                Asked(request, cut, instance.repeats or 1) for request, cut in zip(listener.asked, cuts, strict=True)
+            ]
+    return asked
+
+
+def _which(plan: Plan, items: Items) -> str:
+    """Which items there are."""
+    of_task = {instance.doc_id for instance in plan.lm_task.instances}
+    if len(of_task) == max(of_task) + 1:
+        return f", which are 0 to {max(of_task)}" + ("" if items.limit is None else f" with limit={items.limit}")
+    return f" with limit={items.limit}, which are {', '.join(map(str, sorted(of_task)))}"
+
+
+class _Listener:
+    """In the place of `SharedAnswers`: keeps what it is asked last, and answers anything."""
+
+    def __init__(self, ensemble: Ensemble, arms: Sequence[Arm]) -> None:
+        self.ensemble = ensemble
+        self.arms = arms
+        self.asked: list[Request] = []
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
+
+    def answer(self, arm: Arm, requests: Sequence[Any]) -> list[Answer]:
+        self.asked = list(requests)
+        return [_anything(request) for request in requests]
+
+
+def _anything(request: Request) -> Answer:
+    if isinstance(request, GenerateRequest):
+        return Generated((), "", (), "length")
+    return Scored((0.0,) * len(request.continuation), (False,) * len(request.continuation), ())
