@@ -268,3 +268,72 @@ def test_settings_that_the_installed_peft_does_not_know_are_refused(folders):
     file.write_text(json.dumps(settings | {"peft_type": "NEXT"}))
     with pytest.raises(UserError, match=r"expert:e0: PEFT .* can't read adapter"):
         load(family(folders, source), ["expert:e0"])
+
+
+# --- saving what is in memory ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_that_is_active_in_memory_is_saved_as_it_is(kind, folders, tmp_path):
+    """As base and as expert; also over weights that it has changed, which are saved as they are."""
+    prepared(kind, folders)
+    try:
+        model = trained(kind, folders)
+        fused = FusedCausalLM.compose(model, tiny_llama(SIZE + 3, seed=1), small(), Static(1.0), TOKENIZER)
+    except UserError:
+        assert kind in REFUSED and "init" not in kind
+        return
+    model.set_adapter("default")
+    expert = FusedCausalLM.compose(tiny_llama(SIZE + 3, seed=1), model, small(), Static(1.0), TOKENIZER)
+    for i, whole in enumerate((fused, expert)):
+        expected = whole(TOKENS).logits
+        whole.save_pretrained(tmp_path / str(i))
+        assert whole(TOKENS).logits.equal(expected), "saving has changed the model"
+        close(FusedCausalLM.from_pretrained(tmp_path / str(i))(TOKENS).logits, expected)
+
+
+def two_adapters() -> PeftModel:
+    model = get_peft_model(small(), LoraConfig(target_modules=LINEAR, init_lora_weights=False), adapter_name="one")
+    model.add_adapter("two", LoraConfig(target_modules=LINEAR, init_lora_weights=False))
+    return model
+
+
+def alone(model: Any) -> FusedCausalLM:
+    return FusedCausalLM.compose(model, tokenizer=TOKENIZER)
+
+
+@pytest.mark.parametrize("chosen", ["one", "two", None])
+def test_the_adapter_in_use_when_saving_is_the_one_saved(chosen, tmp_path):
+    """None: all are switched off."""
+    model = two_adapters()
+    fused = alone(model)
+    if chosen is None:
+        model.base_model.disable_adapter_layers()
+    else:
+        model.set_adapter(chosen)
+    fused.save_pretrained(tmp_path)
+    close(FusedCausalLM.from_pretrained(tmp_path)(TOKENS).logits, fused(TOKENS).logits)
+    assert (chosen is None) == fused(TOKENS).logits.equal(alone(small())(TOKENS).logits)
+
+
+def test_several_active_adapters_and_merged_ones_are_not_saved(tmp_path):
+    model = two_adapters()
+    model.base_model.set_adapter(["one", "two"])
+    with pytest.raises(UserError, match=r"base has 2 active adapters: combine them \(add_weighted_adapter\)"):
+        alone(model).save_pretrained(tmp_path)
+    model = two_adapters()
+    model.merge_adapter(["one"])
+    with pytest.raises(UserError, match="base: its adapters are merged into its weights"):
+        alone(model).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_that_transformers_has_put_into_a_model_is_not_lost(folders, tmp_path):
+    """`AutoModelForCausalLM.from_pretrained(ADAPTER)` gives such a model: transformers would save the adapter alone."""
+    source, peft = saved("LORA", folders)
+    model = AutoModelForCausalLM.from_pretrained(str(source.adapter))
+    fused = alone(model)
+    close(fused(TOKENS).logits[0, -3:], logits(peft))
+    with pytest.raises(UserError, match="base: an adapter inside a plain model is not saved: give a PeftModel"):
+        fused.save_pretrained(tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.quantizers import AutoQuantizationConfig
@@ -19,12 +20,15 @@ _CACHE = "transformers.cache_utils:Cache"
 _TRAINER = "transformers.trainer:Trainer"
 NAMES = (
     Name("transformers.configuration_utils:PreTrainedConfig", "_attn_implementation", "the attention of a model"),
+    Name("transformers.configuration_utils:PreTrainedConfig", "_experts_implementation", "the same of its experts"),
     Name("transformers.integrations.sdpa_attention", "sdpa_attention_forward", "where grouped attention gains nothing"),
     Name("transformers.masking_utils", "sdpa_mask", "the masks of grouped attention"),
     Name("transformers.quantizers", "AutoQuantizationConfig", "quantisation from plain data"),
     Name(_MODEL, "hf_quantizer", "a model read from GGUF has plain weights, but is still called quantised"),
     Name(_MODEL, "is_quantized", "the same"),
     Name(_MODEL, "hf_device_map", "whether a model is spread over devices"),
+    Name(_MODEL, "_hf_hook", "where an offloaded model runs"),
+    Name("accelerate.hooks:AlignDevicesHook", "execution_device", "the same"),
     Name(_MODEL, "all_tied_weights_keys", "FusedCausalLM sets it, as post_init would"),
     Name(_MODEL, "_supports_sdpa", "FusedCausalLM takes any attention its members take", overridden=True),
     Name("torch.nn.modules.module:Module", "_apply", "some members cannot be moved", overridden=True),
@@ -52,10 +56,28 @@ def attention_of(model: PreTrainedModel) -> str:
     return model.config._attn_implementation
 
 
+def requested_kernels(config: PreTrainedConfig) -> dict[str, str | None]:
+    """The kernels that a config asks for, by the names of the arguments that set them."""
+    return {
+        "attn_implementation": config._attn_implementation,
+        "experts_implementation": config._experts_implementation,
+    }
+
+
 def call_unquantized(model: Any) -> None:
     """For plain weights that were read from a quantised file: they may be moved, saved and tuned like others."""
     model.is_quantized, model.hf_quantizer = False, None
     del model.config.quantization_config
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that the model reads tokens on, also where accelerate keeps its weights elsewhere."""
+    first = next(model.parameters()).device
+    if first.type != "meta":
+        return first
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return next((torch.device(device) for device in devices if device is not None), first)
 
 
 def is_spread(model: nn.Module) -> bool:

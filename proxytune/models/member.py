@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.compat.peft import switched
+from proxytune.compat.transformers import device_of
 from proxytune.errors import UserError
 from proxytune.models.loading.adapters import ADAPTERS_OFF, check_state
 from proxytune.models.positions import boundary, window
@@ -77,7 +78,7 @@ class Member:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return device_of(self.model)
 
     @property
     def window(self) -> int | None:
@@ -88,9 +89,13 @@ class Member:
         """An empty state for a batch of rows."""
         return KVState(DynamicCache(config=self.model.config), rows, self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, state: KVState, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
-        """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); the logits of the last `keep` positions, [B, K, V]."""
+        """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); the logits of the last `keep` positions, [B, K, V].
+
+        They have no gradients, but may be edited in place and be what a head is trained on: engines, which do neither,
+        call this in inference mode.
+        """
         tokens = self.known(tokens.to(self.device))
         mask = torch.ones_like(tokens) if mask is None else mask.to(self.device)
         positions = state.extend(mask)

@@ -8,7 +8,7 @@ Shapes: B rows, t tokens, K kept positions, V tokens of the vocabulary, T expert
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from os import PathLike
@@ -19,12 +19,11 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from proxytune.compat.transformers import is_spread, note_owner
+from proxytune.compat.transformers import note_owner
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Fused, Rule
@@ -32,16 +31,20 @@ from proxytune.models.ensemble import Ensemble
 from proxytune.models.hf.cache import FusedCache
 from proxytune.models.hf.compose import by_role, expert_roles, gather, make_arm
 from proxytune.models.hf.config import FusedConfig, FusedOutput
+from proxytune.models.hf.decoder import FusedDecoder, without_gradients
+from proxytune.models.hf.finite import check_finite
 from proxytune.models.hf.inputs import check_dynamic, kept, left_padded, new_mask, own_prompt, refuse
-from proxytune.models.hf.saved import read, write
+from proxytune.models.hf.saved import read
+from proxytune.models.hf.saving import check_options, write
 from proxytune.models.member import Member
 from proxytune.models.vocabulary import MissingTokens
 
 
-class FusedCausalLM(PreTrainedModel, GenerationMixin):
+class FusedCausalLM(FusedDecoder):
     """The models that a rule takes read the same tokens; the rule fuses their logits; the rest is transformers.
 
-    Made by `compose`, `from_ensemble` or `from_pretrained`. It only decodes: gradients are off.
+    Made by `compose`, `from_ensemble` or `from_pretrained`. It only decodes: the members stay in evaluation mode
+    and get no gradients. Logits that are NaN or infinite raise a UserError that names the member or the rule.
     """
 
     config_class = FusedConfig
@@ -56,6 +59,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         # Registered so that parameters, devices and memory are seen; shared modules count once.
         self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in arm.roles))
         self.all_tied_weights_keys: dict[str, str] = {}
+        self.loss_type = "ForCausalLM"  # Trainer counts targets by it
         self.generation_config = _generation_config(ensemble, arm.roles)
         self.eval()
 
@@ -107,12 +111,27 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         model.generation_config = generation_config
         return model
 
-    def save_pretrained(self, save_directory: str | PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """One folder per member, the rule in config.json, the tokenizer beside it; see `saved.write`."""
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | PathLike,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        **others: Any,
+    ) -> None:
+        """One folder per member, the rule in config.json, the tokenizer beside it; see `saving.write`.
+
+        Only the main process writes. UserError for the other options of transformers.
+        """
+        check_options(others, state_dict=state_dict, push_to_hub=push_to_hub)
+        if not is_main_process:
+            return
         members = Ensemble(
             {role: self.ensemble[role] for role in self.arm.roles}, self.tokenizer, self.ensemble.end_tokens
         )
-        write(save_directory, members, self.arm.rule, cast(FusedConfig, self.config), self.generation_config, **kwargs)
+        config = cast(FusedConfig, self.config)
+        write(save_directory, members, self.arm.rule, config, self.generation_config, max_shard_size)
 
     def alone(self, role: str) -> FusedCausalLM:
         """One member alone over the same vocabulary: an assistant_model for `generate`, say. Nothing is copied."""
@@ -154,6 +173,7 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         past_key_values: FusedCache | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         member_prompts: Mapping[str, Any] | None = None,
@@ -165,8 +185,10 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
         `attention_mask` is [B, past + t], 1 = real. Positions are counted from it, for each member's own prompt.
         `member_prompts` maps roles to what they read in place of the prompt, the first t - logits_to_keep + 1 tokens:
         token ids [B, n], or what a tokenizer returns (padded on the left). Only with an empty cache.
-        `labels` [B, t] (-100 = ignore) add the mean cross-entropy as `loss`, without gradients.
-        Raises UserError for other arguments of transformers models, which have no meaning for several models.
+        `labels` [B, t] (-100 = ignore) add the mean cross-entropy as `loss`, or its sum over `num_items_in_batch`, as
+        transformers' Trainer asks; it has no gradients.
+        Raises UserError for other arguments of transformers models, which have no meaning for several models, and for
+        logits that are NaN or infinite after a real token.
         """
         refuse(unsupported)
         if input_ids is None or input_ids.ndim != 2:
@@ -180,13 +202,18 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
             weights=cast(torch.FloatTensor, fused.weights),
         )
         if labels is not None:
-            output.loss = self.loss_function(fused.logits, labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(
+                fused.logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
+            )
+            output.loss = cast(torch.FloatTensor, without_gradients(loss))
         return output.to_tuple() if return_dict is False else output
 
     def _step(self, cache: FusedCache, tokens: Tensor, mask: Tensor, keep: int) -> Fused:
         """Every distinct member runs once, the arm fuses: logits [B, K, V] and weights [T, B, K]."""
         read = self.ensemble.step(cache.next_inputs(tokens, mask, keep))
-        fused = self.arm.answer(cache.members.by_role(self.arm.roles, read))
+        logits = cache.members.by_role(self.arm.roles, read)
+        fused = self.arm.answer(logits)
+        check_finite(fused.logits, logits, mask[:, -keep:], self.arm.rule)
         if self.arm.rule is not None:
             cache.note(fused.weights)
         return fused
@@ -229,6 +256,8 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
     ) -> None:
         """Puts a FusedCache for the expanded batch into `model_kwargs`, with the own prompts inside."""
         check_dynamic(generation_config.cache_implementation)
+        if generation_config.assistant_early_exit is not None:
+            raise UserError("assistant_early_exit needs the layers of one model: give an assistant_model instead")
         if generation_config.output_hidden_states or generation_config.output_attentions:
             raise UserError(
                 "several models have no common hidden states or attentions: call a member of model.ensemble"
@@ -244,25 +273,13 @@ class FusedCausalLM(PreTrainedModel, GenerationMixin):
             if generation_config.is_assistant:
                 cache.activate_past_recording()
 
-    # --- the rest of the Hugging Face face ---
+    @property
+    def device(self) -> torch.device:
+        """Where logits meet: the base's device."""
+        return self.ensemble.device
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.ensemble["base"].model.get_input_embeddings()
-
-    def get_output_embeddings(self) -> None:
-        """None: the fused logits come from several heads."""
-
-    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to tie: each member has tied its own weights."""
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> FusedCausalLM:
-        """Behind .to(), .half() and the like; quantised and spread members can't be moved."""
-        for model in self.members:
-            if is_spread(model) or getattr(model, "is_quantized", False):
-                raise UserError(
-                    "a quantised or spread member stays where it was loaded: choose device_map and dtype there"
-                )
-        return super()._apply(fn, recurse)
 
 
 def _generation_config(ensemble: Ensemble, roles: Sequence[str]) -> Any:

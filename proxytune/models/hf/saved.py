@@ -11,37 +11,32 @@ Reading builds a FamilySpec of the sub-folders, so a module that members share i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
-from dataclasses import asdict, replace
-from os import PathLike
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from huggingface_hub import snapshot_download
-from peft import PeftModel
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig
 
-from proxytune.compat.peft import weights_without_adapters
+from proxytune.compat.transformers import requested_kernels
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.fusion import RULES, Rule
-from proxytune.models.chat import ChatPrompt
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import FamilySpec, Source, is_local
 from proxytune.models.hf.config import FusedConfig
 from proxytune.models.loading.files import hub_errors
 from proxytune.models.loading.load import load
-from proxytune.models.member import ADAPTERS_OFF, Member
 
-_FROM_AUTO = ("adapter_kwargs", "trust_remote_code")
-"""What the Auto classes pass on. Nothing of it reaches the members: they never run code of their own from here."""
-
-_SHIM = "modeling_proxytune"
-_SHIM_CODE = """from proxytune import FusedCausalLM, FusedConfig
-
-__all__ = ["FusedCausalLM", "FusedConfig"]
-"""
-"""All the code that `trust_remote_code` lets run: an import of the installed package."""
+_HUB = ("cache_dir", "force_download", "local_files_only", "token")
+"""How a hub id is fetched."""
+_USUALLY = ("use_cache", "use_safetensors")
+"""Options that are true for every member; others are usually None or False."""
+_NO_EFFECT = ("adapter_kwargs", "low_cpu_mem_usage", "trust_remote_code")
+"""Passed on by the Auto classes, or without effect in transformers too. Members never run code of their own from
+here."""
+_APPLIED = ("dtype", "family", "rule")
+"""What a config that is given may say otherwise than the saved one, besides the attention."""
 
 
 class Saved(NamedTuple):
@@ -53,57 +48,38 @@ class Saved(NamedTuple):
 
 
 @loading_bars()
-def write(
-    save_directory: str | PathLike,
-    members: Ensemble,
-    rule: Rule | None,
-    config: FusedConfig,
-    generation_config: GenerationConfig,
-    max_shard_size: str = "50GB",
-) -> None:
-    """Writes safetensors, configs and tokenizers. UserError for what could not be read back the same."""
-    folder = Path(save_directory)
-    if folder.is_file():
-        raise UserError(f"can't save into {str(folder)!r}: it is a file")
-    homes = _homes(members.members)
-    config = deepcopy(config)
-    config.family = _family(members, homes)
-    config.rule = None if rule is None else describe_rule(rule)
-    FamilySpec.of(config.family)
-    for member in {id(member.model): member for member in members.members.values()}.values():
-        home = folder / homes[id(member.model)]
-        _write_module(member.model, home, max_shard_size)
-        (member.tokenizer or members.tokenizer).save_pretrained(home)
-    for role, member in members.members.items():
-        if isinstance(member.model, PeftModel) and member.adapter not in (None, ADAPTERS_OFF):
-            _write_adapter(member.model, str(member.adapter), folder / _slug(role))
-    members.tokenizer.save_pretrained(folder)
-    generation_config.save_pretrained(folder)
-    config.auto_map = {"AutoConfig": f"{_SHIM}.FusedConfig", "AutoModelForCausalLM": f"{_SHIM}.FusedCausalLM"}
-    config.save_pretrained(folder)
-    (folder / f"{_SHIM}.py").write_text(_SHIM_CODE, encoding="utf-8")
-
-
-@loading_bars()
 def read(
     path: str,
     config: FusedConfig | None = None,
     rule: Rule | None = None,
     revision: str | None = None,
+    subfolder: str = "",
     dtype: Any = None,
+    torch_dtype: Any = None,
     device_map: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     **others: Any,
 ) -> Saved:
-    """What `write` wrote to a folder or a hub id; `rule` replaces the saved one. UserError for damage."""
-    for name, value in others.items():
-        if value not in (None, False, "") and not name.startswith("_") and name not in _FROM_AUTO:
-            raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}")
-    folder = _fetch(path, revision)
-    config = config or _read_config(path, folder)
+    """What `saving.write` wrote to a folder or a hub id; `rule` replaces the saved one.
+
+    `config` may be the saved one with another rule, dtype or attention: what the Auto classes make of their arguments.
+    `dtype` (or its older name `torch_dtype`), `device_map` and `attn_implementation` are those of every member.
+    UserError for damage, and for options of transformers that have no meaning here.
+    """
+    hub = {name: others.pop(name) for name in _HUB if name in others}
+    kernels = {} if config is None else requested_kernels(config)
+    attn_implementation = attn_implementation or kernels.pop("attn_implementation", None)
+    _check_options({**others, **kernels})
+    folder = _fetch(path, revision, subfolder, hub)
+    saved = _read_config(path, folder)
+    config = saved if config is None else _check_config(config, saved)
     if config.family is None:
         raise UserError(f"{path!r} is not a saved FusedCausalLM: its config.json describes no family")
-    given = {"dtype": _name(dtype), "device_map": _device(device_map), "attn_implementation": attn_implementation}
+    given = {
+        "dtype": _name(dtype or torch_dtype or (config.dtype if config.dtype != saved.dtype else None)),
+        "device_map": _device(device_map),
+        "attn_implementation": attn_implementation,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     ensemble = load(_inside(FamilySpec.of(config.family), folder, options))
     if rule is None and config.rule is not None:
@@ -123,11 +99,24 @@ def _read_config(path: str, folder: Path) -> FusedConfig:
     return config
 
 
-def describe_rule(rule: Rule) -> dict[str, Any]:
-    """A rule as plain data: its id and its parameters."""
-    if RULES.get(rule.id) not in (None, type(rule)):
-        raise UserError(f"{type(rule).__name__} has the id {rule.id!r} of another rule: give it one of its own")
-    return {"id": rule.id, **asdict(cast(Any, rule))}
+def _check_options(others: Mapping[str, Any]) -> None:
+    for name, value in others.items():
+        if value not in (None, name in _USUALLY, "") and not name.startswith("_") and name not in _NO_EFFECT:
+            raise UserError(f"FusedCausalLM.from_pretrained does not take {name}={value!r}")
+
+
+def _check_config(config: FusedConfig, saved: FusedConfig) -> FusedConfig:
+    """UserError where `config` differs from the saved one in what would have no effect."""
+    if not isinstance(config, FusedConfig):
+        raise UserError(f"config must be a FusedConfig, not {type(config).__name__}")
+    given, own = config.to_dict(), saved.to_dict()
+    for name in sorted(given.keys() - _APPLIED):
+        if given[name] != own.get(name) and not name.startswith("_"):
+            raise UserError(
+                f"FusedCausalLM.from_pretrained does not take {name}={given[name]!r}: a config may change "
+                f"{', '.join(_APPLIED)} and attn_implementation"
+            )
+    return config
 
 
 def build_rule(description: Mapping[str, Any]) -> Rule:
@@ -139,68 +128,15 @@ def build_rule(description: Mapping[str, Any]) -> Rule:
     return kind(**parameters)
 
 
-def _slug(role: str) -> str:
-    return role.replace(":", "-")
-
-
-def _homes(members: Mapping[str, Member]) -> dict[int, str]:
-    """The sub-folder of each module, by the module's id: that of the first role that uses it without an adapter."""
-    homes: dict[int, str] = {}
-    for role, member in members.items():
-        if member.adapter in (None, ADAPTERS_OFF):
-            homes.setdefault(id(member.model), _slug(role))
-    for role, member in members.items():
-        homes.setdefault(id(member.model), f"{_slug(role)}-module")
-    return homes
-
-
-def _family(ensemble: Ensemble, homes: Mapping[int, str]) -> dict[str, Any]:
-    sources: dict[str, dict[str, Any]] = {}
-    for role, member in ensemble.members.items():
-        source = sources[role] = {"path": homes[id(member.model)]}
-        if member.adapter not in (None, ADAPTERS_OFF):
-            source["adapter"] = _slug(role)
-        if isinstance(member.render, ChatPrompt):
-            source["chat"] = asdict(member.render.chat)
-        elif member.render is not None:
-            raise UserError(f"{role}: its prompt is rendered by {member.render!r}, which can't be saved")
-    family: dict[str, Any] = {role: sources[role] for role in ("base", "antiexpert") if role in sources}
-    family["experts"] = {role.removeprefix("expert:"): sources[role] for role in sources if role.startswith("expert:")}
-    vocabulary = ensemble.tokenizer.get_vocab()
-    others = [member.tokenizer for member in ensemble.members.values() if member.tokenizer is not None]
-    differ = any(tokenizer.get_vocab() != vocabulary for tokenizer in others)
-    family["missing_tokens"] = "base_only" if differ else "refuse"
-    family["end_tokens"] = None if ensemble.end_tokens is None else list(ensemble.end_tokens)
-    return family
-
-
-def _write_module(model: PreTrainedModel | PeftModel, home: Path, max_shard_size: str) -> None:
-    if not isinstance(model, PeftModel):
-        model.save_pretrained(home, max_shard_size=max_shard_size)
-        return
-    plain = cast(PreTrainedModel, model.get_base_model())
-    plain.save_pretrained(
-        home, state_dict=weights_without_adapters(model), max_shard_size=max_shard_size, save_peft_format=False
-    )
-
-
-def _write_adapter(model: PeftModel, adapter: str, folder: Path) -> None:
-    model.save_pretrained(str(folder), selected_adapters=[adapter])
-    nested = folder / adapter
-    if nested.is_dir():  # PEFT puts every adapter but "default" one level down
-        for file in nested.iterdir():
-            file.replace(folder / file.name)
-        nested.rmdir()
-
-
-def _fetch(path: str, revision: str | None) -> Path:
+def _fetch(path: str, revision: str | None, subfolder: str, hub: Mapping[str, Any]) -> Path:
     if is_local(path):
-        folder = Path(path).expanduser()
+        folder = Path(path).expanduser() / subfolder
         if not folder.is_dir():
-            raise UserError(f"no such folder: {path!r}")
+            raise UserError(f"no such folder: {str(folder)!r}")
         return folder
     with hub_errors(path, revision):
-        return Path(snapshot_download(path, revision=revision))
+        files = f"{subfolder}/*" if subfolder else None
+        return Path(snapshot_download(path, revision=revision, allow_patterns=files, **hub)) / subfolder
 
 
 def _inside(spec: FamilySpec, folder: Path, options: Mapping[str, Any]) -> FamilySpec:

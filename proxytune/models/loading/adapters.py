@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import peft
 import torch
@@ -39,6 +39,16 @@ def alters(config: PeftConfig) -> bool:
     """Whether the adapter changes the module under it, so that switching it off does not give the plain model."""
     biases = getattr(config, "bias", "none") != "none"
     return biases or _initialised(config).startswith(_ALTERING) or bool(getattr(config, "layer_replication", None))
+
+
+def over_changed_module(config: PeftConfig) -> dict[str, Any]:
+    """Settings with which an adapter saved beside the module that it has changed does not change it once more."""
+    settings: dict[str, Any] = {}
+    if _initialised(config).startswith(_ALTERING):
+        settings["init_lora_weights"] = True
+    if getattr(config, "layer_replication", None):
+        settings["layer_replication"] = None
+    return settings
 
 
 def check_adapter(source: Source) -> None:
