@@ -97,6 +97,11 @@ class ArmRecord(Mean):
     weights: dict[str, Weights] = {}
     """Expert -> the weights it was given; empty for a model alone."""
 
+    @property
+    def kind(self) -> str:
+        """ "fused" for an arm with a rule, else the role of its model without the name."""
+        return "fused" if self.rule or not self.roles else self.roles[0].partition(":")[0]
+
 
 class DataRecord(_Part):
     """Where the items of a task come from: a local file, or a data set of the hub."""

@@ -134,6 +134,32 @@ def test_an_arm_without_a_value_is_shown_with_the_reason(record):
     assert why in made.notes
 
 
+def difference(value: float, stderr: float) -> dict[str, Any]:
+    return {"differences": {"base": {"value": value, "stderr": stderr, "stderr_method": "sample", "n": 200}}}
+
+
+def test_fused_arms_that_do_harm_are_named(record):
+    """Below the base by more than 1.96 standard errors; above it where lower is better. No model alone."""
+    arms = {name: record["tasks"][name]["arms"] for name in ("gsm8k", "mmlu", "text")}
+    arms["gsm8k"]["proxy"] |= difference(-0.0393, 0.02)
+    arms["gsm8k"]["dynamic"] |= difference(-0.0391, 0.02)
+    arms["gsm8k"]["tuned"] |= difference(-0.3, 0.02)
+    arms["mmlu"]["proxy"] |= difference(0.3, 0.02)
+    arms["text"]["proxy"] |= difference(0.25, 0.1)
+    arms["text"]["dynamic"] |= difference(-0.25, 0.1)
+    said = [remark for remark in reported(record).remarks if "worse" in remark]
+    end = "significantly worse than the base (difference ± standard error)"
+    assert said == [f"gsm8k: {end}: proxy -3.9 ± 2.0.", f"text: {end}: proxy +0.250 ± 0.100."]
+
+
+def test_a_table_without_a_number_is_a_remark(record):
+    del record["tasks"]["gsm8k"], record["tasks"]["text"]
+    made = reported(record)
+    assert [table.title for table in made.tables] == [columns.COLUMNS[0].title, columns.COLUMNS[-2].title]
+    assert f"Gap closed, % [95 % interval] is undefined everywhere: {NO_GAP}." in made.remarks
+    assert NO_GAP not in made.notes
+
+
 def test_what_is_absent_or_left_out_is_said(record):
     remarks = reported(record).remarks
     assert "No arm tuned_multitask: the family has no tuned:multitask." in remarks

@@ -84,18 +84,13 @@ _FACTS = ("kind", "alpha", "experts", "members", "fraction", "higher_is_better")
 def _facts(record: Record, task: TaskRecord, arm: ArmRecord) -> dict[str, Any]:
     members = record.provenance.members
     return {
-        "kind": kind(arm),
+        "kind": arm.kind,
         "alpha": _alpha(arm),
         "experts": ", ".join(arm.weights),
         "members": " ".join(str(members[role].identity if role in members else role) for role in arm.roles),
         "fraction": task.is_fraction,
         "higher_is_better": task.higher_is_better,
     }
-
-
-def kind(arm: ArmRecord) -> str:
-    """ "fused" for an arm with a rule, else the role of its model without the name."""
-    return "fused" if arm.rule or not arm.roles else arm.roles[0].partition(":")[0]
 
 
 def _alpha(arm: ArmRecord) -> float:

@@ -32,12 +32,30 @@ class Report:
     """What else a reader must know: absent arms, answers that could not be judged, prompts that were cut."""
 
 
+_SIGNIFICANT = 1.96
+"""Standard errors from which a difference is one, two-sided at 5 %."""
+
+
 def report(record: Record, *, full: bool = True) -> Report:
-    """The tables of a record, for the terminal if not `full`. An arm that no task could have is a remark, not a row."""
+    """The tables of a record, for the terminal if not `full`.
+
+    An arm that no task could have is a remark, not a row; so is a table without any number.
+    """
     notes = Notes()
-    shown = [column for column in COLUMNS if column.cell is not None and (full or not column.fused_only)]
+    columns = [column for column in COLUMNS if column.cell is not None and (full or not column.fused_only)]
+    reasons = [(column, _never_defined(column, record.tasks)) for column in columns]
+    shown = [column for column, why in reasons if not why or column is columns[0]]
     tables = [_table(column, record.tasks, notes, first=column is shown[0]) for column in shown]
-    return Report(tables, notes.texts, list(_remarks(record.tasks)))
+    undefined = [f"{column.title} is undefined everywhere: {why}." for column, why in reasons if why]
+    return Report(tables, notes.texts, [*undefined, *_remarks(record.tasks)])
+
+
+def _never_defined(column: Column, tasks: Tasks) -> str:
+    """The reasons, where the column is undefined for every arm of every task; "" where it is not."""
+    entries = [arm for task in tasks.values() for arm in task.arms.values() if arm.rule or not column.fused_only]
+    if any(column.field not in entry.undefined for entry in entries):
+        return ""
+    return "; ".join(dict.fromkeys(entry.undefined[column.field] for entry in entries))
 
 
 def best_fused(task: TaskRecord) -> list[str]:
@@ -107,6 +125,11 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
         counts = ", ".join(f"{arm} {count}" for arm, count in invalid.items() if count)
         if counts:
             yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
+        harmed = ", ".join(
+            f"{arm} {_signed(task, entry)}" for arm, entry in task.arms.items() if _is_worse(task, entry)
+        )
+        if harmed:
+            yield f"{name}: significantly worse than the base (difference ± standard error): {harmed}."
         groups, beyond = task.data.groups, task.data.skipped.get("beyond the limit")
         if groups and beyond:
             reached = sum(count > 0 for count in groups.values())
@@ -130,3 +153,19 @@ def _traced(name: str, trace: TraceRecord, n: int) -> str:
 
 
 _SCORED = "its answers are scored, not generated."
+
+
+def _is_worse(task: TaskRecord, arm: ArmRecord) -> bool:
+    """Whether a fused arm is worse than the base by more than chance, items paired."""
+    estimate = arm.differences.get("base")
+    if arm.rule is None or estimate is None or estimate.value is None or estimate.stderr is None:
+        return False
+    gain = estimate.value if task.higher_is_better else -estimate.value
+    return gain < 0 and -gain > _SIGNIFICANT * estimate.stderr
+
+
+def _signed(task: TaskRecord, arm: ArmRecord) -> str:
+    estimate = arm.differences["base"]
+    assert estimate.value is not None and estimate.stderr is not None
+    scale, digits = (100.0, 1) if task.is_fraction else (1.0, 3)
+    return f"{estimate.value * scale:+.{digits}f} ± {estimate.stderr * scale:.{digits}f}"
