@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from proxytune.cli import main
 from proxytune.reporting.charts import charts
 from proxytune.reporting.drawing import drawn
 from proxytune.reporting.frames import frames
+from proxytune.reporting.papers import paper_charts, paper_tables
+from proxytune.reporting.papers.chart import OURS
 
 
 def arm(value: float | None, roles: list[str], gap: float | None = None, **fields: Any) -> dict[str, Any]:
@@ -137,3 +140,133 @@ def test_arms_stand_in_their_order(run: Path):
 def test_every_figure_is_drawn(run: Path, format: str, start: bytes):
     for name, chart in charts([frames(run)]).items():
         assert drawn(chart, format).startswith(start), name
+
+
+def test_the_sweep_joins_the_base_and_the_static_arms_by_weight(run: Path):
+    rows = data(charts([frames(run)])["alpha_sweep"])
+    swept = rows[~rows["level"].astype(bool)].sort_values("alpha")
+    assert swept[["alpha", "value"]].to_numpy().tolist() == [[0.0, 10.0], [0.5, 30.0], [1.0, 40.0]]
+    assert dict(zip(rows["arm"], rows["value"], strict=True)).items() >= {"dynamic": 45.0, "tuned": 50.0}.items()
+
+
+def test_a_sweep_of_runs_is_one_line(tmp_path: Path, record: dict[str, Any]):
+    folders = []
+    for alpha, value in ((0.2, 0.2), (0.6, 0.3), (1.4, 0.5)):
+        one = json.loads(json.dumps(record))
+        arms = one["tasks"]["gsm"]["arms"]
+        one["tasks"]["gsm"]["arms"] = {"base": arms["base"], "proxy": fused(value, 0.5, alpha)}
+        folders.append(run_folder(tmp_path / f"alpha={alpha}", one, {}))
+    rows = data(charts([frames(folder) for folder in folders])["alpha_sweep"])
+    assert rows["series"].unique().tolist() == ["static"]
+    assert rows[["alpha", "value"]].to_numpy().tolist() == [[0.0, 10.0], [0.2, 20.0], [0.6, 30.0], [1.4, 50.0]]
+
+
+def test_static_and_dynamic_arms_stand_beside_base_and_tuned(run: Path):
+    rows = data(charts([frames(run)])["static_dynamic"])
+    assert set(zip(rows["arm"], rows["role"], strict=True)) == {
+        *{("base", "base"), ("tuned", "tuned"), ("half", "fused, static"), ("proxy", "fused, static")},
+        ("dynamic", "fused, dynamic"),
+    }
+
+
+def test_weights_are_averaged_at_each_step_of_the_answers(run: Path):
+    rows = data(charts([frames(run)])["alpha_steps"])
+    assert set(rows["arm"]) == {"dynamic"}, "a fixed weight is no figure"
+    found = rows.sort_values("step")[["step", "mean", "low", "high", "n"]].to_numpy().tolist()
+    # Items have (0, 1, 2) and (1, 1): two answers reach steps 1 and 2, one step 3.
+    assert found == [[1, 0.5, 0.25, 0.75, 2], [2, 1.0, 1.0, 1.0, 2], [3, 2.0, 2.0, 2.0, 1]]
+
+
+def test_the_distribution_of_weights_has_every_token(run: Path):
+    rows = data(charts([frames(run)])["alpha_distribution"])
+    shares = {(round(low, 6), round(high, 6)): share for low, high, share in rows[["low", "high", "share"]].to_numpy()}
+    assert shares == {(0.0, 0.1): pytest.approx(20), (1.0, 1.1): pytest.approx(60), (1.9, 2.0): pytest.approx(20)}
+
+
+@pytest.fixture
+def traced(run: Path) -> Path:
+    table = {
+        "task": "gsm",
+        "arm": ["proxy"] * 5 + ["base"],
+        "item": [0, 0, 0, 1, 1, 0],
+        "step": [0, 1, 2, 0, 1, 0],
+        "p_fused": [0.9, 0.8, 0.5, 0.7, 0.6, 0.5],
+        "p_base": [0.4, 0.9, 0.5, 0.1, 0.6, None],
+        "differs": [True, False, False, True, False, None],
+        "top_base": [[{"token": 1, "text": "a", "p": 0.5}]] * 6,
+    }
+    (run / "traces").mkdir()
+    pd.DataFrame(table).to_parquet(run / "traces" / "gsm.parquet")
+    return run
+
+
+def test_changed_tokens_are_counted_with_an_error_over_items(traced: Path):
+    (row,) = data(charts([frames(traced)])["changed_tokens"]).to_dict("records")
+    # 2 of 5 tokens: item 0 has 1 of 3, item 1 has 1 of 2; residuals 1 - 0.4 * 3 = -0.2 and 1 - 0.4 * 2 = 0.2.
+    error = (2 / 1 * (0.2**2 + 0.2**2)) ** 0.5 / 5
+    assert (row["arm"], row["share"], row["n"]) == ("proxy", pytest.approx(40), 5)
+    assert (row["low"], row["high"]) == (pytest.approx(40 - 196 * error), pytest.approx(40 + 196 * error))
+
+
+def test_the_shift_of_probability_is_averaged_by_position(traced: Path):
+    rows = data(charts([frames(traced)])["delta_position"]).sort_values("step")
+    assert rows["mean"].tolist() == pytest.approx([(0.5 + 0.6) / 2, (-0.1 + 0) / 2, 0.0])
+    assert set(rows["arm"]) == {"proxy"}, "a model alone has no base"
+
+
+def test_the_cost_is_that_of_all_arms_together(run: Path, record: dict[str, Any]):
+    for arms in (task["arms"] for task in record["tasks"].values()):
+        arms["base"]["tokens"] = 30
+    record["provenance"]["timings"] |= {
+        "answers": {"gsm": {"computed": 8, "from_store": 0}, "text": {"computed": 1, "from_store": 1}},
+        "peak_memory": {"gsm": 2**31},
+    }
+    (run / "results.json").write_text(json.dumps(record))
+    chart = charts([frames(run)])["cost"]
+    cells = {(row["task"], row["panel"]): row["value"] for row in data(chart).to_dict("records")}
+    assert cells[("gsm", "tokens per second")] == 15.0
+    assert cells[("gsm", "peak memory, GiB")] == 2.0
+    assert ("text", "tokens per second") not in cells, "some of its answers came from the store"
+    assert "not of the whole work: text." in json.dumps(chart.to_dict())
+
+
+def test_two_runs_are_told_apart(tmp_path: Path, record: dict[str, Any]):
+    folders = [run_folder(tmp_path / where / "run", record, {}) for where in ("a", "b")]
+    rows = data(charts([frames(folder) for folder in folders])["scores"])
+    assert rows["run"].unique().tolist() == ["run", "run (2)"]
+
+
+def test_the_command_writes_the_figures_of_runs(traced: Path, tmp_path: Path, capsys):
+    assert main(["figures", str(traced), "format=png", "columns=1"]) == 0
+    names = {path.name for path in (traced / "figures").iterdir()}
+    assert names == {f"{name}.png" for name in charts([frames(traced)])}
+    assert {line.rpartition("/")[2] for line in capsys.readouterr().out.split()} == names
+    assert main(["figures", str(traced), f"output={tmp_path / 'svg'}"]) == 0
+    assert (tmp_path / "svg" / "scores.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no run is given"),
+        (["RUN", "format=gif"], "format=gif is not allowed: it is svg, png or pdf"),
+        (["RUN", "columns=0"], "columns=0 is not allowed"),
+        (["RUN", "paper=liu"], "liu2024"),
+        (["RUN", "paper=liu2024"], "names no experiment"),
+        (["nowhere"], "nowhere is not a run"),
+    ],
+)
+def test_the_users_mistakes_are_one_line(arguments: list[str], message: str, run: Path, capsys):
+    assert main(["figures", *(str(run) if one == "RUN" else one for one in arguments)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_papers_points_stand_beside_ours(run: Path, record: dict[str, Any], capsys):
+    record["tasks"] = {"gsm8k_liu2024": record["tasks"]["gsm"]}
+    record["provenance"]["config"] = {"experiment": "liu2024_gsm8k_13b"}
+    (run / "results.json").write_text(json.dumps(record))
+    made = paper_charts(paper_tables("liu2024", [run]))
+    rows = data(made["liu2024_task_tuning"]).set_index(["label", "source"])["value"]
+    assert rows[("13B proxy-tuned", OURS)] == pytest.approx(40.0)
+    assert rows[("13B proxy-tuned", "Liu et al. 2024 (arXiv 2401.08565)")] == 43.9

@@ -19,6 +19,7 @@ COMMANDS = {
     "score": "score outputs that were made elsewhere",
     "lm-eval": "lm-evaluation-harness's own command line, with --model proxytune",
     "report": "write one HTML file of one or several runs: tables, figures and every sample",
+    "figures": "draw the figures of runs as SVG, PNG or PDF files",
     "table": "print a paper's tables, with the figures of runs beside the paper's",
     "runs": "list finished runs, show one again, clear out the store of answers",
 }

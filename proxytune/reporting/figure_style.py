@@ -112,8 +112,11 @@ def panels(
 def notes(text: str, results: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What lines mean, `text`, and which of `results` are undefined and not among `rows`."""
     missing = results.drop(rows.index)
-    cells = ", ".join(f"{arm} on {task}" for arm, task in zip(missing["arm"], missing["task"], strict=True))
-    said = [ERRORS, f"{text}." if text else "", f"Undefined and left out: {cells}." if cells else ""]
+    whole = set(results["task"]) - set(rows["task"])
+    cells = [f"all arms on {task}" for task in dict.fromkeys(missing["task"]) if task in whole]
+    parts = missing[~missing["task"].isin(whole)]
+    cells += [f"{arm} on {task}" for arm, task in zip(parts["arm"], parts["task"], strict=True)]
+    said = [ERRORS, f"{text}." if text else "", f"Undefined and left out: {', '.join(cells)}." if cells else ""]
     return "\n".join(filter(None, said))
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from proxytune.errors import UserError
 from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_record
 from proxytune.reporting.files import tidy
-from proxytune.reporting.traces import read_traces
+from proxytune.reporting.traces import COLUMNS, read_traces
 
 NORMAL_95 = 1.96
 """Standard errors in half a 95 % interval, where the record has no interval of its own."""
@@ -56,7 +56,7 @@ def frames(run_folder: str | Path) -> Frames:
         results=_results(record),
         items=_items(record, rows),
         weights=_weights(rows),
-        traces=read_traces(folder, top=False),
+        traces=_traces(folder, record),
         costs=_costs(record),
     )
 
@@ -135,6 +135,12 @@ def _weights(rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
     ]
     columns = ["task", "arm", "item", "generated", "step", "expert", "alpha"]
     return pd.DataFrame(table, columns=columns).astype({"alpha": float, "generated": bool})
+
+
+def _traces(folder: Path, record: Record) -> pd.DataFrame:
+    """In the order of the record's tasks."""
+    parts = [part for task in record.tasks if not (part := read_traces(folder, task, top=False)).empty]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
 
 
 def _costs(record: Record) -> pd.DataFrame:
