@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import resource
@@ -62,6 +63,13 @@ def source_hash() -> str:
     files = sorted(path for room in _DECIDING_ROOMS for path in (package / room).rglob("*.py"))
     names = (path.relative_to(package).as_posix().encode() for path in files)
     return digest(part for name, path in zip(names, files, strict=True) for part in (name, path.read_bytes()))
+
+
+@lru_cache(maxsize=1)
+def code_version() -> str:
+    """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored beside each answer."""
+    facts = [source_hash(), version("torch"), version("transformers")]
+    return digest([json.dumps(facts, separators=(",", ":")).encode()])
 
 
 def digest(parts: Iterable[bytes]) -> str:

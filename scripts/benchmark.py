@@ -6,6 +6,7 @@
                arm adds goes with the vocabulary alone, so larger bases bring the quotient nearer to 1)
     arms       six arms of generation together: time over that of six runs of one arm each, and equal answers
     loop       one proxy arm by the engine: time over that of a plain loop over three transformers models
+    start      processor seconds until each of some commands has ended that compute nothing
     refill     answers of ragged length, waiting requests entering as others leave: time over that without entering;
                "even", as many tokens in answers of one length, is the most that entering could reach
 
@@ -18,9 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -218,6 +222,29 @@ def refill(ensemble: Ensemble, repeats: int, batch: int = 8) -> dict[str, object
     }
 
 
+def start(repeats: int) -> dict[str, float]:
+    """Medians of the processor seconds (user and system) of whole processes."""
+
+    def processor_seconds(*arguments: str) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+    commands = {
+        "python alone": ["-c", "pass"],
+        "import proxytune": ["-c", "import proxytune"],
+        "--help": ["-m", "proxytune", "--help"],
+        "run --help": ["-m", "proxytune", "run", "--help"],
+        "table": ["-m", "proxytune", "table", "paper=liu2024"],
+        "import FusedCausalLM": ["-c", "from proxytune import FusedCausalLM"],
+    }
+    return {
+        name: round(statistics.median(processor_seconds(*arguments) for _ in range(repeats)), 2)
+        for name, arguments in commands.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -226,7 +253,8 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     unlike, alike = family(None), family(0.005)
-    parts: dict[str, Callable[[], dict[str, object]]] = {
+    parts: dict[str, Callable[[], Mapping[str, object]]] = {
+        "start": lambda: start(options.repeats),
         "sweep": lambda: sweep(family(None, hidden=512, layers=8), options.requests, options.repeats),
         "arms, near family": lambda: arms(alike, options.requests, options.repeats),
         "arms, random family": lambda: arms(unlike, options.requests, options.repeats),

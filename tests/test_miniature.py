@@ -19,13 +19,14 @@ from proxytune.atomic import atomic_folder
 from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
+from proxytune.miniature.builds import BUILDS, ModelBuild
 from proxytune.miniature.cache import fingerprint, load_examples
 from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.generators import OPERATIONS
 from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import TASKS, recipe_from
 from proxytune.miniature.shipped import FILE, pack, unpack
-from proxytune.miniature.training import BUILDS, ModelBuild, check_recall, encode, recall
+from proxytune.miniature.training import check_recall, encode, recall
 from proxytune.miniature.world import make_world
 from proxytune.models import identity
 from proxytune.record import read_record

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from tiny import EXPERTS, save_member, tiny_adapter_family, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from proxytune.errors import UserError
-from proxytune.models import FamilySpec, Inputs, Source, check, identity, load
+from proxytune.models import FamilySpec, Inputs, Source, check, describe, identity, load
 from proxytune.models.distinct import DistinctMembers
 
 
@@ -186,6 +187,29 @@ def test_only_the_roles_asked_for_are_loaded(spec, monkeypatch):
     ensemble = load(spec, ["expert:math"])
     assert list(ensemble.members) == ["expert:math"]
     assert ensemble.vocab_size == len(tiny_tokenizer())
+
+
+@pytest.mark.parametrize("which", ["spec", "adapters", "bfloat16", "listed ends"])
+def test_what_is_known_before_loading_is_what_is_loaded(which, spec, adapters, family_folders, tmp_path):
+    family = adapters if which == "adapters" else spec
+    if which == "bfloat16":
+        family = replace(spec, base=replace(spec.base, dtype="bfloat16"))
+    if which == "listed ends":
+        folder = copied(family_folders["base"], tmp_path / "base")
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 5]}))
+        family = replace(spec, base=Source(folder))
+    known, loaded = describe(family), load(family)
+    assert known is not None
+    assert known.members.keys() == loaded.members.keys()
+    for role in loaded.members:
+        facts = [
+            (one.identity, one.dtype, one.ends, one.window, one.missing, one.unknown, one.render)
+            for one in (known[role], loaded[role])
+        ]
+        assert facts[0] == facts[1]
+        assert known.ends([role]) == loaded.ends([role])
+    if which == "listed ends":
+        assert {3, 5} <= set(known.ends(["base"]))
 
 
 def test_equal_sources_share_one_module(spec):

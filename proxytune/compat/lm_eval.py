@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
+import lm_eval.utils
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
@@ -20,6 +21,7 @@ from proxytune.console import quiet_logger
 
 NAMES = (
     Name("lm_eval.api.task", "tqdm", "the bar over prompts has no switch"),
+    Name("lm_eval.utils", "env", "each of a task's templates is compiled anew for every item"),
     Name("lm_eval.models.utils", "DEFAULT_MAX_LENGTH", "HFLM's window where no model says its own"),
     Name("lm_eval.models.utils", "handle_stop_sequences", "the same stop strings as HFLM"),
     Name("lm_eval.models.utils", "normalize_gen_kwargs", "the same generation settings as HFLM"),
@@ -36,8 +38,21 @@ NAMES = (
 )
 
 DEFAULT_WINDOW: int = DEFAULT_MAX_LENGTH
+TEMPLATES = 1000
+"""The most compiled templates that are kept: a task has a few."""
 stop_strings = handle_stop_sequences
 generation_settings = normalize_gen_kwargs
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """With each Jinja template of the tasks compiled once, not for every item and arm."""
+    environment: Any = lm_eval.utils.env
+    environment.from_string = functools.lru_cache(TEMPLATES)(environment.from_string)
+    try:
+        yield
+    finally:
+        del environment.from_string
 
 
 @contextmanager

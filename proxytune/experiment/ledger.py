@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 from proxytune.experiment.answers.shared import SharedAnswers
-from proxytune.models import Ensemble, FamilySpec
+from proxytune.models import FamilySpec, Members
 from proxytune.provenance import code_facts, library_versions, machine_facts, peak_memory
 from proxytune.record import Answers, MemberRecord, Provenance, Timings
 
@@ -28,9 +28,11 @@ class Ledger:
 
     @contextmanager
     def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
+        """The time of what is within; that of loading a task's models is no part of the task's own."""
         start = time.perf_counter()
         yield
-        self._seconds[what][task] = _since(start)
+        loading = 0.0 if what == "load_seconds" else self._seconds["load_seconds"].get(task, 0.0)
+        self._seconds[what][task] = round(_since(start) - loading, 3)
 
     def note(self, task: str, family: FamilySpec, shared: SharedAnswers) -> None:
         self._answers[task] = Answers(computed=shared.computed, from_store=shared.read)
@@ -58,11 +60,11 @@ class Ledger:
         )
 
 
-def _member(family: FamilySpec, ensemble: Ensemble, role: str) -> MemberRecord:
+def _member(family: FamilySpec, ensemble: Members[Any], role: str) -> MemberRecord:
     """What determines its answers, its number type, and the source it was loaded from."""
     return MemberRecord(
         identity=ensemble[role].identity,
-        dtype=str(ensemble[role].model.dtype).removeprefix("torch."),
+        dtype=str(ensemble[role].dtype).removeprefix("torch."),
         source={name: value for name, value in asdict(family.sources[role]).items() if value is not None},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
-from proxytune.experiment.answers.shared import ArmFailed, Engine, SharedAnswers
+from proxytune.experiment.answers.shared import ArmFailed, Engine, LazyEngine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.answers.tracing import NO_TRACES, Tracing
 from proxytune.experiment.arm_spec import ArmSpec
@@ -19,8 +20,10 @@ from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.experiment.traces import write_traces
-from proxytune.models import Ensemble, FamilySpec, load
+from proxytune.models import Ensemble, FamilySpec, MemberFacts, Members, describe, load
 from proxytune.record import FILE, Record, TaskRecord, TraceRecord, read_record
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -73,7 +76,8 @@ def run(
     make_output_folder(output_dir)
     ledger = Ledger()
     with AnswerStore(store_path) as store:
-        this = _Run(family, engine_factory, wanted, store, output_dir, ledger, progress, tracing)
+        known = describe(family, set().union(*(plan.roles for plan in plans)))
+        this = _Run(family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing)
         done = {plan.task: this.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
@@ -88,6 +92,8 @@ class _Run:
     """Evaluates one task after the other, each with the members that it needs."""
 
     family: FamilySpec
+    known: Members[MemberFacts] | None
+    """What is known of all members before any is loaded; None where only their weights tell."""
     engine_factory: Callable[[Ensemble], Engine]
     items: Items
     store: AnswerStore
@@ -101,7 +107,7 @@ class _Run:
     def evaluate(self, plan: Plan) -> TaskRecord | None:
         """Evaluates every arm on the task; writes its items and returns its record, None if every arm failed."""
         present = list(plan.arms.present.values())
-        shared = SharedAnswers(self._engine_for(plan), present, self.store, plan.task, self.progress, self.tracing)
+        shared = SharedAnswers(self._engine_of(plan), present, self.store, plan.task, self.progress, self.tracing)
         with self.ledger.time("task_seconds", plan.task):
             outcomes, failed = self._outcomes(plan, shared)
             if not outcomes:
@@ -134,12 +140,19 @@ class _Run:
         path = self.output_dir / "traces" / f"{plan.task}.parquet"
         return write_traces(path, plan.task, self.tracing, answers, plan.arms.present, shared.ensemble.tokenizer)
 
+    def _engine_of(self, plan: Plan) -> Engine:
+        """An engine for the task, which loads its models when an answer is missing, or now if they must be known."""
+        if self.known is None:
+            return self._engine_for(plan)
+        return LazyEngine(self.known, lambda: self._engine_for(plan))
+
     def _engine_for(self, plan: Plan) -> Engine:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
         if self._engine is None or not plan.roles <= self._engine.ensemble.members.keys():
             self._engine = None
             with self.ledger.time("load_seconds", plan.task), loading_bars(self.progress):
                 self._engine = self.engine_factory(load(self.family, plan.roles))
+            _warn_of_surprises(self.known, self._engine.ensemble)
         return self._engine
 
 
@@ -148,3 +161,13 @@ def _check_traces(tracing: Tracing, engine_factory: Callable[[Ensemble], Engine]
     kind = getattr(engine_factory, "func", engine_factory)
     if tracing.level != "none" and isinstance(kind, type) and not getattr(kind, "traces", False):
         raise UserError(f"trace={tracing.level}: {kind.__name__} keeps no traces: use engine=hf, or trace=none")
+
+
+def _warn_of_surprises(known: Members[MemberFacts] | None, loaded: Members[Any]) -> None:
+    """The keys of the answers were made of what was known: where the loaded members differ, that is said."""
+    for role, before in known.members.items() if known is not None else ():
+        if role not in loaded.members:
+            continue
+        facts = [(one.dtype, one.ends, one.window, one.missing) for one in (before, loaded[role])]
+        if facts[0] != facts[1]:
+            log.warning("%s: loaded as %s, but its files say %s", role, facts[1], facts[0])

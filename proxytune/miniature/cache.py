@@ -21,9 +21,9 @@ from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
 from proxytune.miniature import shipped
+from proxytune.miniature.builds import BUILDS
 from proxytune.miniature.items import Row, make_items
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
-from proxytune.miniature.training import BUILDS
 from proxytune.miniature.unseen import UNSEEN, unseen_rows
 from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
@@ -33,7 +33,7 @@ from proxytune.training.recipe import Examples
 log = logging.getLogger(__name__)
 
 TRAINING_TIME = "about 5 processor-minutes, once"
-HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "training")
+HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "builds", "training")
 """The modules of this room on which the built files depend."""
 
 

@@ -16,8 +16,9 @@ import torch
 
 from proxytune.atomic import atomic_folder
 from proxytune.console import loading_bars, progress_bars
+from proxytune.miniature.builds import BUILDS, ModelBuild
 from proxytune.miniature.recipe import Recipe
-from proxytune.miniature.training import BUILDS, ModelBuild, train
+from proxytune.miniature.training import train
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)

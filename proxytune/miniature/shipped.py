@@ -1,7 +1,8 @@
 """The trained models that come with the package: one file in safetensors, half the size of the folders it unpacks to.
 
 A tensor is called `<model>/<name>`. A tuned model is stored as its adapter over the base. The metadata has the words of
-the tokenizer and the hash of the recipe that the models were trained by, with the rows of all tasks.
+the tokenizer and the hash of the recipe that the models were trained by, with the rows of all tasks. What packing and
+unpacking need is imported there: most runs only look for the unpacked folder.
 """
 
 from __future__ import annotations
@@ -10,19 +11,19 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
+from proxytune.miniature.builds import ADAPTER, BUILDS, ModelBuild
 from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import Recipe
-from proxytune.miniature.training import ADAPTER, BUILDS, ModelBuild, merged
-from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import make_world
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 FILE = Path(__file__).with_name("models.safetensors")
 REBUILD = "python scripts/build_miniature.py"
@@ -46,6 +47,9 @@ def file_hash(file: Path = FILE) -> str:
 
 def pack(folder: Path, recipe: Recipe, file: Path = FILE) -> None:
     """Writes the models of a built miniature in `folder` as one file."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
     tensors: dict[str, Tensor] = {}
     for build in BUILDS:
         stored = load_file(folder / build.name / (ADAPTER if build.is_adapter else "model.safetensors"))
@@ -68,6 +72,8 @@ def unpack(recipe: Recipe, folder: Path, file: Path = FILE) -> None:
         raise _unusable(file, f"cannot be read ({error})") from error
     if facts.get("recipe") != recipe_hash(recipe):
         raise _unusable(file, "was built by another recipe")
+    from proxytune.miniature.untrained import make_tokenizer
+
     tokenizer = make_tokenizer([facts["words"]], 4 * recipe.window)
     for build in BUILDS:
         try:
@@ -79,6 +85,9 @@ def unpack(recipe: Recipe, folder: Path, file: Path = FILE) -> None:
 def _write(
     build: ModelBuild, recipe: Recipe, tensors: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
+    from proxytune.miniature.training import merged
+    from proxytune.miniature.untrained import make_model
+
     model: Any = make_model(recipe.large if build.large else recipe.small, tokenizer, recipe.window, recipe.seed)
     model.load_state_dict(_of("base" if build.is_adapter else build.name, tensors))
     if build.is_adapter:

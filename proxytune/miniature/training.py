@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTr
 
 from proxytune.errors import UserError
 from proxytune.miniature import names
+from proxytune.miniature.builds import ADAPTER, ModelBuild
 from proxytune.miniature.corpus import make_corpus
-from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, Task
+from proxytune.miniature.recipe import MULTITASK, Recipe
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training.loop import EncodedExample, Optimization, Progress, finetune, pretrain
@@ -30,45 +31,7 @@ from proxytune.training.recipe import Examples
 
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
 """A model, its tokenizer, the loss of each step."""
-ADAPTER = "adapter.safetensors"
-"""In a tuned model's folder: the low-rank matrices by the name of the weight that they change."""
 LORA_SCALE = 2
-
-
-@dataclass(frozen=True)
-class ModelBuild:
-    """One model to build: `name` is its folder; `tasks` is empty for the two that are pretrained."""
-
-    name: str
-    large: bool
-    tasks: tuple[Task, ...] = ()
-    prompt_loss: bool = False
-    """Whether the prompt's tokens carry some of the loss."""
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether it is the base and an adapter."""
-        return self.large and bool(self.tasks)
-
-    @property
-    def parent(self) -> str | None:
-        """The folder of the model from which tuning starts."""
-        return None if not self.tasks else "base" if self.large else "antiexpert"
-
-    @property
-    def title(self) -> str:
-        return f"{'tuning' if self.tasks else 'pretraining'} {self.name}"
-
-
-TUNED_ON: dict[str, tuple[Task, ...]] = {MULTITASK: TASKS, **{task: (task,) for task in TASKS}}
-BUILDS = (
-    ModelBuild("base", large=True),
-    *(ModelBuild(f"tuned-{name}", True, tasks) for name, tasks in TUNED_ON.items()),
-    ModelBuild("antiexpert", large=False),
-    *(ModelBuild(f"expert-{name}", False, tasks) for name, tasks in TUNED_ON.items()),
-    *(ModelBuild(f"expert-{name}-prompt-loss", False, tasks, prompt_loss=True) for name, tasks in TUNED_ON.items()),
-)
-"""The longest chain of work first."""
 
 
 def train(

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proxytune.models.ensemble import Ensemble, Inputs
+    from proxytune.models.facts import MemberFacts, Members
     from proxytune.models.family import FamilySpec, Source
     from proxytune.models.hf.causal_lm import FusedCausalLM
     from proxytune.models.hf.config import FusedConfig
     from proxytune.models.loading.checks import check
+    from proxytune.models.loading.describe import describe
     from proxytune.models.loading.identity import identity
     from proxytune.models.loading.load import load, load_without_weights
     from proxytune.models.member import ADAPTERS_OFF, KVState, Member
@@ -22,8 +24,11 @@ _HOMES = {
     "Inputs": "ensemble",
     "KVState": "member",
     "Member": "member",
+    "MemberFacts": "facts",
+    "Members": "facts",
     "Source": "family",
     "check": "loading.checks",
+    "describe": "loading.describe",
     "identity": "loading.identity",
     "load": "loading.load",
     "load_without_weights": "loading.load",
@@ -38,8 +43,11 @@ __all__ = [
     "Inputs",
     "KVState",
     "Member",
+    "MemberFacts",
+    "Members",
     "Source",
     "check",
+    "describe",
     "identity",
     "load",
     "load_without_weights",

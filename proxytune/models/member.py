@@ -11,11 +11,12 @@ from typing import cast
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.compat.peft import switched
 from proxytune.compat.transformers import device_of
 from proxytune.errors import UserError
+from proxytune.models.facts import ends_of
 from proxytune.models.loading.adapters import ADAPTERS_OFF, check_state
 from proxytune.models.positions import boundary, window
 
@@ -75,6 +76,20 @@ class Member:
         if "past_key_values" not in signature(plain.forward).parameters:
             kind = self.model.config.model_type
             raise UserError(f"{self.role}: {kind} models can't be members: they keep what they read in no KV cache")
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The tokens that end an answer of this member, by its generation config and by its own tokenizer."""
+        config = getattr(self.model, "generation_config", None)
+        return ends_of(getattr(config, "eos_token_id", None), self.tokenizer)
 
     @property
     def device(self) -> torch.device:

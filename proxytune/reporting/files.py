@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from proxytune.atomic import atomic_write
 from proxytune.record import ArmRecord, Record, TaskRecord
 from proxytune.reporting.columns import COLUMNS, Cell
 from proxytune.reporting.tables import LEGEND, Table, report
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write(record: Record, folder: str | Path) -> None:
@@ -34,6 +35,8 @@ def markdown(record: Record) -> str:
 
 def tidy(record: Record) -> pd.DataFrame:
     """A row for each task, arm and metric; all but value and n is that of the headline metric."""
+    import pandas as pd
+
     rows = [
         row
         for task_name, task in record.tasks.items()

@@ -11,7 +11,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from rouge_score.rouge_scorer import RougeScorer
@@ -110,8 +110,14 @@ class _Words(Tokenizer):
         self._ascii = DefaultTokenizer(use_stemmer=True)
 
     def tokenize(self, text: str) -> list[str]:
+        return list(self._words(text))
+
+    @lru_cache(2**14)  # noqa: B019 (one object for the whole process)
+    def _words(self, text: str) -> tuple[str, ...]:
+        """Kept, as the references and many outputs are the same for all arms."""
         words = _UNSPACED.sub(r" \g<0> ", _letters(text)).split()
-        return [word for found in words for word in ([found] if not found.isascii() else self._ascii.tokenize(found))]
+        several = ([found] if not found.isascii() else self._ascii.tokenize(found) for found in words)
+        return tuple(word for some in several for word in some)
 
 
 def _letters(text: str) -> str:

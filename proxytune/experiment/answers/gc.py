@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.errors import UserError
-from proxytune.experiment.answers.keys import code_version
 from proxytune.experiment.answers.store import AnswerStore, checksum_of
+from proxytune.provenance import code_version
 
 _DAY = 24 * 3600.0
 

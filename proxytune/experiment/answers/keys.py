@@ -10,22 +10,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from proxytune.engines.requests import Request
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Rule
-from proxytune.models.ensemble import Ensemble
+from proxytune.models.facts import Members
 from proxytune.models.vocabulary import tokenizer_state
-from proxytune.provenance import digest, source_hash
+from proxytune.provenance import code_version, digest
 
 
 class Keys:
     """Keys of the answers of some arms over one ensemble. What arms, roles and tasks are called is not part of them."""
 
-    def __init__(self, ensemble: Ensemble, arms: Iterable[Arm]) -> None:
+    def __init__(self, ensemble: Members[Any], arms: Iterable[Arm]) -> None:
         """Raises UserError for a member without an identity and for a rule that cannot be described."""
         common = {"tokenizer": _hash(tokenizer_state(ensemble.tokenizer)), "version": code_version()}
         self.of_arm = {
@@ -55,12 +52,6 @@ def rule_facts(rule: Rule) -> dict[str, Any]:
     return {"class": f"{kind.__module__}.{kind.__qualname__}", "parameters": asdict(rule)}
 
 
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored beside each answer."""
-    return _hash([source_hash(), torch.__version__, transformers.__version__])
-
-
 def _rule(rule: Rule | None) -> dict[str, Any] | None:
     return None if rule is None else rule_facts(rule) | {"source": _rule_source(type(rule))}
 
@@ -79,11 +70,11 @@ def _rule_source(kind: type) -> str:
     return digest([text.encode()])
 
 
-def _member(ensemble: Ensemble, role: str) -> list[Any]:
+def _member(ensemble: Members[Any], role: str) -> list[Any]:
     member = ensemble[role]
     if not member.identity:
         raise UserError(f"{role} has no identity (revision or file hash), so its answers cannot be told from others'")
-    return [member.identity, str(member.model.dtype), member.missing, member.unknown if member.missing else None]
+    return [member.identity, str(member.dtype), member.missing, member.unknown if member.missing else None]
 
 
 def _hash(facts: Any) -> str:

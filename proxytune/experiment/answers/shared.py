@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from array import array
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
@@ -14,8 +14,7 @@ from proxytune.experiment.answers.keys import Keys
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.answers.tracing import NO_TRACES, Tracing, lacks_trace
 from proxytune.fusion.arm import Arm
-from proxytune.models.ensemble import Ensemble
-from proxytune.models.vocabulary import token_ids
+from proxytune.models.facts import Members
 
 log = logging.getLogger(__name__)
 BLOCK = 128
@@ -25,13 +24,41 @@ BLOCK = 128
 class Engine(Protocol):
     """What answers requests, such as `HFEngine`. Yields (request index, arm name, answer) as answers are finished."""
 
-    ensemble: Ensemble
+    ensemble: Members[Any]
 
     def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]: ...
 
     def generate(
         self, requests: Sequence[GenerateRequest], arms: Sequence[Arm]
     ) -> Iterator[tuple[int, str, Generated]]: ...
+
+
+class LazyEngine:
+    """An engine whose models are loaded once they are needed: not where every answer is in the store."""
+
+    def __init__(self, ensemble: Members[Any], make: Callable[[], Engine]) -> None:
+        """`ensemble` is what is known of the models before `make` loads them."""
+        self.ensemble = ensemble
+        self._make = make
+        self._engine: Engine | None = None
+
+    def load(self) -> Engine:
+        if self._engine is None:
+            self._engine = self._make()
+        return self._engine
+
+    def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]:
+        return self.load().score(requests, arms)
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], arms: Sequence[Arm]
+    ) -> Iterator[tuple[int, str, Generated]]:
+        return self.load().generate(requests, arms)
+
+    @property
+    def batch_size(self) -> int | None:
+        """None where nothing was loaded."""
+        return getattr(self._engine, "batch_size", None)
 
 
 class ArmFailed(Exception):
@@ -78,8 +105,6 @@ class SharedAnswers:
         self.progress = progress
         self.tracing = tracing
         self.keys = Keys(engine.ensemble, arms)
-        self.token_ids = cache(partial(token_ids, engine.ensemble.tokenizer))
-        """The tokens of a text, found once for all arms."""
         self.computed = 0
         self.read = 0
         """Answers that the store had."""
@@ -88,11 +113,13 @@ class SharedAnswers:
         """The error of each arm that failed, by the hash of how it answers."""
         self._failed_items: dict[str, Failed] = {}
         """The same by the key of the answer, where the arm has answered others."""
+        self.tokens: dict[Hashable, array[int]] = {}
+        """What the tokenizer makes of the task's texts, the same for all arms."""
         self._able: set[str] = set()
         """Names of the arms that have answered anything."""
 
     @property
-    def ensemble(self) -> Ensemble:
+    def ensemble(self) -> Members[Any]:
         return self.engine.ensemble
 
     @property
@@ -127,6 +154,8 @@ class SharedAnswers:
         self._able |= {name for one in keyed for name, key in one.keys.items() if key in self._answers}
         missing = sum(not self._is_done(key) for one in keyed for key in one.keys.values())
         if missing:
+            if isinstance(self.engine, LazyEngine):
+                self.engine.load()
             with progress_bar(self.label, missing, self.progress) as advance:
                 for start in range(0, len(keyed), BLOCK):
                     self._compute(keyed[start : start + BLOCK], advance)

@@ -13,7 +13,7 @@ from typing import Any
 
 from proxytune.engines.requests import Answer, Generated, Scored, Trace
 from proxytune.errors import UserError
-from proxytune.experiment.answers.keys import code_version
+from proxytune.provenance import code_version
 
 log = logging.getLogger(__name__)
 _KINDS: dict[str, type[Scored] | type[Generated]] = {"scored": Scored, "generated": Generated}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerBase
@@ -53,7 +55,7 @@ class ArmLM(HFLM):
         windows = [ensemble[role].window for role in shared.roles]
         base = ensemble[arm.base]
         # HFLM wants a model for its config and device; without a module it can't run one by itself.
-        face: Any = SimpleNamespace(config=base.model.config, device=base.device)
+        face: Any = SimpleNamespace(config=base.config, device=torch.device("cpu"))
         super().__init__(
             pretrained=face,
             backend="causal",
@@ -116,8 +118,15 @@ class ArmLM(HFLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
         """What the members read for `string`; raises UserError for a word that the tokenizer has no token for."""
+        tokens = self.shared.tokens
+        key = (string, add_special_tokens, *sorted(options.items()))
+        if key not in tokens:  # every arm is asked the same texts
+            tokens[key] = array("I", self._encoded(string, add_special_tokens, **options))
+        return tokens[key].tolist()
+
+    def _encoded(self, string: str, add_special_tokens: bool | None, **options: Any) -> list[int]:
         if add_special_tokens is None:
-            return list(self.shared.token_ids(string))
+            return token_ids(self.tokenizer, string)
         with known_words(self.tokenizer, string):
             return super().tok_encode(string, add_special_tokens, **options)
 

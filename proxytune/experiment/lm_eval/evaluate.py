@@ -10,7 +10,7 @@ import lm_eval
 import numpy as np
 from lm_eval.api.task import Task
 
-from proxytune.compat.lm_eval import keep_only_requests, quiet
+from proxytune.compat.lm_eval import compiled_once, keep_only_requests, quiet
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.experiment.lm_eval.arm_model import ArmLM
@@ -28,7 +28,7 @@ def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items:
     Raises UserError for a headline metric that has no value per item.
     """
     task.set_fewshot_seed(items.seed)
-    with quiet():
+    with quiet(), compiled_once():
         lm = ArmLM(shared, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
         results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)

@@ -1,0 +1,84 @@
+"""What is known of a family's members: all that prompts and the keys of answers need, with or without their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from proxytune.errors import unknown_name
+from proxytune.models.positions import window
+from proxytune.models.vocabulary import token_numbers, vocabulary_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+class AnyMember(Protocol):
+    """What `MemberFacts` and a loaded `Member` have in common."""
+
+    @property
+    def ends(self) -> frozenset[int]: ...
+
+
+MemberT_co = TypeVar("MemberT_co", bound=AnyMember, covariant=True)
+
+
+@dataclass(frozen=True)
+class MemberFacts:
+    """A member whose weights have not been read; its fields are those of `Member`."""
+
+    role: str
+    config: PreTrainedConfig
+    dtype: Any
+    """torch.dtype of its weights."""
+    ends: frozenset[int]
+    identity: str
+    tokenizer: PreTrainedTokenizerBase
+    render: Callable[[str], str] | None = None
+    missing: tuple[int, ...] = ()
+    unknown: int = 0
+
+    @property
+    def window(self) -> int | None:
+        return window(self.config)
+
+
+class Members(Generic[MemberT_co]):
+    """Members by role ("base", "antiexpert", "expert:<name>", "tuned:<name>") over one vocabulary."""
+
+    def __init__(
+        self,
+        members: Mapping[str, MemberT_co],
+        tokenizer: PreTrainedTokenizerBase,
+        end_tokens: Sequence[str] | None = None,
+    ) -> None:
+        """`end_tokens` are what ends an answer; None: whatever ends it for a member (`ends`)."""
+        self.members = dict(members)
+        self.tokenizer = tokenizer
+        self.vocab_size = vocabulary_size(tokenizer)
+        self.end_tokens = end_tokens
+
+    def __getitem__(self, role: str) -> MemberT_co:
+        if role not in self.members:
+            raise unknown_name("role", role, self.members)
+        return self.members[role]
+
+    def ends(self, roles: Iterable[str]) -> tuple[int, ...]:
+        """The tokens that end an answer of `roles`, ascending: those given to the family, or else the union of what the
+        family's tokenizer, the members' own and their generation configs name.
+
+        A chat expert may end its turn with a token that only its own generation config lists (`<|eot_id|>`,
+        `<|im_end|>`): the fused answer ends there too, as it does where the expert answers alone.
+        """
+        if self.end_tokens is not None:
+            return token_numbers(self.tokenizer, self.end_tokens)
+        found = ends_of(self.tokenizer.eos_token_id).union(*(self[role].ends for role in roles))
+        return tuple(sorted(token for token in found if token < self.vocab_size))
+
+
+def ends_of(listed: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase | None = None) -> frozenset[int]:
+    """What ends an answer of a member: the tokens that its generation config lists, and that of its own tokenizer."""
+    tokens = [*(listed if isinstance(listed, list | tuple) else [listed])]
+    tokens += [] if tokenizer is None else [tokenizer.eos_token_id]
+    return frozenset(token for token in tokens if token is not None)

@@ -1,0 +1,81 @@
+"""A family without its weights: a run whose answers are all stored need not load any model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from proxytune.models.chat import ChatPrompt
+from proxytune.models.facts import MemberFacts, Members, ends_of
+from proxytune.models.family import FamilySpec, Source
+from proxytune.models.loading.checks import check, chosen
+from proxytune.models.loading.files import source_errors
+from proxytune.models.loading.identity import identity
+from proxytune.models.loading.tokenizers import load_tokenizers
+from proxytune.models.vocabulary import missing_tokens, unknown_token
+
+
+def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts] | None:
+    """What `load(spec, roles)` would know of its members; None where only their weights tell.
+
+    Raises UserError as `load` does before it reads weights.
+    """
+    sources = chosen(spec, roles)
+    check(spec, sources)
+    if not all(map(_is_plain, sources.values())):
+        return None
+    tokenizers = load_tokenizers({"base": spec.base, **sources})
+    configs = {role: _config(role, source) for role, source in sources.items()}
+    dtypes = {role: _dtype(source, configs[role]) for role, source in sources.items()}
+    if None in dtypes.values():
+        return None
+    members = {role: _facts(spec, role, configs[role], dtypes[role], tokenizers) for role in sources}
+    return Members(members, tokenizers["base"], spec.end_tokens)
+
+
+def _is_plain(source: Source) -> bool:
+    """Whether the files beside the weights say all of it: no GGUF, quantisation or code of the model's own."""
+    return source.gguf_file is None and source.quantization is None and not source.trust_remote_code
+
+
+def _config(role: str, source: Source) -> PreTrainedConfig:
+    with source_errors(role, source):
+        return AutoConfig.from_pretrained(source.module.path, revision=source.revision)
+
+
+def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
+    """The number type of the loaded weights; None where it takes these to know."""
+    if config.get_text_config() is not config or getattr(config, "quantization_config", None) is not None:
+        return None
+    asked: Any = config.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
+    return asked
+
+
+def _facts(
+    spec: FamilySpec, role: str, config: PreTrainedConfig, dtype: Any, tokenizers: Mapping[str, PreTrainedTokenizerBase]
+) -> MemberFacts:
+    source, tokenizer = spec.sources[role], tokenizers[role]
+    missing = missing_tokens(tokenizers["base"], tokenizer, role, spec.missing_tokens)
+    return MemberFacts(
+        role,
+        config,
+        dtype,
+        ends_of(_listed_ends(source, config), tokenizer),
+        identity(source),
+        tokenizer,
+        render=None if source.chat is None else ChatPrompt.of(source.chat, tokenizer, role),
+        missing=missing,
+        unknown=unknown_token(tokenizer) if missing else 0,
+    )
+
+
+def _listed_ends(source: Source, config: PreTrainedConfig) -> Any:
+    """What the generation config lists; a model without one gets it from its config."""
+    kind: Any = GenerationConfig
+    try:
+        return kind.from_pretrained(source.module.path, revision=source.revision).eos_token_id
+    except OSError:
+        return getattr(config, "eos_token_id", None)
