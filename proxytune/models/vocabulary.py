@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from proxytune.models.facts import MemberFacts
+
 MissingTokens = Literal["refuse", "base_only"]
 """What to do where the base and another member know different tokens (an id that means two things is always refused).
 
@@ -86,7 +88,9 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return found
 
 
-def check_head(model: PreTrainedModel | PeftModel, vocab_size: int, missing: tuple[int, ...], role: str) -> None:
+def check_head(
+    model: PreTrainedModel | PeftModel | MemberFacts, vocab_size: int, missing: tuple[int, ...], role: str
+) -> None:
     """UserError where the model's head has no row for a token that its tokenizer knows."""
     rows = model.config.get_text_config().vocab_size
     lacking = set(range(rows, vocab_size)) - set(missing)

@@ -7,6 +7,7 @@ from typing import ClassVar, TypeVar
 
 import torch
 
+from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.decode import generate_all
 from proxytune.engines.hf.score import score_some
@@ -88,9 +89,10 @@ class HFEngine:
         new_tokens: Callable[[RequestT], int],
         progress: Progress | None,
     ) -> Iterator[tuple[int, str, AnswerT]]:
-        self._check_arms(arms)
+        check_arms(arms)
+        windows = {role: self.ensemble[role].window for arm in arms for role in arm.roles}
         for index, request in enumerate(requests):
-            self._check_lengths(index, request, arms, new_tokens(request))
+            check_length(index, request, new_tokens(request), windows)
         prompts = {id(request.prompt): request.prompt for request in requests}.values()
         roles = (role for arm in arms for role in arm.roles)
         members = DistinctMembers(self.ensemble, roles, lambda role: tuple(prompt.of(role) for prompt in prompts))
@@ -111,26 +113,3 @@ class HFEngine:
     def _largest(self) -> int:
         """Parameters of the largest member."""
         return max(sum(w.numel() for w in member.model.parameters()) for member in self.ensemble.members.values())
-
-    def _check_arms(self, arms: Sequence[Arm]) -> None:
-        if not arms:
-            raise UserError("no arms: nothing would answer the requests")
-        names = [arm.name for arm in arms]
-        for name in names:
-            if names.count(name) > 1:
-                raise UserError(f"two arms are called {name!r}: every arm needs a name of its own")
-        for role in {role for arm in arms for role in arm.roles}:
-            self.ensemble[role]
-
-    def _check_lengths(self, index: int, request: RequestT, arms: Sequence[Arm], new_tokens: int) -> None:
-        for role in dict.fromkeys(role for arm in arms for role in arm.roles):
-            prompt = len(request.prompt.of(role))
-            if prompt == 0:
-                raise UserError(f"request {index}: empty prompt for {role}; give at least a start token (BOS or EOS)")
-            # The last token is never read.
-            needed, window = prompt + max(new_tokens - 1, 0), self.ensemble[role].window
-            if window is not None and needed > window:
-                raise UserError(
-                    f"request {index}: {role} reads at most {window} tokens and would need {needed} "
-                    f"({prompt} of prompt, {new_tokens} of answer); shorten the prompt or the answer"
-                )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +22,13 @@ from proxytune.provenance import code_version, digest
 class Keys:
     """Keys of the answers of some arms over one ensemble. What arms, roles and tasks are called is not part of them."""
 
-    def __init__(self, ensemble: Members[Any], arms: Iterable[Arm]) -> None:
-        """Raises UserError for a member without an identity and for a rule that cannot be described."""
-        common = {"tokenizer": _hash(tokenizer_state(ensemble.tokenizer)), "version": code_version()}
+    def __init__(self, ensemble: Members[Any], arms: Iterable[Arm], engine: Mapping[str, Any] | None = None) -> None:
+        """`engine` is what decides answers beside all that; None for the default engine.
+
+        Raises UserError for a member without an identity and for a rule that cannot be described.
+        """
+        common: dict[str, Any] = {"tokenizer": _hash(tokenizer_state(ensemble.tokenizer)), "version": code_version()}
+        common |= {} if engine is None else {"engine": engine}
         self.of_arm = {
             arm.name: _hash(
                 common

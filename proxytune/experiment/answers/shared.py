@@ -36,9 +36,12 @@ class Engine(Protocol):
 class LazyEngine:
     """An engine whose models are loaded once they are needed: not where every answer is in the store."""
 
-    def __init__(self, ensemble: Members[Any], make: Callable[[], Engine]) -> None:
-        """`ensemble` is what is known of the models before `make` loads them."""
+    def __init__(
+        self, ensemble: Members[Any], make: Callable[[], Engine], facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """`ensemble` is what is known of the models before `make` loads them, `facts` what is known of the engine."""
         self.ensemble = ensemble
+        self.facts = facts
         self._make = make
         self._engine: Engine | None = None
 
@@ -104,7 +107,7 @@ class SharedAnswers:
         self.label = label
         self.progress = progress
         self.tracing = tracing
-        self.keys = Keys(engine.ensemble, arms)
+        self.keys = Keys(engine.ensemble, arms, getattr(engine, "facts", None))
         self.computed = 0
         self.read = 0
         """Answers that the store had."""

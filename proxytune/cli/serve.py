@@ -1,0 +1,82 @@
+"""`proxytune serve`: the arms of a family as models of an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from pydantic import Field
+
+from proxytune import validation
+from proxytune.cli import build, schema
+from proxytune.cli.application import Command
+from proxytune.errors import unknown_name
+from proxytune.experiment.arm_spec import ArmSpec
+from proxytune.validation import FilePath, Strict
+
+
+class ServeConfig(Strict):
+    """`conf/serve.yaml`."""
+
+    models: dict[str, Any]
+    """a file of conf/models, or a mapping with _target_"""
+    arms: dict[str, ArmSpec] = Field(min_length=1)
+    """a mapping from at least one arm's name to what it is (conf/arms)"""
+    own: str | None = None
+    """the name of the expert and tuned model that own, expert and tuned stand for; null: the only ones"""
+    only: list[str] | None = Field(None, min_length=1)
+    """a list of at least one arm's name, the first of which answers requests without a model; null: all arms"""
+    host: str
+    """an address of this machine; 127.0.0.1 answers this machine alone"""
+    port: int = Field(ge=1, le=65535)
+    """an integer from 1 to 65535"""
+    memory: float | None = Field(gt=0)
+    """GiB for KV caches, or null for vLLM's own choice"""
+    max_model_len: int | None = Field(ge=1)
+    """an integer from 1 (tokens of a request, prompt and answer), or null: as long as every member reads"""
+    tensor_parallel: int = Field(ge=1)
+    """an integer from 1 (GPUs that share each member)"""
+    output: FilePath
+    """a folder for the log"""
+    allow_targets: list[str]
+    """a list of packages beside proxytune that _target_ may name"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`proxytune serve [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
+    return Command("serve", check, work).main(arguments)
+
+
+def check(config: DictConfig) -> ServeConfig:
+    """The settings, each arm with its rule built; raises UserError for what is wrong by itself."""
+    values = schema.resolve(config)
+    settings = validation.check(ServeConfig, values)
+    for key in ("models", "arms"):
+        build.check_targets(values[key], key, settings.allow_targets)
+    return settings.model_copy(update={"arms": _chosen(build.arms(settings.arms), settings.only)})
+
+
+def work(config: DictConfig, output_dir: Path) -> None:
+    """Serves what `config` names until it is stopped."""
+    settings = check(config)
+
+    from proxytune.engines.vllm.installed import check_installed
+    from proxytune.engines.vllm.server import serve
+    from proxytune.experiment.arms import resolve
+    from proxytune.models import FamilySpec, describe
+
+    check_installed()
+    family = FamilySpec.of(build.build(settings.models))
+    arms = list(resolve(settings.arms, family, "proxytune serve", settings.own).present.values())
+    roles = dict.fromkeys(role for arm in arms for role in arm.roles)
+    engine = settings.model_dump(include={"memory", "max_model_len", "tensor_parallel"})
+    serve(describe(family, roles), family, arms, settings.host, settings.port, **engine)
+
+
+def _chosen(arms: Mapping[str, ArmSpec], only: Sequence[str] | None) -> dict[str, ArmSpec]:
+    for name in only or ():
+        if name not in arms:
+            raise unknown_name("arm in only", name, arms)
+    return {name: arms[name] for name in only or arms}

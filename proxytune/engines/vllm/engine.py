@@ -1,0 +1,186 @@
+"""vLLM as an engine of experiments: the arms of a request are requests of vLLM's, all in one fused model."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, ClassVar, NamedTuple
+
+from proxytune.engines.checks import check_arms, check_length
+from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
+from proxytune.engines.vllm.decoding import Decoding, KeptWeights, by_expert
+from proxytune.engines.vllm.installed import TESTED, check_installed
+from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.settings import arm_to_dict
+from proxytune.errors import UserError
+from proxytune.fusion.arm import Arm
+from proxytune.models.facts import MemberFacts, Members
+from proxytune.models.family import FamilySpec
+
+_QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
+
+
+class _Job(NamedTuple):
+    """One arm's part of a request."""
+
+    request: int
+    """Its place in the caller's list."""
+    arm: Arm
+    tag: str
+    """Under which the weights are kept."""
+
+
+class VLLMEngine:
+    """Answers requests with every arm, in a vLLM engine that holds all members.
+
+    Greedy answers are those of `HFEngine` up to the rounding of batched matrix products. Scores come from vLLM's prompt
+    log-probabilities, and from the raw log-probability of one forced token for the last of a continuation.
+    """
+
+    loads_members: ClassVar[bool] = True
+    facts: ClassVar[Mapping[str, str]] = {"name": "vllm", "version": TESTED}
+    """Part of the keys of stored answers."""
+
+    def __init__(
+        self,
+        ensemble: Members[MemberFacts] | None,
+        family: FamilySpec,
+        batch_size: int | None = None,
+        memory: float | None = None,
+        max_model_len: int | None = None,
+        tensor_parallel: int = 1,
+    ) -> None:
+        """Starts vLLM and loads the members.
+
+        Args:
+            batch_size: requests of one arm that are decoded together; None: vLLM's own choice.
+            memory, max_model_len, tensor_parallel: see `engine_arguments`.
+
+        Raises:
+            UserError: without a fitting vLLM, and for members or settings that it refuses.
+        """
+        check_installed()
+        self.batch_size = batch_size
+        self._tags = count()
+        settings = engine_arguments(
+            ensemble, family, memory=memory, max_model_len=max_model_len, tensor_parallel=tensor_parallel
+        )
+        assert ensemble is not None  # or engine_arguments has refused it
+        self.ensemble = ensemble
+        self._llm = _start(settings | ({} if batch_size is None else {"max_num_seqs": batch_size}))
+
+    def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]:
+        """(request index, arm name, log-probabilities) for every request and arm. Raises UserError as `HFEngine`."""
+        self._check(arms, [(request, len(request.continuation)) for request in requests])
+        jobs = [_Job(i, arm, f"{next(self._tags)}") for i in range(len(requests)) for arm in arms]
+        asked = [job for job in jobs if requests[job.request].continuation]
+        outputs = self._run(asked, [_scoring(requests[job.request]) for job in asked])
+        for job in jobs:
+            output, weights = outputs.get(job.tag, (None, {}))
+            yield job.request, job.arm.name, _scored(requests[job.request], job.arm, output, weights)
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], arms: Sequence[Arm]
+    ) -> Iterator[tuple[int, str, Generated]]:
+        """(request index, arm name, answer) for every request and arm. Raises UserError as `HFEngine`, and for
+        sampling."""
+        self._check(arms, [(request, request.max_new_tokens) for request in requests])
+        for index, request in enumerate(requests):
+            if request.temperature > 0:
+                raise UserError(f"request {index}: engine=vllm decodes greedily only: temperature=0, or use engine=hf")
+        answers = {
+            _Job(i, arm, f"{next(self._tags)}"): Decoding(self.ensemble, request, arm)
+            for i, request in enumerate(requests)
+            for arm in arms
+        }
+        while going := [job for job, answer in answers.items() if answer.finish is None]:
+            outputs = self._run(going, [answers[job].asked() for job in going])
+            for job in going:
+                output, weights = outputs[job.tag]
+                answers[job].read(output.outputs[0].token_ids, weights)
+        for job, answer in answers.items():
+            yield job.request, job.arm.name, answer.answer()
+
+    def close(self) -> None:
+        """Ends vLLM and frees its memory."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def _run(
+        self, jobs: Sequence[_Job], asked: Sequence[tuple[tuple[int, ...], dict[str, Any]]]
+    ) -> dict[str, tuple[Any, KeptWeights]]:
+        """vLLM's output of each job and the weights kept, by tag; `asked` are its prompt and sampling settings."""
+        from vllm import SamplingParams
+
+        if not jobs:
+            return {}
+        settings = [
+            SamplingParams(temperature=0, extra_args={"arm": arm_to_dict(job.arm), "keep": job.tag}, **sampling)
+            for job, (_, sampling) in zip(jobs, asked, strict=True)
+        ]
+        prompts: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt, _ in asked]
+        outputs = self._llm.generate(prompts, settings, use_tqdm=False)
+        kept = {tag: dict(pairs) for tag, pairs in self._llm.collective_rpc("take_weights")[0].items()}
+        return {job.tag: (output, kept[job.tag]) for job, output in zip(jobs, outputs, strict=True)}
+
+    def _check(self, arms: Sequence[Arm], requests: Sequence[tuple[ScoreRequest | GenerateRequest, int]]) -> None:
+        check_arms(arms)
+        windows = {role: self.ensemble[role].window for arm in arms for role in arm.roles}
+        for index, (request, new_tokens) in enumerate(requests):
+            check_length(index, request, new_tokens, windows)
+            if own := next((role for role in windows if request.prompt.of(role) != request.prompt.tokens), None):
+                raise UserError(f"request {index}: {own} has a prompt of its own, which engine=hf alone can read")
+
+
+def _start(arguments: dict[str, Any]) -> Any:
+    """The engine. With one GPU, or none, it runs in this process."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if arguments["tensor_parallel_size"] == 1:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    try:
+        return LLM(**arguments, enforce_eager=current_platform.is_cpu(), disable_log_stats=True)
+    except ValueError as error:
+        raise UserError(f"vLLM refuses this engine: {' '.join(str(error).split())}") from error
+
+
+def _scoring(request: ScoreRequest) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The prompt and the continuation but for its last token are read; that one is forced, and has its own raw
+    log-probability: it need not be read, so that a text may end with the window."""
+    *before, last = request.continuation
+    prompt = (*request.prompt.tokens, *before)
+    return prompt, {"max_tokens": 1, "prompt_logprobs": 0, "logprobs": 0, "allowed_token_ids": [last]}
+
+
+def _scored(request: ScoreRequest, arm: Arm, output: Any, weights: KeptWeights) -> Scored:
+    start, tokens = len(request.prompt.tokens), request.continuation
+    if not tokens:
+        return Scored((), (), ((),) * len(arm.experts))
+    kept = [weights[start - 1 + i] for i in range(len(tokens))]
+    read = zip(output.prompt_logprobs[start:], tokens[:-1], strict=True)
+    scores = [
+        *(_score(places[token]) for places, token in read),
+        _last(output.outputs[0].logprobs[0], tokens[-1], kept),
+    ]
+    logprobs, greedy = zip(*scores, strict=True)
+    return Scored(logprobs, greedy, by_expert(kept, arm))
+
+
+def _score(place: Any) -> tuple[float, bool]:
+    """Log-probability, and whether the token is the likeliest; vLLM's rank of equal ones is that of the last."""
+    return place.logprob, place.rank == 1
+
+
+def _last(places: Mapping[int, Any], token: int, kept: Sequence[object]) -> tuple[float, bool]:
+    """Of the forced token, which is not even chosen where the rule gives it no probability or its logits are NaN."""
+    if token in places:
+        return _score(places[token])
+    return (math.nan if kept[-1] is None else -math.inf), False

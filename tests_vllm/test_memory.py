@@ -1,0 +1,57 @@
+"""Little memory for KV caches: prompts read in pieces, requests thrown out and read again, prefixes shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from families import prompts, save, wrong
+from vllm import LLM, SamplingParams
+
+from proxytune.engines.vllm.engine import VLLMEngine
+from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.settings import arm_to_dict
+from proxytune.errors import UserError
+from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
+from proxytune.models import describe, load
+
+NEW = 40
+
+
+def test_chunks_preemption_and_shared_prefixes_change_nothing(tmp_path: Path):
+    family = save("llama", tmp_path)
+    ensemble = load(family)
+    llm = LLM(
+        **engine_arguments(describe(family), family, memory=1),
+        enforce_eager=True,
+        max_num_seqs=24,
+        max_num_batched_tokens=64,
+        num_gpu_blocks_override=40,
+        block_size=32,
+        disable_log_stats=False,
+    )
+    expert = ("expert:math",)
+    arms = [Arm("base"), Arm("dynamic", rule=MatchKL(), experts=expert)]
+    arms += [Arm(f"{w}", rule=Static(w), experts=expert) for w in (1.0, 0.3, -0.5, 1.5)]
+    prefix = prompts(2, 70, seed=5)[1]
+    given = [(*prefix, *tokens) for tokens in prompts(24, 60, seed=6)]
+    for _ in range(2):  # the second time the prefixes are in the cache
+        chosen = [arms[i % len(arms)] for i in range(24)]
+        params = [
+            SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, extra_args={"arm": arm_to_dict(arm)})
+            for arm in chosen
+        ]
+        outputs = llm.generate([{"prompt_token_ids": list(p)} for p in given], params, use_tqdm=False)
+        for arm, prompt, output in zip(chosen, given, outputs, strict=True):
+            assert wrong(ensemble, arm, prompt, output.outputs[0].token_ids) == [], arm.name
+    counted = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
+    assert counted["vllm:num_preemptions"] > 0
+    assert counted["vllm:prefix_cache_hits"] > 0
+
+
+def test_memory_that_holds_no_request_is_one_line(tmp_path: Path):
+    family = save("sliding_expert", tmp_path)
+    with pytest.raises(UserError, match=r"vLLM refuses this engine: .*memory") as refused:
+        VLLMEngine(describe(family), family, memory=1e-4)
+    assert "\n" not in str(refused.value)

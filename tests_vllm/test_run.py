@@ -1,0 +1,50 @@
+"""`proxytune run engine=vllm` gives the table of `engine=hf`: the same output at every item, scores to 1e-4."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from proxytune.cli import main
+
+# Heads of 32, which vLLM's attention on a CPU can do; the miniature's own small model has heads of 12.
+FAMILY = [
+    *("miniature=tiny", "miniature.large={width: 128, layers: 2, heads: 4, hidden: 128}"),
+    "miniature.small={width: 64, layers: 1, heads: 2, hidden: 64}",
+]
+
+
+def run(engine: str, folder: Path) -> dict[str, list[dict]]:
+    """The rows of all items by task."""
+    output = folder / engine.partition(" ")[0]
+    arguments = ["experiment=miniature", *FAMILY, *engine.split(" "), "limit=10", f"output={output}", "store=null"]
+    assert main(["run", *arguments]) == 0
+    return {
+        file.stem: [json.loads(line) for line in file.read_text().splitlines()]
+        for file in sorted((output / "items").glob("*.jsonl"))
+    }
+
+
+def test_the_miniature_gets_the_same_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    expected, found = run("engine=hf", tmp_path), run("engine=vllm engine.memory=1", tmp_path)
+    assert found.keys() == expected.keys() and len(found) >= 5
+    compared = 0
+    for task, rows in expected.items():
+        for row, other in zip(rows, found[task], strict=True):
+            assert other["prompt"] == row["prompt"] and other["arms"].keys() == row["arms"].keys()
+            for arm, answer in row["arms"].items():
+                compared += 1
+                where = f"{task}, item {row['doc_id']}, {arm}"
+                assert _alike(other["arms"][arm]["output"], answer["output"]), where
+    assert compared >= 250
+
+
+def _alike(found: object, expected: object) -> bool:
+    if isinstance(expected, float) and isinstance(found, float):
+        return found == pytest.approx(expected, abs=1e-4)
+    if isinstance(expected, list) and isinstance(found, list):
+        return len(found) == len(expected) and all(map(_alike, found, expected))
+    return found == expected
