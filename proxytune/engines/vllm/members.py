@@ -28,9 +28,9 @@ def member_config(config: VllmConfig, place: Place, key: str) -> VllmConfig:
     model.model, model.revision = place.path, place.revision
     model.hf_text_config = get_hf_text_config(hf_config)
     model.model_arch_config = model.get_model_arch_config()
-    model.quantization = None
-    model._verify_quantization()
-    own.quant_config = VllmConfig.get_quantization_config(model, own.load_config)
+    if place.path != config.model_config.model:  # vLLM itself has chosen the kernels of the first
+        model.quantization = (model.model_arch_config.quantization_config or {}).get("quant_method")
+        own.quant_config = VllmConfig.get_quantization_config(model, own.load_config)
     own.cache_config = _cache_config(config.cache_config, model.hf_text_config, model.get_sliding_window())
     own.additional_config = {**config.additional_config, "proxytune_member": key}
     return own
