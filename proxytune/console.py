@@ -12,14 +12,31 @@ from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
 MINUTE = 60.0
 
 
+_showing: list[Console] = []
+"""The console that shows bars or a live table just now, if there is one."""
+
+
 class LogStream(logging.StreamHandler[TextIO]):
-    """A log that ends with its reader: what cannot be written is left out without a traceback."""
+    """A log that ends with its reader: what cannot be written is left out without a traceback.
+
+    On a terminal that shows bars, lines go above them.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not (_showing and self.stream.isatty()):
+            super().emit(record)
+            return
+        try:
+            _showing[-1].print(Text(self.format(record)), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
@@ -41,6 +58,16 @@ def shows_bars(show: bool | None = None) -> bool:
     """Whether bars are shown; `show` None: if standard error is a terminal or a notebook."""
     console = Console(stderr=True)
     return console.is_terminal or console.is_jupyter if show is None else show
+
+
+@contextlib.contextmanager
+def showing(console: Console) -> Iterator[None]:
+    """Within it, `console` shows bars or a live table, and log lines go through it."""
+    _showing.append(console)
+    try:
+        yield
+    finally:
+        _showing.remove(console)
 
 
 @contextlib.contextmanager
@@ -73,7 +100,9 @@ def progress_bars(show: bool | None = None, unit: str = "steps") -> Iterator[Rep
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, *left, console=Console(stderr=True), disable=not shows_bars(show)) as progress:
+    console, shows = Console(stderr=True), shows_bars(show)
+    shown = showing(console) if shows else contextlib.nullcontext()
+    with Progress(*columns, *left, console=console, disable=not shows) as progress, shown:
         bars = {}
 
         def show_bar(name: str, done: int, total: int, note: str = "") -> None:

@@ -13,8 +13,8 @@ import proxytune
 
 PACKAGE = Path(proxytune.__file__).parent
 ROOMS = (
-    *("cli", "reporting", "experiment", "miniature", "training", "tasks", "engines", "models", "fusion"),
-    *("record", "provenance", "compat", "console", "validation", "atomic", "folders", "errors"),
+    *("cli", "tracking", "reporting", "experiment", "miniature", "training", "tasks", "engines", "models", "fusion"),
+    *("record", "provenance", "compat", "live", "progress", "console", "validation", "atomic", "folders", "errors"),
 )
 """From the top to the bottom."""
 ALONE = {"reporting": {"record", "validation", "atomic", "folders", "errors"}, "fusion": set()}

@@ -274,7 +274,7 @@ def test_help_names_the_choices_and_examples(command: Command):
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
-        ("run", ["experiment", "models", "miniature", "task", "arms", "fusion", "engine"]),
+        ("run", ["experiment", "models", "miniature", "task", "arms", "fusion", "engine", "logger"]),
         ("train", ["models", "miniature", "task", "training"]),
         ("merge", ["models", "miniature"]),
     ],

@@ -18,7 +18,7 @@ from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.folders import config_dir
 
 CONF = config_dir()
-GROUPS = ("models", "fusion", "arms", "task", "engine", "miniature", "experiment")
+GROUPS = ("models", "fusion", "arms", "task", "engine", "logger", "miniature", "experiment")
 FILES = [path for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 EXPERIMENTS = [path for path in FILES if path.parent.name == "experiment"]
 

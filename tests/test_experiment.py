@@ -26,6 +26,7 @@ from proxytune.fusion.arm import Arm
 from proxytune.fusion.contrastive import Contrastive
 from proxytune.fusion.plausible import Plausible
 from proxytune.models import FamilySpec, load
+from proxytune.progress import Progress
 from proxytune.record import read_record
 from proxytune.reporting import report
 from proxytune.tasks import registry
@@ -713,3 +714,21 @@ def test_no_undefined_number_reaches_the_file(go, tmp_path):
     for path in (tmp_path / "out").rglob("*.json*"):
         for line in path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]:
             json.loads(line, parse_constant=refuse)
+
+
+def test_the_running_metric_of_all_items_is_the_result_whether_computed_or_from_the_store(go, tmp_path):
+    seen: dict[str, dict[str, tuple]] = {}
+
+    def watch(progress: Progress) -> None:
+        for name, task in progress.tasks.items():
+            if task.ended is None and task.items is not None:
+                seen[name] = {arm: (one.items, one.value) for arm, one in task.arms.items()}
+                counts.append((task.answers, task.computed))
+
+    for computed in (True, False):
+        counts: list[tuple[int, int]] = []
+        record = go(["open", "choice"], store_path=tmp_path / "store.sqlite", watch=watch)
+        assert (max(count for _, count in counts) > 0) == computed
+        for name, task in record["tasks"].items():
+            assert seen[name] == {arm: (N, pytest.approx(one["value"])) for arm, one in task["arms"].items()}
+        seen.clear()

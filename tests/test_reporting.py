@@ -203,6 +203,17 @@ def test_a_narrow_terminal_splits_the_table_and_repeats_the_arms(record):
     assert printed(record, 45).count("dynamic ") > 3
 
 
+def test_seventeen_arms_on_five_tasks_fit_into_a_hundred_columns():
+    arms = [*(f"arm_{i}" for i in range(15)), "expert_multitask", "tuned_multitask"]
+    names = [f"miniature_{name}" for name in ("gsm", "trivia", "tqa", "mmlu", "cnn")]
+    tasks = {name: task({arm: fused(0.42, 0.8) for arm in arms}) for name in names}
+    text = printed({"tasks": tasks, "failed": {}, "provenance": {}}, width=100)
+    assert all(len(line) <= 100 for line in text.splitlines())
+    for arm in arms:
+        rows = [line.split() for line in text.splitlines() if line.split()[:1] == [arm]]
+        assert sum(row.count("42.0") for row in rows) == 5 + 1, "a score on each task, and their mean"
+
+
 def test_markdown_has_one_row_per_arm_and_the_same_numbers(record):
     text = markdown(read(record))
     assert "| proxy | **42.0 ± 2.0** | **34.0 ± 2.0** | 6.000 ± 0.020 | 38.0¹ |" in text

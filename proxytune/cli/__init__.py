@@ -22,6 +22,7 @@ COMMANDS = {
     "report": "write one HTML file of one or several runs: tables, figures and every sample",
     "figures": "draw the figures of runs as SVG, PNG or PDF files",
     "table": "print a paper's tables, with the figures of runs beside the paper's",
+    "sync": "log finished runs to Weights & Biases",
     "runs": "list finished runs, show one again, clear out the store of answers",
 }
 """Sub-command -> what it does. `a-name` lives in `proxytune/cli/a_name.py` as `main(arguments) -> exit status`."""

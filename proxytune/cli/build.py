@@ -20,9 +20,10 @@ HOMES = {
     "arms": ("proxytune.fusion",),
     "engine": ("proxytune.engines",),
     "training": ("proxytune.training",),
+    "logger": ("proxytune.tracking",),
 }
 """Where the parts of each key of a configuration are at home."""
-ABILITIES = {"arms": ("fuse",), "engine": ("score", "generate")}
+ABILITIES = {"arms": ("fuse",), "engine": ("score", "generate"), "logger": ("start",)}
 """What the parts of a key must be able to do."""
 
 

@@ -12,10 +12,12 @@ from omegaconf import DictConfig
 
 from proxytune.cli import build, schema, secrets
 from proxytune.cli.application import Command, resume_hint
+from proxytune.cli.logger import tracked
 from proxytune.errors import UserError
 from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.record import Record
+from proxytune.tracking import Logger
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,6 +38,7 @@ class Experiment(NamedTuple):
     tasks: list[str]
     arms: dict[str, ArmSpec]
     engine: Callable[..., Any]
+    logger: Logger | None
 
 
 def prepare(config: DictConfig) -> Experiment:
@@ -44,20 +47,24 @@ def prepare(config: DictConfig) -> Experiment:
     settings = schema.check(values)
     # The runner hands the engine its models.
     engine = {**values["engine"], "_partial_": True}
-    for key, node in {"models": settings.models, "engine": engine, "arms": values["arms"]}.items():
+    nodes = {"models": settings.models, "engine": engine, "arms": values["arms"], "logger": settings.logger}
+    for key, node in nodes.items():
         build.check_targets(node, key, settings.allow_targets)
     arms = build.arms(settings.arms)
-    return Experiment(settings, _task_names(settings.task), arms, build.build(engine))
+    logger = None if settings.logger is None else build.build(settings.logger)
+    return Experiment(settings, _task_names(settings.task), arms, build.build(engine), logger)
 
 
 def evaluate(config: DictConfig, output_dir: Path) -> None:
     """Runs the experiment that `config` describes, writes its reports into `output_dir` and prints the table."""
-    settings, tasks, arms, engine = prepare(config)
+    settings, tasks, arms, engine, logger = prepare(config)
+    # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
+    resolved = {**secrets.resolved(config), "experiment": HydraConfig.get().runtime.choices.get("experiment")}
 
     from proxytune import experiment, reporting
 
     gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
-    with resume_hint(settings.store):
+    with resume_hint(settings.store), tracked(logger, output_dir, resolved) as tracker:
         record = experiment.run(
             build.build(settings.models),
             tasks,
@@ -71,11 +78,13 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
             num_fewshot=settings.num_fewshot,
             only=settings.only,
             tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
-            # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
-            config={**secrets.resolved(config), "experiment": HydraConfig.get().runtime.choices.get("experiment")},
+            config=resolved,
+            watch=None if tracker is None else tracker.progress,
         )
         reporting.write(record, output_dir)
         reporting.show(record)
+        if tracker is not None:
+            tracker.finish(record, output_dir, status=1 if record.failed else 0)
     print(f"Results: {output_dir}")
     _check_failures(record, output_dir)
 

@@ -50,6 +50,8 @@ class RunConfig(Strict):
     """a mapping from at least one arm's name to what it is (conf/arms)"""
     engine: EngineConfig
     """a file of conf/engine, or a mapping with _target_"""
+    logger: dict[str, Any] | None
+    """a file of conf/logger, or a mapping with _target_, or null: no dashboard"""
     miniature: dict[str, Any] | None = None
     """a file of conf/miniature; has an effect with models=miniature only"""
     seed: int = Field(ge=0)

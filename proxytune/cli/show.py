@@ -49,7 +49,7 @@ def check(config: DictConfig) -> tuple[run.Experiment, int]:
 
 def work(config: DictConfig, output_dir: Path) -> None:
     """Prints what the members that `config` names read."""
-    (settings, tasks, arms, _), item = check(config)
+    (settings, tasks, arms, *_), item = check(config)
 
     from proxytune.experiment.lm_eval.reading import requests_of
     from proxytune.experiment.planning import Items, plans_unchecked

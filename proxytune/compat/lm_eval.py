@@ -12,6 +12,7 @@ from typing import Any
 
 import lm_eval.api.task
 import lm_eval.utils
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
@@ -29,6 +30,7 @@ NAMES = (
     Name("lm_eval.api.task:Task", "build_all_requests", "requests are built once for all arms", overridden=True),
     Name("lm_eval.api.task:Task", "doc_iterator", "a limit is spread over the subjects of a task", overridden=True),
     Name("lm_eval.api.task:Task", "instances", "the requests of a task, which hold the last arm's answers"),
+    Name("lm_eval.api.task:Task", "_filters", "an item is scored while others are still being answered"),
     Name("lm_eval.api.samplers:ContextSampler", "df", "the pool of few-shot examples"),
     Name("lm_eval.api.samplers:ContextSampler", "replace_df", "examples of the item's own subject"),
     Name("lm_eval.__main__", "HarnessCLI", "what its command line parsed is completed before it runs"),
@@ -78,6 +80,14 @@ def keep_only_requests(task: Task) -> None:
     for request in task.instances:
         request.resps, request.filtered_resps = [], {}
     task.build_all_requests = lambda **_: None  # type: ignore[method-assign]
+
+
+def score_item(task: Any, instances: Sequence[Instance], filter_name: str) -> Mapping[str, Any]:
+    """Metric -> value of one item, as `lm_eval.evaluate` scores it. `instances` are all of it and hold its answers."""
+    for one in task._filters:
+        if one.name == filter_name:
+            one.apply(instances)
+    return task.process_results(instances[0].doc, [instance.filtered_resps[filter_name] for instance in instances])
 
 
 def run_command_line(arguments: Sequence[str], complete: Callable[[Namespace], object]) -> None:

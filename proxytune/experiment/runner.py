@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
-from proxytune.console import loading_bars
+from proxytune.console import loading_bars, shows_bars
 from proxytune.errors import UserError
 from proxytune.experiment.answers.shared import ArmFailed, Engine, LazyEngine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
@@ -17,11 +18,14 @@ from proxytune.experiment.answers.tracing import NO_TRACES, Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.experiment.ledger import Ledger
 from proxytune.experiment.lm_eval.evaluate import evaluate
+from proxytune.experiment.lm_eval.running import Running
 from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.experiment.traces import write_traces
+from proxytune.live import display
 from proxytune.models import FamilySpec, MemberFacts, Members, describe, load
-from proxytune.record import FILE, Record, TaskRecord, TraceRecord, read_record
+from proxytune.progress import ArmProgress, Progress, TaskProgress
+from proxytune.record import FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ def run(
     config: dict[str, Any] | None = None,
     progress: bool | None = None,
     tracing: Tracing = NO_TRACES,
+    watch: Callable[[Progress], object] | None = None,
 ) -> Record:
     """Evaluates every arm on every task; writes `results.json` and `items/<task>.jsonl` and returns the record.
 
@@ -63,8 +68,9 @@ def run(
         num_fewshot: overrides the tasks' own number of examples.
         only: names of the arms to evaluate; None: all.
         config: the full resolved configuration, kept in the provenance.
-        progress: whether to show progress bars; None: if standard error is a terminal.
+        progress: whether to show a live table; None: if standard error is a terminal, otherwise log lines.
         tracing: whether `traces/<task>.parquet` is written too, with what stood behind each generated token.
+        watch: is called with how far the run is after every answer, and should be quick.
 
     Raises:
         UserError: for whatever the user can fix, before models load where that can be known.
@@ -76,9 +82,12 @@ def run(
     plans = make_plans(family, tasks, arms, only, wanted)
     make_output_folder(output_dir)
     ledger = Ledger()
-    with AnswerStore(store_path) as store:
+    state = Progress({plan.task: _task_progress(plan) for plan in plans}, watch or _nobody)
+    live = shows_bars(progress)
+    lines, watched = False if live else progress, live or watch is not None
+    with AnswerStore(store_path) as store, display(state) if live else nullcontext():
         known = describe(family, set().union(*(plan.roles for plan in plans)))
-        this = _Run(family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing)
+        this = _Run(family, known, engine_factory, wanted, store, output_dir, ledger, lines, tracing, state, watched)
         done = {plan.task: this.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
@@ -86,6 +95,15 @@ def run(
     record = Record(tasks=answered, failed=this.failed, provenance=provenance)
     write_json(output_dir / FILE, record.model_dump())
     return read_record(output_dir)
+
+
+def _nobody(progress: Progress) -> None:
+    """Nobody watches."""
+
+
+def _task_progress(plan: Plan) -> TaskProgress:
+    scale = 1.0 if plan.info.metric in NO_FRACTIONS else 100.0
+    return TaskProgress(plan.info.metric, {name: ArmProgress() for name in plan.arms.present}, scale)
 
 
 @dataclass
@@ -100,22 +118,32 @@ class _Run:
     store: AnswerStore
     output_dir: Path
     ledger: Ledger
-    progress: bool | None
+    lines: bool | None
+    """Whether log lines say how far it is; False: a live table does, or nobody asked."""
     tracing: Tracing
+    state: Progress
+    watched: bool
+    """Whether `state` is kept up to date."""
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     _engine: Engine | None = None
 
     def evaluate(self, plan: Plan) -> TaskRecord | None:
         """Evaluates every arm on the task; writes its items and returns its record, None if every arm failed."""
         present = list(plan.arms.present.values())
-        shared = SharedAnswers(self._engine_of(plan), present, self.store, plan.task, self.progress, self.tracing)
+        state = self.state.tasks[plan.task]
+        running = Running(plan.lm_task, plan.info, state, self._changed) if self.watched else None
+        engine = self._engine_of(plan)
+        shared = SharedAnswers(engine, present, self.store, plan.task, self.lines, self.tracing, running)
         with self.ledger.time("task_seconds", plan.task):
             outcomes, failed = self._outcomes(plan, shared)
             if not outcomes:
+                state.end({})
                 return None
             arms = plan.arms.without(failed)
             record = task_record(plan.info, arms, outcomes, self.items.seed)
             record = record.model_copy(update={"trace": self._write_traces(plan, shared, outcomes)})
+            state.end({name: (arm.value, arm.stderr) for name, arm in record.arms.items()})
+            self._changed()
         write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, arms, outcomes))
         self.ledger.note(plan.task, self.family, shared)
         return record
@@ -153,8 +181,10 @@ class _Run:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
         if self._engine is None or not plan.roles <= self._engine.ensemble.members.keys():
             self._engine = None
-            with self.ledger.time("load_seconds", plan.task), loading_bars(self.progress):
+            self.state.doing = "loading models"
+            with self.ledger.time("load_seconds", plan.task), loading_bars(False):
                 self._engine = self._made(plan)
+            self.state.doing = ""
             _warn_of_surprises(self.known, self._engine.ensemble)
         return self._engine
 
@@ -162,6 +192,9 @@ class _Run:
         if getattr(_kind(self.engine_factory), "loads_members", False):
             return self.engine_factory(self.known, self.family)
         return self.engine_factory(load(self.family, plan.roles))
+
+    def _changed(self) -> None:
+        self.state.changed(self.state)
 
 
 def _kind(engine_factory: Callable[..., Engine]) -> Any:

@@ -33,6 +33,16 @@ class Engine(Protocol):
     ) -> Iterator[tuple[int, str, Generated]]: ...
 
 
+class Watch(Protocol):
+    """What looks on while answers come in, such as `Running`. It raises nothing."""
+
+    def expect(self, asked: Sequence[Any], keys: Sequence[Mapping[str, str]]) -> None:
+        """What was asked, and for each the key of its answer by every arm."""
+
+    def answered(self, key: str, answer: Answer, *, computed: bool) -> None:
+        """An answer was computed, or found in the store."""
+
+
 class LazyEngine:
     """An engine whose models are loaded once they are needed: not where every answer is in the store."""
 
@@ -99,6 +109,7 @@ class SharedAnswers:
         label: str = "",
         progress: bool | None = None,
         tracing: Tracing = NO_TRACES,
+        watch: Watch | None = None,
     ) -> None:
         """`label` is shown before the progress bar; `tracing` says which requests will ask for a trace."""
         self.engine = engine
@@ -107,6 +118,7 @@ class SharedAnswers:
         self.label = label
         self.progress = progress
         self.tracing = tracing
+        self.watch = watch
         self.keys = Keys(engine.ensemble, arms, getattr(engine, "facts", None))
         self.computed = 0
         self.read = 0
@@ -130,15 +142,17 @@ class SharedAnswers:
         """The members that some arm needs."""
         return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
 
-    def answer(self, arm: Arm, requests: Sequence[Request]) -> list[Any]:
+    def answer(self, arm: Arm, requests: Sequence[Request], asked: Sequence[Any] = ()) -> list[Any]:
         """The answers of `arm` to `requests` (all to be scored, or all to be generated), in order.
+
+        `asked` tells whoever watches what each request stands for; empty: nothing is watched.
 
         A request at which the arm fails even alone, without other arms and requests, has a `Failed` for an answer.
         Raises ArmFailed if the arm fails from the first block on. Other arms are answered nevertheless.
         """
         keys = [self.keys.of(arm, request) for request in requests]
         if not self._has_failed(arm.name) and not all(self._is_done(key) for key in keys):
-            self._complete(requests)
+            self._complete(requests, asked)
         if self._has_failed(arm.name):
             raise ArmFailed(self._failed[self.keys.of_arm[arm.name]])
         return [self._answers[key] if key in self._answers else self._failed_items[key] for key in keys]
@@ -146,13 +160,19 @@ class SharedAnswers:
     def _is_done(self, key: str) -> bool:
         return key in self._answers or key in self._failed_items
 
-    def _complete(self, requests: Sequence[Request]) -> None:
+    def _complete(self, requests: Sequence[Request], asked: Sequence[Any]) -> None:
         """Computes what is missing of every arm's answers to `requests`."""
-        keyed = self._keyed(requests)
+        keys = [{arm.name: self.keys.of(arm, request) for arm in self.arms} for request in requests]
+        keyed = _keyed(requests, keys)
+        if self.watch and asked:
+            self.watch.expect(asked, keys)
         found = self.store.get([key for one in keyed for key in one.keys.values() if key not in self._answers])
         if self.tracing.missing == "recompute":
             found = _with_their_traces(keyed, found)
         self._answers |= found
+        if self.watch:
+            for key, answer in found.items():
+                self.watch.answered(key, answer, computed=False)
         self.read += len(found)
         self._able |= {name for one in keyed for name, key in one.keys.items() if key in self._answers}
         missing = sum(not self._is_done(key) for one in keyed for key in one.keys.values())
@@ -188,21 +208,6 @@ class SharedAnswers:
                     len(keys),
                     undefined[0],
                 )
-
-    def _keyed(self, requests: Sequence[Request]) -> list[KeyedRequest]:
-        """The different requests, the longest prompts first and those of one prompt together."""
-        keyed = []
-        seen: set[str] = set()
-        for request in requests:
-            keys: dict[str, str] = {}
-            for arm in self.arms:
-                key = self.keys.of(arm, request)
-                if key not in seen:
-                    seen.add(key)
-                    keys[arm.name] = key
-            if keys:
-                keyed.append(KeyedRequest(request, keys))
-        return sorted(keyed, key=lambda one: (-len(one.request.prompt.tokens), one.request.prompt.tokens))
 
     def _compute(self, block: Sequence[KeyedRequest], advance: Callable[[], None]) -> None:
         """What is missing in a block: one pass of the engine, unless arms have been added since a part was stored."""
@@ -262,8 +267,11 @@ class SharedAnswers:
         """The engine's answers by key, once it has given all of them."""
         answers = {}
         for i, name, answer in self._run([one.request for one in requests], names):
-            answers[requests[i].keys[name]] = answer
+            key = requests[i].keys[name]
+            answers[key] = answer
             advance()
+            if self.watch:
+                self.watch.answered(key, answer, computed=True)
         return answers
 
     def _has_failed(self, name: str) -> bool:
@@ -286,6 +294,21 @@ def _with_their_traces(keyed: Sequence[KeyedRequest], found: Mapping[str, Answer
         if not any(lacks_trace(*pair) for pair in there.values()):
             kept |= {key: answer for key, (_, answer) in there.items()}
     return kept
+
+
+def _keyed(requests: Sequence[Request], keys: Sequence[Mapping[str, str]]) -> list[KeyedRequest]:
+    """The different requests, the longest prompts first and those of one prompt together."""
+    keyed = []
+    seen: set[str] = set()
+    for request, of_arm in zip(requests, keys, strict=True):
+        new: dict[str, str] = {}
+        for arm, key in of_arm.items():
+            if key not in seen:
+                seen.add(key)
+                new[arm] = key
+        if new:
+            keyed.append(KeyedRequest(request, new))
+    return sorted(keyed, key=lambda one: (-len(one.request.prompt.tokens), one.request.prompt.tokens))
 
 
 def _line(error: Exception) -> str:

@@ -69,12 +69,15 @@ class ArmLM(HFLM):
         self.seed = seed
         self.item_answers: dict[int, list[ItemAnswer]] = {}
         """By item (lm-eval's doc id), in the order of its requests."""
+        self._asked: list[Instance] = []
+        """What the requests of a call stand for, one each; empty where one takes several."""
         self._scored: list[ItemAnswer] = []
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         for context, continuation in (request.args for request in requests):
             if context == "" and self._start and not self.tok_encode(continuation, add_special_tokens=False):
                 raise _nothing_to_score(context, continuation)
+        self._asked = requests
         results = super().loglikelihood(requests, disable_tqdm=True)
         for request, answer in zip(requests, self._scored, strict=True):
             self._note(request, answer)
@@ -84,6 +87,7 @@ class ArmLM(HFLM):
         for request in requests:
             if self._start and not (request.args[0] and self.tok_encode(request.args[0])):
                 raise UserError(f"item {request.doc_id} is an empty text, which has nothing to score: leave it out")
+        self._asked = []
         super().loglikelihood_rolling(requests, disable_tqdm=True)  # every window of every item in one pass
         results = []
         for request in requests:
@@ -96,7 +100,7 @@ class ArmLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """HFLM hands over ((context, continuation) or None, context tokens, continuation tokens)."""
         fitted = [self._score_request(*request) for request in requests]
-        answers = self.shared.answer(self.arm, [request for request, _ in fitted])
+        answers = self.shared.answer(self.arm, [request for request, _ in fitted], self._asked)
         self._scored = [ItemAnswer(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
         return [_NOT_SCORED if isinstance(a, Failed) else (sum(a.logprobs), all(a.greedy)) for a in answers]
 
@@ -111,7 +115,7 @@ class ArmLM(HFLM):
                 asked = replace(asked, trace=self.shared.tracing.level)
             fitted.append((asked, cut))
             seen[id(request)] += 1
-        answers = self.shared.answer(self.arm, [request for request, _ in fitted])
+        answers = self.shared.answer(self.arm, [request for request, _ in fitted], requests)
         for request, answer, (_, cut) in zip(requests, answers, fitted, strict=True):
             self._note(request, ItemAnswer(answer, cut))
         return ["" if isinstance(answer, Failed) else answer.text for answer in answers]

@@ -1,0 +1,67 @@
+"""`proxytune sync`: logs finished runs to W&B that were made without it, or logs them again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from proxytune.cli.arguments import key_values, wants_help
+from proxytune.cli.logger import sweep_of
+from proxytune.errors import UserError
+from proxytune.record import Record, read_record
+
+if TYPE_CHECKING:
+    from proxytune.tracking.wandb import Wandb
+
+KEYS = {
+    "project": "a project's name (default: proxytune)",
+    "entity": "a user or a team (default: your own)",
+    "group": "a text (default: the jobs of a sweep are one group)",
+    "tags": "[TAG,...]",
+    "mode": "online (default) or offline",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`proxytune sync RUN... [key=value ...]`; raises UserError for the user's mistakes, and where W&B fails."""
+    if wants_help(arguments) or not arguments:
+        listing = "\n".join(f"  {key:<8} {meaning}" for key, meaning in KEYS.items())
+        print(f"usage: proxytune sync RUN... [key=value ...]\n\n{__doc__}\n\n{listing}")
+        return 0
+    runs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    settings: dict[str, Any] = dict(key_values("sync", [one for one in arguments if one not in runs], KEYS))
+    if not runs:
+        raise UserError("there is no run to log: give one or more folders of finished runs")
+    if "tags" in settings:
+        settings["tags"] = yaml.safe_load(settings["tags"])
+    from proxytune.tracking.wandb import Wandb
+
+    logger = Wandb(**settings)
+    records = [(Path(run), read_record(run)) for run in runs]
+    for run, record in records:
+        _sync(logger, run if run.is_dir() else run.parent, record)
+    return 0
+
+
+def _sync(logger: Wandb, folder: Path, record: Record) -> None:
+    import wandb
+
+    from proxytune.tracking.wandb import log_results, place
+
+    try:
+        run = logger.open(folder, record.provenance.config or {}, _sweep(folder), logger.mode)
+        log_results(run, record, folder)
+        run.finish(exit_code=1 if record.failed else 0)
+    except (wandb.Error, OSError) as error:
+        raise UserError(f"{folder} cannot be logged to W&B: {error}; mode=offline needs no server") from error
+    print(f"{folder}: {place(run)}")
+
+
+def _sweep(folder: Path) -> str | None:
+    """The sweep that the run was a job of, by Hydra's notes."""
+    notes = folder / ".hydra" / "hydra.yaml"
+    is_job = notes.is_file() and yaml.safe_load(notes.read_text(encoding="utf-8"))["hydra"]["mode"] == "MULTIRUN"
+    return sweep_of(folder, is_job)

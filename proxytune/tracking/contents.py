@@ -1,0 +1,113 @@
+"""What is logged of a run, under stable names and without any library of dashboards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from proxytune.progress import Progress
+from proxytune.record import FILE, ArmRecord, Record, TaskRecord
+from proxytune.reporting.charts import charts
+from proxytune.reporting.drawing import drawn
+from proxytune.reporting.frames import Frames
+
+FILES = (FILE, "results.csv", "table.md", "report.html")
+
+
+def progress_values(progress: Progress) -> dict[str, float]:
+    """progress/answers, and for each task that has begun its pace and each arm's items and running metric."""
+    values: dict[str, float] = {"progress/answers": progress.answers}
+    for name, task in progress.tasks.items():
+        if task.began is None:
+            continue
+        if task.tokens_per_second is not None:
+            values[f"progress/{name}/tokens_per_second"] = task.tokens_per_second
+        for arm_name, arm in task.arms.items():
+            values[f"progress/{name}/{arm_name}/items"] = arm.items
+            if arm.value is not None:
+                values[f"progress/{name}/{arm_name}/{task.metric}"] = arm.value
+    return values
+
+
+def summary_values(record: Record) -> dict[str, float]:
+    """<task>/<arm>/<metric>, .../stderr, .../gap_closed and so on; what is undefined is left out."""
+    return {
+        f"{task_name}/{arm_name}/{name}": value
+        for task_name, task in record.tasks.items()
+        for arm_name, arm in task.arms.items()
+        for name, value in _arm_values(task, arm)
+        if value is not None
+    }
+
+
+def costs(frames: Frames) -> dict[str, float]:
+    """cost/<task>/<what>: seconds, load_seconds, computed, from_store, tokens and memory, as far as they are known."""
+    rows = frames.costs.melt("task").dropna(subset=["value"])
+    return {f"cost/{task}/{what}": float(value) for task, what, value in rows.itertuples(index=False)}
+
+
+def _arm_values(task: TaskRecord, arm: ArmRecord) -> Iterator[tuple[str, float | None]]:
+    yield from arm.metrics.items()
+    yield task.metric, arm.value
+    yield "stderr", arm.stderr
+    yield "n", arm.n
+    yield "gap_closed", arm.gap_closed
+    low, high = arm.gap_closed_ci or (None, None)
+    yield "gap_closed_low", low
+    yield "gap_closed_high", high
+    yield "relative_performance", arm.relative_performance
+    for expert, weights in arm.weights.items():
+        yield f"alpha/{expert}/mean", weights.mean
+        yield f"alpha/{expert}/sd", weights.sd
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """Beside the configuration: the version of the code, of libraries and of models, and the machine."""
+    provenance = record.provenance
+    members = {role: member.model_dump() for role, member in provenance.members.items()}
+    named = {"code": provenance.code, "libraries": provenance.libraries, "machine": provenance.machine}
+    return {"provenance": {**named, "members": members}}
+
+
+def items(folder: Path, task: str) -> list[Mapping[str, Any]]:
+    """The rows of `items/<task>.jsonl`."""
+    with (folder / "items" / f"{task}.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def samples(task: TaskRecord, rows: list[Mapping[str, Any]]) -> pd.DataFrame:
+    """A row for each item: prompt, target, and each arm's output and score side by side."""
+    return pd.DataFrame(
+        {
+            "doc_id": [row["doc_id"] for row in rows],
+            "prompt": [row["prompt"] for row in rows],
+            "target": [_text(row["target"]) for row in rows],
+            **{arm: [_text(row["arms"][arm]["output"]) for row in rows] for arm in task.arms},
+            **{f"{arm}/{task.metric}": [row["arms"][arm][task.metric] for row in rows] for arm in task.arms},
+        }
+    )
+
+
+def weights(frames: Frames) -> dict[str, pd.Series]:
+    """<task>/<arm>/alpha/<expert> -> the weights at all tokens of all answers, of fused arms."""
+    groups = frames.weights.dropna(subset=["alpha"]).groupby(["task", "arm", "expert"], sort=False)
+    return {f"{task}/{arm}/alpha/{expert}": rows["alpha"] for (task, arm, expert), rows in groups}
+
+
+def figures(frames: Frames) -> dict[str, str]:
+    """figures/<name> -> the figure as SVG."""
+    return {f"figures/{name}": drawn(chart).decode() for name, chart in charts([frames]).items()}
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """The files of the run that are kept with it, as far as they are there."""
+    yield from (folder / name for name in FILES if (folder / name).is_file())
+    yield from sorted((*folder.glob("items/*.jsonl"), *folder.glob("traces/*.parquet")))
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
