@@ -83,7 +83,7 @@ def _gap_closed(results: pd.DataFrame, columns: int) -> alt.Chart | None:
 def _alpha_sweep(results: pd.DataFrame, columns: int) -> alt.Chart | None:
     """The metric over the weight of static rules; base is weight 0. Other fused arms and tuned are horizontal lines."""
     static = _static(results)
-    if static.groupby(["panel", "series"])["alpha"].nunique().max() < 3:
+    if static.empty or static.groupby(["panel", "series"])["alpha"].nunique().max() < 3:
         return None
     level = results[results["panel"].isin(static["panel"]) & results["role"].isin(["tuned", "fused, dynamic"])]
     level = level.dropna(subset=["value"]).drop_duplicates(["panel", "arm", "members", "value", "n"])
@@ -116,7 +116,8 @@ def _static(results: pd.DataFrame) -> pd.DataFrame:
     """The arms of static weights, each series (rule and number of experts) with the base as weight 0."""
     static = results[(results["rule"] == "static") & results["alpha"].notna()].dropna(subset=["value"])
     experts = static["experts"].str.count(",") + 1
-    static = static.assign(series=["static" if n == 1 else f"static, {n} experts" for n in experts])
+    series = ["static" if n == 1 else f"static, {n} experts" for n in experts]
+    static = static.assign(series=series).astype({"series": object})  # of no row at all it would be numbers
     families = static.groupby(["panel", "series"])["members"].transform("nunique") > 1
     static["series"] = static["series"].where(~families, static["series"] + " (" + static["run"] + ")")
     base = results[results["role"] == "base"].dropna(subset=["value"]).assign(alpha=0.0)

@@ -164,25 +164,28 @@ class SharedAnswers:
         """Computes what is missing of every arm's answers to `requests`."""
         keys = [{arm.name: self.keys.of(arm, request) for arm in self.arms} for request in requests]
         keyed = _keyed(requests, keys)
-        if self.watch and asked:
-            self.watch.expect(asked, keys)
         found = self.store.get([key for one in keyed for key in one.keys.values() if key not in self._answers])
         if self.tracing.missing == "recompute":
             found = _with_their_traces(keyed, found)
         self._answers |= found
-        if self.watch:
-            for key, answer in found.items():
-                self.watch.answered(key, answer, computed=False)
         self.read += len(found)
         self._able |= {name for one in keyed for name, key in one.keys.items() if key in self._answers}
         missing = sum(not self._is_done(key) for one in keyed for key in one.keys.values())
+        if missing and isinstance(self.engine, LazyEngine):
+            self.engine.load()
+        self._expect(asked, keys, found)
         if missing:
-            if isinstance(self.engine, LazyEngine):
-                self.engine.load()
             with progress_bar(self.label, missing, self.progress) as advance:
                 for start in range(0, len(keyed), BLOCK):
                     self._compute(keyed[start : start + BLOCK], advance)
         self._fail_undefined(keyed)
+
+    def _expect(self, asked: Sequence[Any], keys: Sequence[Mapping[str, str]], found: Mapping[str, Answer]) -> None:
+        """Tells whoever watches what was asked, once models are loaded, and which answers the store had."""
+        if self.watch and asked:
+            self.watch.expect(asked, keys)
+            for key, answer in found.items():
+                self.watch.answered(key, answer, computed=False)
 
     def _defined(self, requests: Sequence[KeyedRequest], answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Those of `answers` that hold no NaN or infinity; the others become failed items."""

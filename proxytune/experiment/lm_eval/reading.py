@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from proxytune.compat.lm_eval import quiet
 from proxytune.engines.requests import Answer, Generated, GenerateRequest, Request, Scored
 from proxytune.errors import UserError
 from proxytune.experiment.answers.shared import SharedAnswers
+from proxytune.experiment.answers.tracing import NO_TRACES
 from proxytune.experiment.lm_eval.arm_model import ArmLM
 from proxytune.experiment.planning import Items, Plan
 from proxytune.fusion.arm import Arm
@@ -64,13 +66,15 @@ class _Listener:
     def __init__(self, ensemble: Ensemble, arms: Sequence[Arm]) -> None:
         self.ensemble = ensemble
         self.arms = arms
+        self.tracing = NO_TRACES
+        self.tokens: dict[Hashable, array[int]] = {}
         self.asked: list[Request] = []
 
     @property
     def roles(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
 
-    def answer(self, arm: Arm, requests: Sequence[Any]) -> list[Answer]:
+    def answer(self, arm: Arm, requests: Sequence[Any], asked: Sequence[Any] = ()) -> list[Answer]:
         self.asked = list(requests)
         return [_anything(request) for request in requests]
 
