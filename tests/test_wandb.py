@@ -358,7 +358,7 @@ def test_the_documented_ways_to_log_finished_runs_work(run, tmp_path: Path, caps
     time.sleep(1)
     assert main(second) == 0
     said = capsys.readouterr().out
-    assert said.count("offline; to upload it: wandb sync ") == 3
+    assert said.count("RUN: W&B run ") == 3
     once, again = logged_in(tmp_path / "RUN")
     assert once.run.run_id == again.run.run_id and again.run.run_group == "july" and again.run.project == "mine"
     record = read_record(tmp_path / "RUN")
