@@ -18,9 +18,17 @@ Own = Mapping[str, Sequence[list[int]]]
 
 
 def next_logits(
-    family: Ensemble, rule: Rule, experts: Sequence[str], shared: list[int], own: Mapping[str, list[int]], prompt: int
+    family: Ensemble,
+    rule: Rule | None,
+    experts: Sequence[str],
+    shared: list[int],
+    own: Mapping[str, list[int]],
+    prompt: int,
 ) -> Fused:
-    """Fused logits [V] after the tokens of one row, whose first `prompt` tokens `own` replaces for some roles."""
+    """Fused logits [V] after the tokens of one row, whose first `prompt` tokens `own` replaces for some roles.
+
+    Without a rule they are the base's.
+    """
 
     def last(role: str) -> Tensor:
         member = family[role]
@@ -28,12 +36,14 @@ def next_logits(
         with torch.inference_mode(), member.active():
             return member.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1, : family.vocab_size]
 
+    if rule is None:
+        return Fused(last("base").float(), torch.empty(0))
     return rule.fuse(last("base"), torch.stack([last(role) for role in experts]), last("antiexpert"))
 
 
 def slow_greedy(
     family: Ensemble,
-    rule: Rule,
+    rule: Rule | None,
     experts: Sequence[str],
     prompts: Sequence[list[int]],
     steps: int,
@@ -61,7 +71,9 @@ class SlowFused(PreTrainedModel, GenerationMixin):
 
     config_class = LlamaConfig
 
-    def __init__(self, family: Ensemble, rule: Rule, experts: Sequence[str], own: Own | None = None, prompt: int = 0):
+    def __init__(
+        self, family: Ensemble, rule: Rule | None, experts: Sequence[str], own: Own | None = None, prompt: int = 0
+    ):
         super().__init__(LlamaConfig(vocab_size=family.vocab_size))
         self.generation_config = family["base"].model.generation_config
         self.nothing = torch.nn.Parameter(torch.zeros(1))

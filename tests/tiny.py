@@ -24,8 +24,11 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from proxytune.models.ensemble import Ensemble
@@ -116,7 +119,25 @@ def tiny_gpt2(vocab_size: int, *, seed: int, hidden: int = 24, layers: int = 2, 
     return _wide(GPT2LMHeadModel, config, seed)
 
 
-def _wide(kind: type, config: LlamaConfig | GPT2Config, seed: int):
+def tiny_qwen2(vocab_size: int, *, seed: int, hidden: int = 32, layers: int = 2) -> Qwen2ForCausalLM:
+    """A random Qwen2 (biases in its attention, a tied head) with `vocab_size` head rows."""
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=WINDOW,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return _wide(Qwen2ForCausalLM, config, seed)
+
+
+def _wide(kind: type, config: PreTrainedConfig, seed: int):
     """A model of `kind` whose matrices are random enough that its logits are several units apart."""
     with _seeded(seed):
         model = kind(config).eval()
