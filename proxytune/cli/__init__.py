@@ -21,6 +21,7 @@ COMMANDS = {
     "lm-eval": "lm-evaluation-harness's own command line, with --model proxytune",
     "report": "write one HTML file of one or several runs: tables, figures and every sample",
     "figures": "draw the figures of runs as SVG, PNG or PDF files",
+    "analyze": "print what fusion changes token by token, for runs with trace=summary or full",
     "table": "print a paper's tables, with the figures of runs beside the paper's",
     "sync": "log finished runs to Weights & Biases",
     "runs": "list finished runs, show one again, clear out the store of answers",

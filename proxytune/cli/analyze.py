@@ -1,0 +1,30 @@
+"""`proxytune analyze`: what fusion changes token by token (Liu et al. 2024, section 6.1), the paper's figures beside.
+
+The runs need traces: proxytune run ... trace=summary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxytune.cli.arguments import wants_help
+from proxytune.errors import UserError
+
+USAGE = "usage: proxytune analyze RUN..."
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`proxytune analyze RUN...`; raises UserError for the user's mistakes."""
+    if wants_help(arguments):
+        print(f"{USAGE}\n\n{__doc__}")
+        return 0
+    if not arguments:
+        raise UserError("proxytune analyze: no run is given; give the folders of one or several runs")
+    from rich.console import Console
+
+    from proxytune.reporting.analysis import analyze
+    from proxytune.reporting.analysis_tables import show
+    from proxytune.reporting.frames import frames
+
+    show(analyze([frames(run) for run in arguments]), Console())
+    return 0

@@ -1,0 +1,129 @@
+"""What fusion changes, token by token, from the traces of runs: Liu et al. 2024 (arXiv 2401.08565), section 6.1.
+
+from proxytune.reporting import analysis, frames
+analysis.analyze([frames.frames("outputs/RUN")])["shift"]
+
+Δ is p_fused − p_base of the token that the arm chose. Errors are clustered by item.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+import pandas as pd
+
+from proxytune.errors import UserError
+from proxytune.reporting.frames import Frames
+from proxytune.reporting.papers.figures import reference_folder
+
+ARM = ["run", "task", "arm"]
+POSITIONS = {"first": (0, 0), "2 to 5": (1, 4), "6 to 20": (5, 19), "later": (20, math.inf)}
+"""Ranges of tokens, by step from 0."""
+MOST = 10
+"""How many of the most influenced tokens are listed."""
+OFTEN = 3
+"""How often a token must be chosen to be listed."""
+PAPER = "Liu et al. 2024"
+_EQUATION = re.compile(r"(?P<left>[\d($][\d\s.,+\-*/×÷x()$%]*)=\s*(?P<right>\$?\d+(?:[.,]\d+)*)")
+_OPERATOR = re.compile(r"[\d)%]\s*[+\-*/×÷x]\s*[\d($]")
+
+
+def analyze(frames: Sequence[Frames]) -> dict[str, pd.DataFrame]:
+    """Tidy frames by name, each with a row per run, task and arm, and what it is about:
+
+    - shift: tokens, changed (share of tokens that are not the base's own choice), delta, and their standard errors;
+    - positions: delta at the first token, the 2nd to the 5th, and so on;
+    - equations: delta on the left and on the right sides of equations, where answers have any;
+    - tokens: the tokens with the largest mean delta, of those chosen at least three times;
+    - weights: the mean weight of each expert at these positions.
+
+    Raises UserError where no fused arm was traced.
+    """
+    parts = [one.traces.assign(run=one.run) for one in frames if not one.traces.empty]
+    traced = pd.concat(parts, ignore_index=True).dropna(subset=["p_base"]) if parts else pd.DataFrame()
+    if traced.empty:
+        raise UserError("no fused arm of these runs was traced: run them with trace=summary")
+    delta = traced["p_fused"].astype(float) - traced["p_base"].astype(float)
+    traced = traced.assign(delta=delta, changed=traced["differs"].astype(float), position=_positions(traced["step"]))
+    return {
+        "shift": _shift(traced),
+        "positions": _means(traced, [*ARM, "position"], "delta"),
+        "equations": _means(_with_sides(traced), [*ARM, "side"], "delta"),
+        "tokens": _most_influenced(traced),
+        "weights": _weights(traced),
+    }
+
+
+def printed(quantity: str) -> dict[str, float]:
+    """Task -> the paper's own figure, for "top token changed" or "probability shift, left side of equations", say."""
+    rows = pd.read_csv(reference_folder() / "liu2024_token_shift.csv")
+    rows = rows[rows["quantity"] == quantity]
+    return dict(zip(rows["task"], rows["value"].where(rows["unit"] != "percent", rows["value"] / 100), strict=True))
+
+
+def _positions(steps: pd.Series) -> pd.Series:
+    edges = [-1.0, *(last for _, last in POSITIONS.values())]
+    return pd.cut(steps, edges, labels=list(POSITIONS)).astype(str)
+
+
+def _shift(traced: pd.DataFrame) -> pd.DataFrame:
+    changed = _means(traced, ARM, "changed").rename(columns={"stderr": "changed_stderr"})
+    delta = _means(traced, ARM, "delta").rename(columns={"stderr": "delta_stderr"})
+    return changed.merge(delta.drop(columns="tokens"), on=ARM)
+
+
+def _means(rows: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
+    """`keys`, tokens, `value` (the mean over tokens) and stderr, in the order of `rows`."""
+    made = [
+        (*key, len(part), part[value].mean(), _clustered_error(part, value))
+        for key, part in rows.groupby(keys, sort=False)
+    ]
+    return pd.DataFrame(made, columns=[*keys, "tokens", value, "stderr"])
+
+
+def _clustered_error(rows: pd.DataFrame, value: str) -> float:
+    """Of the mean over tokens, where the tokens of an item depend on one another; nan for a single item."""
+    items = (rows[value] - rows[value].mean()).groupby(rows["item"]).sum()
+    n = len(items)
+    return math.sqrt(n / (n - 1) * float((items**2).sum())) / len(rows) if n > 1 else math.nan
+
+
+def _with_sides(traced: pd.DataFrame) -> pd.DataFrame:
+    """The tokens of equations, with side "left" or "right"; the sign between them belongs to neither."""
+    sides = [
+        pd.Series(_sides(answer["text"].astype(str).to_list()), index=answer.index, dtype=object)
+        for _, answer in traced.groupby([*ARM, "item", "request"], sort=False)
+    ]
+    return traced.assign(side=pd.concat(sides)).dropna(subset=["side"])
+
+
+def _sides(pieces: Sequence[str]) -> list[str | None]:
+    """For each piece of an answer, the side of an equation that it has a character of, if any."""
+    text = "".join(pieces)
+    side: list[str | None] = [None] * len(text)
+    for equation in _EQUATION.finditer(text):
+        if _OPERATOR.search(equation["left"]):
+            for name in ("left", "right"):
+                start, end = equation.span(name)
+                side[start:end] = [name] * (end - start)
+    ends = list(itertools.accumulate(map(len, pieces)))
+    starts = (end - len(piece.lstrip()) for piece, end in zip(pieces, ends, strict=True))
+    return [next(filter(None, side[start:end]), None) for start, end in zip(starts, ends, strict=True)]
+
+
+def _most_influenced(traced: pd.DataFrame) -> pd.DataFrame:
+    """Per run, task and arm the MOST tokens with the largest mean delta."""
+    rows = _means(traced, [*ARM, "token", "text"], "delta")
+    arms = rows[rows["tokens"] >= OFTEN].groupby(ARM, sort=False)
+    return pd.concat([rows.iloc[:0], *(part.nlargest(MOST, "delta") for _, part in arms)], ignore_index=True)
+
+
+def _weights(traced: pd.DataFrame) -> pd.DataFrame:
+    experts = [name for name in traced.columns if name.startswith("alpha_")]
+    long = traced.melt([*ARM, "item", "position"], experts, "expert", "alpha", ignore_index=False)
+    long = long.sort_index(kind="stable").dropna(subset=["alpha"])
+    long["expert"] = long["expert"].str.removeprefix("alpha_")
+    return _means(long, [*ARM, "expert", "position"], "alpha")
