@@ -15,7 +15,10 @@ HERE = Path(__file__).parent
 PAGE = (HERE.parent / "docs" / "transformers.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 MODES = PAGE.partition("## Generating")[2].partition("## Evaluating")[0]
-TESTS = "".join((HERE / f"test_{name}.py").read_text() for name in ("generate_modes", "fused", "fused_in_transformers"))
+TESTS = "".join(
+    (HERE / f"test_{name}.py").read_text()
+    for name in ("generate_modes", "fused", "fused_face", "fused_in_transformers")
+)
 
 
 def test_the_examples_run_one_after_the_other(monkeypatch, tmp_path, capsys):
