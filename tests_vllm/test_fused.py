@@ -23,7 +23,7 @@ from proxytune.errors import UserError
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.contrastive import Contrastive
-from proxytune.models import Ensemble, describe, load
+from proxytune.models import Ensemble, FamilySpec, describe, load
 
 NEW = 24
 
@@ -63,9 +63,16 @@ class Both:
         return {(i, name): answer for i, name, answer in self.engine.score(requests, arms)}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[*FAMILIES, "adapters"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
-    family = save(request.param, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    family = save(request.param, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PROXYTUNE_CACHE", str(folder / "cache"))
+        yield from _started(family)
+
+
+def _started(family: FamilySpec) -> Iterator[Both]:
     engine = VLLMEngine(describe(family), family, batch_size=32, memory=1)
     yield Both(engine, load(family))
     engine.close()

@@ -16,11 +16,9 @@ FAMILY = [
 ]
 
 
-def run(engine: str, folder: Path) -> dict[str, list[dict]]:
+def run(output: Path, *engine: str) -> dict[str, list[dict]]:
     """The rows of all items by task."""
-    output = folder / engine.partition(" ")[0]
-    arguments = ["experiment=miniature", *FAMILY, *engine.split(" "), "limit=10", f"output={output}", "store=null"]
-    assert main(["run", *arguments]) == 0
+    assert main(["run", "experiment=miniature", *FAMILY, *engine, "limit=10", f"output={output}", "store=null"]) == 0
     return {
         file.stem: [json.loads(line) for line in file.read_text().splitlines()]
         for file in sorted((output / "items").glob("*.jsonl"))
@@ -29,7 +27,7 @@ def run(engine: str, folder: Path) -> dict[str, list[dict]]:
 
 def test_the_miniature_gets_the_same_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
-    expected, found = run("engine=hf", tmp_path), run("engine=vllm engine.memory=1", tmp_path)
+    expected, found = run(tmp_path / "hf", "engine=hf"), run(tmp_path / "vllm", "engine=vllm", "engine.memory=1")
     assert found.keys() == expected.keys() and len(found) >= 5
     compared = 0
     for task, rows in expected.items():

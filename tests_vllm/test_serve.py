@@ -16,9 +16,13 @@ from pathlib import Path
 
 import openai
 import pytest
+from engine_reference import score
 from families import prompts, save, wrong
-from tiny import free_port
+from lm_eval.api.instance import Instance
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tiny import WINDOW, free_port
 
+from proxytune.engines.requests import Prompt, ScoreRequest
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, FamilySpec, load
@@ -146,6 +150,24 @@ def test_chat_streaming_and_logprobs(server: Server):
     assert {piece.model for piece in pieces} == {"dynamic"}
     text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
     assert text == whole.choices[0].message.content
+
+
+def test_stock_lm_eval_against_the_server_gives_the_scores_of_the_slow_loop(server: Server):
+    tokenizer = server.ensemble.tokenizer
+    lm = LocalCompletionsAPI(
+        base_url=f"{server.url}/v1/completions",
+        model="proxy",
+        tokenizer=tokenizer.name_or_path,
+        tokenizer_backend="huggingface",
+        max_length=WINDOW,
+    )
+    texts = [("Question: how many apples", " are there?"), ("The answer is:", " (B)"), ("She had", " 48 coins")]
+    asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)]
+    for (context, continuation), (logprob, _) in zip(texts, lm.loglikelihood(asked), strict=True):
+        prompt, whole = (tuple(tokenizer(text)["input_ids"]) for text in (context, context + continuation))
+        assert whole[: len(prompt)] == prompt
+        scored = ScoreRequest(Prompt(prompt), whole[len(prompt) :])
+        assert logprob == pytest.approx(float(score(server.ensemble, ARMS["proxy"], scored)[0].sum()), abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "tune experts, or the large model itself, on a task's training split",
     "merge": "merge experts into one small model",
     "score": "score outputs that were made elsewhere",
+    "plan": "say what a family takes in memory, and which GPUs hold it",
     "serve": "serve the arms of a family over HTTP, as an OpenAI-compatible server (needs vLLM)",
     "lm-eval": "lm-evaluation-harness's own command line, with --model proxytune",
     "report": "write one HTML file of one or several runs: tables, figures and every sample",

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, Place, arm_to_dict
+from proxytune.engines.vllm.merged import place_of
+from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.facts import MemberFacts, Members
@@ -14,7 +15,7 @@ from proxytune.models.family import FamilySpec, Source
 from proxytune.models.vocabulary import check_head
 
 _GIB = 2**30
-_UNSUPPORTED = ("gguf_file", "adapter", "device_map", "attn_implementation", "max_memory", "quantization", "chat")
+_UNSUPPORTED = ("gguf_file", "device_map", "attn_implementation", "max_memory", "quantization", "chat")
 
 
 def engine_arguments(
@@ -41,7 +42,7 @@ def engine_arguments(
     """
     members = _checked(members, family)
     sources = {role: family.sources[role] for role in members.members}
-    places = {role: Place(source.module.path, source.revision) for role, source in sources.items()}
+    places = {role: place_of(role, source) for role, source in sources.items()}
     named = None if arms is None else {arm.name: arm for arm in arms}
     for arm in (named or {}).values():
         arm_to_dict(arm)  # refuses rules that the engine's process cannot build

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ class FusedForCausalLM(nn.Module):
     vLLM finds their attention layers by name and sizes KV blocks for all of them together.
     """
 
+    # What vLLM's loader asks of a model class: no pickles, and no adapter that lies beside the weights.
     fall_back_to_pt_during_load = False
+    allow_patterns_overrides: ClassVar[list[str]] = ["model*.safetensors"]
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -45,7 +47,13 @@ class FusedForCausalLM(nn.Module):
             self.sizes[role] = config.model_config.get_hidden_size()
             if self.sizes.keys() != {role}:
                 self.secondary_weights.append(
-                    DefaultModelLoader.Source(place.path, place.revision, prefix=f"{name}.", fall_back_to_pt=False)
+                    DefaultModelLoader.Source(
+                        place.path,
+                        place.revision,
+                        prefix=f"{name}.",
+                        fall_back_to_pt=False,
+                        allow_patterns_overrides=self.allow_patterns_overrides,
+                    )
                 )
         self.rows = rows_of(vllm_config)
 

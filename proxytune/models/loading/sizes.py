@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from proxytune.models.family import Source, is_local
 
@@ -32,6 +32,15 @@ def weight_bytes(source: Source) -> int | None:
     """Bytes of the module's weights in memory; None where its files are not here."""
     weights = _weights(source)
     return None if weights is None else sum(math.prod(weight.shape) * weight.size for weight in weights)
+
+
+def configured_bytes(source: Source) -> int:
+    """`weight_bytes` from the config alone, for a model whose weights are not here."""
+    config = AutoConfig.from_pretrained(source.path, revision=source.revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    size = _asked(source) or (config.dtype or torch.float32).itemsize
+    return size * sum(weight.numel() for weight in model.parameters())
 
 
 def lora_bytes(rank: int, source: Source) -> int | None:
