@@ -225,6 +225,8 @@ def test_wrong_requests_do_not_reach_vllm():
     status, answer, server = posted("/v1/chat/completions", {"model": "proxy", "vllm_xargs": {"weights": "x"}})
     assert status == 400 and server.seen == []
     assert answer["error"]["message"] == "Static.weights must be a finite number or a list of one per expert, got 'x'"
+    status, answer, server = posted("/v1/completions", {"model": "proxy", "use_beam_search": True})
+    assert status == 400 and server.seen == []
     status, answer, server = posted("/inference/v1/generate", {})
     assert status == 404 and server.seen == []
     assert "it would pass the arms by" in answer["error"]["message"]

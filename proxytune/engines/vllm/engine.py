@@ -12,7 +12,7 @@ from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.engines.vllm.decoding import Decoding, KeptWeights, by_expert
 from proxytune.engines.vllm.installed import TESTED, check_installed
-from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.launch import engine_arguments, refusals
 from proxytune.engines.vllm.settings import arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
@@ -146,10 +146,8 @@ def _start(arguments: dict[str, Any]) -> Any:
     from vllm import LLM
     from vllm.platforms import current_platform
 
-    try:
+    with refusals():
         return LLM(**arguments, enforce_eager=current_platform.is_cpu(), disable_log_stats=True)
-    except ValueError as error:
-        raise UserError(f"vLLM refuses this engine: {' '.join(str(error).split())}") from error
 
 
 def _scoring(request: ScoreRequest) -> tuple[tuple[int, ...], dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from proxytune.engines.vllm.merged import place_of
@@ -60,6 +61,19 @@ def engine_arguments(
         "worker_extension_cls": "proxytune.engines.vllm.runners.KeptWeights",
     }
     return arguments if memory is None else arguments | {"kv_cache_memory_bytes": int(memory * _GIB)}
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Around the start of vLLM: its own refusals as one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"vLLM refuses this engine: {' '.join(str(error).split())}") from error
+    except RuntimeError as error:
+        if "initialization failed" not in str(error):
+            raise
+        raise UserError("vLLM could not start; its log above says why") from error
 
 
 def _checked(members: Members[MemberFacts] | None, family: FamilySpec) -> Members[MemberFacts]:

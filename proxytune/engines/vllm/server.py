@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from proxytune.engines.vllm.installed import check_installed
-from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.launch import engine_arguments, refusals
 from proxytune.engines.vllm.settings import KEY, FusedSettings, check_asked
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.arm import Arm
@@ -55,10 +55,8 @@ def serve(
     }
     for name, value in (arguments | more).items():
         setattr(options, name, value)
-    try:
+    with refusals():
         asyncio.run(run_server(options))
-    except ValueError as error:
-        raise UserError(f"vLLM refuses this engine: {' '.join(str(error).split())}") from error
 
 
 def _check_port(host: str, port: int) -> None:
@@ -114,6 +112,8 @@ def with_arm(body: bytes, settings: FusedSettings) -> tuple[bytes, str]:
         return body, first
     if not isinstance(request, dict) or not isinstance(request.get("vllm_xargs") or {}, dict):
         return body, first
+    if request.get("use_beam_search"):
+        raise UserError("use_beam_search=true is not supported: vLLM's beams lose the arm; sample, or decode greedily")
     name = request.get("model") or first
     if not isinstance(name, str) or name not in arms:
         raise unknown_name("model", name, arms)
