@@ -96,6 +96,10 @@ class ArmRecord(Mean):
     """Of all its answers, generated or scored; None in older records."""
     weights: dict[str, Weights] = {}
     """Expert -> the weights it was given; empty for a model alone."""
+    end_tokens: list[str] | None = None
+    """The tokens that end its answers; None where it generates none."""
+    ruled_out: int = 0
+    """Items at which it gives some choices, not all, the log-probability -inf: less likely than every other."""
 
     @property
     def kind(self) -> str:
@@ -178,6 +182,8 @@ class MemberRecord(_Part):
     dtype: str = ""
     source: dict[str, Any] = {}
     """Where it was loaded from."""
+    ignored: dict[str, Any] = {}
+    """Settings of its generation_config that are not applied: answers are decoded as the task says."""
 
 
 class Answers(_Part):

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ metadata:
     columns: {question: text, choices: texts, gold: index of choices}}
 """
 UNSEEN = OPEN.replace("task: open", "task: unseen").replace(", expert: trivia", "")
+MUTUAL = CHOICE.replace("task: choice", "task: mutual").replace("metric: acc_norm", "metric: acc_mutual_info")
 GROUPED = CHOICE.replace("task: choice", "task: grouped").replace("gold: index", "subject: text, gold: index")
 GROUPED = GROUPED.replace("choice.jsonl", "grouped.jsonl")
 JUDGED = OPEN.replace("task: open", "task: judged").replace(
@@ -141,7 +143,15 @@ def _write(path: Path, rows: list[dict]) -> None:
 def our_tasks(tmp_path_factory: pytest.TempPathFactory, monkeypatch):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "judge.py").write_text(JUDGE)
-    tasks = {"open": OPEN, "choice": CHOICE, "grouped": GROUPED, "judged": JUDGED, "paired": PAIRED, "unseen": UNSEEN}
+    tasks = {
+        "open": OPEN,
+        "choice": CHOICE,
+        "mutual": MUTUAL,
+        "grouped": GROUPED,
+        "judged": JUDGED,
+        "paired": PAIRED,
+        "unseen": UNSEEN,
+    }
     for name, text in tasks.items():
         (folder / f"{name}.yaml").write_text(text)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
@@ -688,6 +698,54 @@ def test_an_item_whose_choices_are_all_ruled_out_is_invalid(go, tmp_path):
     assert "every continuation is ruled out" in record["failed"]["choice"]["filtered"]
     assert record["tasks"]["choice"]["arms"]["filtered"]["value"] is None
     assert all(row["arms"]["filtered"]["output"] is None for row in _rows(tmp_path / "out", "choice"))
+
+
+def test_choices_that_are_ruled_out_are_counted_and_lose(go, tmp_path):
+    """Somewhere between a rule that keeps all choices and one that keeps none."""
+    arms = {"base": {"model": "base"}, "filtered": {"rule": Plausible(0.0, min_p=1e-4, top_p=1.0), "experts": "all"}}
+    record = go(["choice"], arms)
+    entry = record["tasks"]["choice"]["arms"]["filtered"]
+    rows = [row["arms"] for row in _rows(tmp_path / "out", "choice")]
+    some = [row for row in rows if row["filtered"]["output"] and None in row["filtered"]["output"]]
+    assert 0 < len(some) == entry["ruled_out"] < len(rows)
+    assert record["tasks"]["choice"]["arms"]["base"]["ruled_out"] == 0
+    remarks = report(read_record(tmp_path / "out")).remarks
+    assert (
+        f"choice: items some of whose choices are ruled out, and lose to all others: filtered {len(some)}." in remarks
+    )
+
+
+def test_mutual_information_with_choices_that_are_ruled_out_is_invalid(go):
+    """log p(choice | context) - log p(choice) of -inf and -inf is NaN, of -1 and -inf is +inf: argmax would take it."""
+    filtered = {"rule": Plausible(0.0, min_p=1e-4, top_p=1.0), "experts": "all"}
+    record = go(["mutual"], {"base": {"model": "base"}, "filtered": filtered})["tasks"]["mutual"]["arms"]
+    errors = set(record["filtered"]["failed_items"].values())
+    assert "a continuation without its context is ruled out (log-probability -inf)" in errors
+    assert record["base"]["failed_items"] == {} and record["base"]["metrics"]["acc_mutual_info"] is not None
+    assert record["filtered"]["metrics"]["acc_mutual_info"] is None
+
+
+def test_the_record_names_end_tokens_and_settings_that_are_not_applied(family_folders, data_dir, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(family_folders["base"], folder)
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(
+        json.dumps(config | {"repetition_penalty": 1.3, "eos_token_id": [2, 7]})
+    )
+    spec = FamilySpec(base=str(folder), tuned={"trivia": str(family_folders["tuned:trivia"])})
+    arms = {"base": {"model": "base"}, "tuned": {"model": "tuned"}}
+    options = {"data_dir": data_dir, "limit": 2}
+    for tasks in (["open", "choice"], ["choice"]):
+        out = tmp_path / "-".join(tasks)
+        record = run(spec, tasks, arms, HFEngine, output_dir=out, **options)
+        said = [remark for remark in report(record).remarks if "repetition_penalty=1.3 (base)" in remark]
+        assert len(said) == ("open" in tasks), "no remark where nothing is generated"
+        assert record.provenance.members["base"].ignored == {"repetition_penalty": 1.3}
+        assert record.provenance.members["tuned:trivia"].ignored == {}
+        assert record.tasks["choice"].arms["base"].end_tokens is None
+    ends = run(spec, ["open"], arms, HFEngine, output_dir=tmp_path / "again", **options).tasks["open"].arms
+    token = load(spec, ["base"]).tokenizer.convert_ids_to_tokens(7)
+    assert {name: arm.end_tokens for name, arm in ends.items()} == {"base": ["</s>", token], "tuned": ["</s>"]}
 
 
 def test_the_only_tuned_model_among_the_arms_is_the_upper_bound(spec):

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from proxytune import FusedCausalLM
 from proxytune.engines.hf import HFEngine
@@ -19,6 +20,7 @@ from proxytune.experiment.answers.store import AnswerStore
 from proxytune.fusion import Fused, MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
+from proxytune.models.generation import ignored_settings
 
 PROMPTS = [Prompt((1, 5 + i, 9, 7)) for i in range(4)]
 SCORES = [ScoreRequest(prompt, (11, 12)) for prompt in PROMPTS]
@@ -150,3 +152,47 @@ def test_given_end_tokens_replace_those_of_the_members(family, tmp_path):
 def test_an_end_token_that_the_tokenizer_lacks_is_refused(family):
     with pytest.raises(UserError, match=r"models\.end_tokens: '<nowhere>' is not a token"):
         Ensemble(family.members, family.tokenizer, end_tokens=["<nowhere>"]).ends(["base"])
+
+
+# --- what generation configs say beside the ends ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "ignored"),
+    [
+        ({}, {}),
+        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"repetition_penalty": 1.0, "num_beams": 1, "top_k": 7, "temperature": 0.6}, {}),
+        (
+            {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8},
+            {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8},
+        ),
+        ({"max_length": 4096, "max_new_tokens": 9, "eos_token_id": [1, 2], "use_cache": False}, {}),
+        ({"suppress_tokens": [5], "min_new_tokens": 1}, {"min_new_tokens": 1, "suppress_tokens": [5]}),
+        ({"renormalize_logits": True, "a_setting_to_come": 3}, {"renormalize_logits": True, "a_setting_to_come": 3}),
+    ],
+)
+def test_settings_that_evaluation_does_not_apply_are_named(given, ignored):
+    assert ignored_settings(GenerationConfig(**given)) == ignored
+    assert ignored_settings(None) == {}
+
+
+def test_evaluation_decodes_as_the_task_says_and_generate_as_the_model_says(family):
+    """A repetition penalty changes what `generate` says, of both faces of transformers alike; never an evaluation."""
+    model = deepcopy(family[EXPERT].model)  # its head has no padding rows, which stock transformers would count
+    plainly = Ensemble({"base": replace(family[EXPERT], role="base")}, family.tokenizer)
+    model.generation_config.repetition_penalty = 1.9
+    alone = Ensemble({"base": replace(plainly["base"], model=model)}, family.tokenizer)
+    fused, different = FusedCausalLM.from_ensemble(alone), 0
+    assert alone["base"].ignored == {"repetition_penalty": 1.9}
+    for prompt in [Prompt((5, 9, 200, 31, 77, 8, 3)), Prompt((250, 17, 17, 40)), *PROMPTS]:
+        asked = [GenerateRequest(prompt, 24)], [Arm("base")]
+        plain, other = (next(HFEngine(one).generate(*asked))[2].tokens for one in (plainly, alone))
+        assert plain == other
+        ids, options = torch.tensor([prompt.tokens]), {"max_new_tokens": 24, "do_sample": False}
+        said, stock = (one.generate(ids, **options)[0, ids.shape[1] :].tolist() for one in (fused, model))
+        assert said == stock
+        neutral = fused.generate(ids, **options, repetition_penalty=1.0)[0, ids.shape[1] :].tolist()
+        assert neutral == list(plain), "set to what does nothing, both are alike"
+        different += said != neutral
+    assert different > 0

@@ -210,3 +210,18 @@ def test_a_folder_of_tasks_in_a_configuration_file_is_left_to_it(tmp_path):
         given = argparse.Namespace(command="run", tasks=["gsm8k_liu2024"], include_path=None, config=str(file))
         command._add_our_tasks(given)
         assert given.include_path == expected
+
+
+def test_lm_evals_cache_of_answers_is_refused(folders: dict[str, str], tmp_path: Path, capsys):
+    """Its key is the request alone: alpha = 1 would get the answers of alpha = 0."""
+    file, cache = tmp_path / "lm_eval.yaml", tmp_path / "cache"
+    file.write_text(f"model: proxytune\nuse_cache: {cache}\n")
+    model = ["--model", "proxytune", "--model_args", f"base={folders['base']}", "--tasks", "gsm8k_lm_eval"]
+    for arguments in ([*model, "--use_cache", str(cache)], [*model, "-c", str(cache)], ["--config", str(file)]):
+        assert main(["lm-eval", "run", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("proxytune: --use_cache: ") and error.count("\n") == 1
+    from proxytune.experiment.lm_eval.cli_model import FusedLM
+
+    with pytest.raises(UserError, match="does not tell models, rules and weights apart"):
+        lm_eval.simple_evaluate(FusedLM(base=folders["base"]), tasks=["gsm8k"], use_cache=str(cache))

@@ -32,7 +32,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _complete(given: Namespace) -> None:
     _add_our_tasks(given)
-    import proxytune.experiment.lm_eval.cli_model  # noqa: F401  registers the model
+    from proxytune.experiment.lm_eval.cli_model import NO_CACHE  # registers the model
+
+    asked = {key: value for key, value in vars(given).items() if value is not None}
+    settings = dict(_file(given)) | {key: asked[key] for key in ("model", "use_cache") if key in asked}
+    if given.command == "run" and settings.get("model") == "proxytune" and settings.get("use_cache") is not None:
+        raise UserError(NO_CACHE)
 
 
 def _file(given: Namespace) -> Mapping[str, Any]:

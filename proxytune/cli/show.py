@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxytune.experiment.lm_eval.reading import Asked
     from proxytune.experiment.planning import Plan
-    from proxytune.models import Ensemble, Member
+    from proxytune.models import MemberFacts, Members
 
 WIDTH = 110
 
@@ -53,17 +53,17 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
     from proxytune.experiment.lm_eval.reading import requests_of
     from proxytune.experiment.planning import Items, plans_unchecked
-    from proxytune.models import load_without_weights
+    from proxytune.models import readers
 
     family = build.build(settings.models)
     items = Items(settings.task.data_dir, settings.limit, settings.num_fewshot, settings.seed)
     for plan in plans_unchecked(family, tasks, arms, settings.only, items):
-        ensemble = load_without_weights(family, plan.roles)
+        ensemble = readers(family, plan.roles)
         asked = requests_of(ensemble, plan, items, item)
         print(*_lines(ensemble, plan, item, asked), "", sep="\n")
 
 
-def _lines(ensemble: Ensemble, plan: Plan, item: int, asked: Sequence[Asked]) -> Iterator[str]:
+def _lines(ensemble: Members[MemberFacts], plan: Plan, item: int, asked: Sequence[Asked]) -> Iterator[str]:
     generates = isinstance(asked[0].request, GenerateRequest)
     what = "an answer is generated" if generates else f"{len(asked)} continuations are scored"
     yield f"{plan.task}, item {item}: {what} (metric {plan.info.metric})"
@@ -80,7 +80,7 @@ def _lines(ensemble: Ensemble, plan: Plan, item: int, asked: Sequence[Asked]) ->
             yield from _tokens(f"continuation {number}", request.continuation, ensemble.tokenizer)
 
 
-def _prompts(ensemble: Ensemble, asked: Asked) -> Iterator[str]:
+def _prompts(ensemble: Members[MemberFacts], asked: Asked) -> Iterator[str]:
     """What each member reads before the answer; members that read the same together."""
     prompt = asked.request.prompt
     read = {role: _known(member, prompt.of(role)) for role, member in ensemble.members.items()}
@@ -91,12 +91,12 @@ def _prompts(ensemble: Ensemble, asked: Asked) -> Iterator[str]:
         yield f"  {asked.cut} tokens of the prompt's beginning do not fit into the smallest window and are left out"
 
 
-def _known(member: Member, tokens: Sequence[int]) -> tuple[int, ...]:
+def _known(member: MemberFacts, tokens: Sequence[int]) -> tuple[int, ...]:
     """`tokens` with the unknown token in place of those that the member does not have."""
     return tuple(member.unknown if token in member.missing else token for token in tokens)
 
 
-def _ends(ensemble: Ensemble, plan: Plan, request: GenerateRequest) -> Iterator[str]:
+def _ends(ensemble: Members[MemberFacts], plan: Plan, request: GenerateRequest) -> Iterator[str]:
     """What ends the answer."""
     yield "end tokens" + ("" if ensemble.end_tokens is None else " (models.end_tokens)")
     members = {role: ensemble.ends([role]) for role in ensemble.members}
@@ -106,6 +106,10 @@ def _ends(ensemble: Ensemble, plan: Plan, request: GenerateRequest) -> Iterator[
             yield f"  {what}{', '.join(names)}: {', '.join(pieces(tokens, ensemble.tokenizer)) or 'none'}"
     yield f"stop strings: {', '.join(map(repr, request.until)) or 'none'}"
     yield f"at most {request.max_new_tokens} tokens"
+    for role, member in ensemble.members.items():
+        if member.ignored:
+            settings = ", ".join(f"{name}={value}" for name, value in member.ignored.items())
+            yield f"not applied, of the generation_config of {role}: {settings}"
 
 
 def _decoding(request: GenerateRequest) -> str:

@@ -66,6 +66,7 @@ def _member(family: FamilySpec, ensemble: Members[Any], role: str) -> MemberReco
         identity=ensemble[role].identity,
         dtype=str(ensemble[role].dtype).removeprefix("torch."),
         source={name: value for name, value in asdict(family.sources[role]).items() if value is not None},
+        ignored=dict(ensemble[role].ignored),
     )
 
 

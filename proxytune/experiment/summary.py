@@ -12,7 +12,7 @@ from proxytune.engines.requests import Answer, Generated
 from proxytune.experiment.answers.keys import rule_facts
 from proxytune.experiment.answers.shared import Failed
 from proxytune.experiment.arms import TaskArms
-from proxytune.experiment.lm_eval.arm_model import ItemAnswer
+from proxytune.experiment.lm_eval.arm_model import ItemAnswer, is_ruled_out
 from proxytune.experiment.statistics import (
     Design,
     Ratio,
@@ -46,6 +46,14 @@ class Outcome:
     data: DataRecord
     failed: Mapping[int, str]
     """Items at which the arm failed -> the error; their value is NaN."""
+    end_tokens: list[str] | None = None
+    """As in `ArmRecord`."""
+
+    @property
+    def ruled_out(self) -> int:
+        """Items at which some choices, not all, have the log-probability -inf."""
+        kept = (answers for item, answers in self.answers.items() if item not in self.failed)
+        return sum(any(is_ruled_out(one.answer) for one in answers) for answers in kept)
 
 
 def task_record(info: TaskInfo, arms: TaskArms, outcomes: Mapping[str, Outcome], seed: int) -> TaskRecord:
@@ -148,6 +156,8 @@ def _arm_record(arms: TaskArms, name: str, outcomes: Mapping[str, Outcome], desi
         rule=_rule_record(arm),
         tokens=sum(_length(answer) for answer in _answers(one for some in outcome.answers.values() for one in some)),
         weights=weights,
+        end_tokens=outcome.end_tokens,
+        ruled_out=outcome.ruled_out,
     )
 
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from proxytune.models.hf.causal_lm import FusedCausalLM
     from proxytune.models.hf.config import FusedConfig
     from proxytune.models.loading.checks import check
-    from proxytune.models.loading.describe import describe
+    from proxytune.models.loading.describe import describe, readers
     from proxytune.models.loading.identity import identity
-    from proxytune.models.loading.load import load, load_without_weights
+    from proxytune.models.loading.load import load
     from proxytune.models.member import ADAPTERS_OFF, KVState, Member
 
 _HOMES = {
@@ -31,7 +31,7 @@ _HOMES = {
     "describe": "loading.describe",
     "identity": "loading.identity",
     "load": "loading.load",
-    "load_without_weights": "loading.load",
+    "readers": "loading.describe",
 }
 
 __all__ = [
@@ -50,7 +50,7 @@ __all__ = [
     "describe",
     "identity",
     "load",
-    "load_without_weights",
+    "readers",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from proxytune.errors import unknown_name
@@ -19,6 +19,9 @@ class AnyMember(Protocol):
 
     @property
     def ends(self) -> frozenset[int]: ...
+
+    @property
+    def ignored(self) -> Mapping[str, Any]: ...
 
 
 MemberT_co = TypeVar("MemberT_co", bound=AnyMember, covariant=True)
@@ -38,6 +41,7 @@ class MemberFacts:
     render: Callable[[str], str] | None = None
     missing: tuple[int, ...] = ()
     unknown: int = 0
+    ignored: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def window(self) -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -17,6 +17,7 @@ from proxytune.compat.peft import switched
 from proxytune.compat.transformers import device_of
 from proxytune.errors import UserError
 from proxytune.models.facts import ends_of
+from proxytune.models.generation import ignored_settings
 from proxytune.models.loading.adapters import ADAPTERS_OFF, check_state
 from proxytune.models.positions import boundary, window
 
@@ -90,6 +91,11 @@ class Member:
         """The tokens that end an answer of this member, by its generation config and by its own tokenizer."""
         config = getattr(self.model, "generation_config", None)
         return ends_of(getattr(config, "eos_token_id", None), self.tokenizer)
+
+    @property
+    def ignored(self) -> dict[str, Any]:
+        """The settings of its generation config that evaluation does not apply."""
+        return ignored_settings(getattr(self.model, "generation_config", None))
 
     @property
     def device(self) -> torch.device:

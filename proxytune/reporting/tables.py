@@ -47,7 +47,7 @@ def report(record: Record, *, full: bool = True) -> Report:
     shown = [column for column, why in reasons if not why or column is columns[0]]
     tables = [_table(column, record.tasks, notes, first=column is shown[0]) for column in shown]
     undefined = [f"{column.title} is undefined everywhere: {why}." for column, why in reasons if why]
-    return Report(tables, notes.texts, [*undefined, *_remarks(record.tasks)])
+    return Report(tables, notes.texts, [*undefined, *_remarks(record.tasks), *_ignored(record)])
 
 
 def _never_defined(column: Column, tasks: Tasks) -> str:
@@ -130,6 +130,9 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
         )
         if harmed:
             yield f"{name}: significantly worse than the base (difference ± standard error): {harmed}."
+        ruled_out = ", ".join(f"{arm} {entry.ruled_out}" for arm, entry in task.arms.items() if entry.ruled_out)
+        if ruled_out:
+            yield f"{name}: items some of whose choices are ruled out, and lose to all others: {ruled_out}."
         groups, beyond = task.data.groups, task.data.skipped.get("beyond the limit")
         if groups and beyond:
             reached = sum(count > 0 for count in groups.values())
@@ -143,6 +146,20 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
             yield _traced(name, task.trace, task.n)
         if task.n_truncated:
             yield f"{name}: {task.n_truncated} prompts were cut to the smallest window."
+
+
+def _ignored(record: Record) -> Iterator[str]:
+    """Generation settings of models that would have changed what they say."""
+    arms = [arm for task in record.tasks.values() for arm in task.arms.values() if arm.end_tokens is not None]
+    generate = {role for arm in arms for role in arm.roles}
+    members: dict[str, list[str]] = {}
+    for role, member in record.provenance.members.items():
+        if role in generate and member.ignored:
+            settings = ", ".join(f"{name}={value}" for name, value in member.ignored.items())
+            members.setdefault(settings, []).append(role)
+    if members:
+        named = "; ".join(f"{settings} ({', '.join(roles)})" for settings, roles in members.items())
+        yield f"Answers are decoded as the tasks say, without what the models' generation_config adds: {named}."
 
 
 def _traced(name: str, trace: TraceRecord, n: int) -> str:

@@ -39,6 +39,8 @@ class ItemAnswer:
 
     answer: Answer | Failed
     cut: int
+    alone: bool = False
+    """Whether a continuation was scored without any context, as mutual information compares it."""
 
 
 class ArmLM(HFLM):
@@ -80,7 +82,7 @@ class ArmLM(HFLM):
         self._asked = requests
         results = super().loglikelihood(requests, disable_tqdm=True)
         for request, answer in zip(requests, self._scored, strict=True):
-            self._note(request, answer)
+            self._note(request, replace(answer, alone=request.args[0] == ""))
         return results
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
@@ -161,14 +163,9 @@ class ArmLM(HFLM):
 
     @property
     def failed(self) -> dict[int, str]:
-        """Items at one or more of whose requests the arm failed, or all of whose choices it rules out -> the error."""
-        failed = {}
-        for item, several in self.item_answers.items():
-            answers = [one.answer for one in several]
-            errors = [answer.error for answer in answers if isinstance(answer, Failed)]
-            if errors or all(isinstance(a, Scored) and -math.inf in a.logprobs for a in answers):
-                failed[item] = errors[0] if errors else "every continuation is ruled out (log-probability -inf)"
-        return failed
+        """Items at one or more of whose requests the arm failed, or whose choices cannot be compared -> the error."""
+        found = {item: _error(answers) for item, answers in self.item_answers.items()}
+        return {item: error for item, error in found.items() if error is not None}
 
     def _note(self, request: Instance, *answers: ItemAnswer) -> None:
         assert request.doc_id is not None
@@ -223,6 +220,28 @@ class ArmLM(HFLM):
     def _seed_of(self, request: Instance, repetition: int) -> int:
         digest = hashlib.sha256(f"{self.seed} {request.doc_id} {request.idx} {repetition}".encode()).digest()
         return int.from_bytes(digest[:7], "big")
+
+
+def is_ruled_out(answer: Answer | Failed) -> bool:
+    """Whether a continuation has the log-probability -inf: the arm's rule gives one of its tokens no probability."""
+    return isinstance(answer, Scored) and -math.inf in answer.logprobs
+
+
+def _error(answers: Sequence[ItemAnswer]) -> str | None:
+    """Why an item cannot be judged: the arm failed, or which of its choices is likeliest is undefined.
+
+    A choice that is ruled out is less likely than every other; where all are, none is the likeliest. One that is ruled
+    out without its context as well would gain infinitely much by the context, whatever that is.
+    """
+    errors = [one.answer.error for one in answers if isinstance(one.answer, Failed)]
+    choices = [one for one in answers if not one.alone] or answers
+    if errors:
+        return errors[0]
+    if all(is_ruled_out(one.answer) for one in choices):
+        return "every continuation is ruled out (log-probability -inf)"
+    if any(is_ruled_out(one.answer) for one in answers if one not in choices):
+        return "a continuation without its context is ruled out (log-probability -inf)"
+    return None
 
 
 def _nothing_to_score(context: str, continuation: str) -> UserError:

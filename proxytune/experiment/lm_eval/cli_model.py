@@ -25,6 +25,10 @@ from proxytune.models import Ensemble, FamilySpec, FusedCausalLM, Source, load
 from proxytune.models.vocabulary import MissingTokens
 
 EXPERT = "expert:expert"
+NO_CACHE = (
+    "--use_cache: lm-eval's cache does not tell models, rules and weights apart and would give one's answers for "
+    "another's: leave it out; proxytune run keeps answers by all that decides them (store=FILE)"
+)
 
 
 @register_model("proxytune")
@@ -78,6 +82,10 @@ class FusedLM(ArmLM):
         size = None if batch_size in (None, "auto") else int(cast(Any, batch_size))
         engine = cast(Engine, HFEngine(ensemble, size))
         super().__init__(SharedAnswers(engine, [arm], AnswerStore(None), "proxytune"), arm)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Raises UserError: lm-eval's own cache knows a request by its text alone."""
+        raise UserError(NO_CACHE)
 
     def _note(self, request: Instance, *answers: ItemAnswer) -> None:
         """lm-eval's own command line would score what failed."""

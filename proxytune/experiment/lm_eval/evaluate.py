@@ -42,7 +42,15 @@ def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items:
         values[[sample["doc_id"] in failed for sample in samples]] = np.nan
         metrics = dict.fromkeys(metrics) | {info.metric: mean(values).value}
     data = data_record(task, [sample["doc_id"] for sample in samples])
-    return Outcome(samples, values, metrics, lm.item_answers, data, failed)
+    return Outcome(samples, values, metrics, lm.item_answers, data, failed, _end_tokens(shared, arm, task))
+
+
+def _end_tokens(shared: SharedAnswers, arm: Arm, task: Task) -> list[str] | None:
+    """The tokens that end the arm's answers; None where they are scored, not generated."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return None
+    ends = list(shared.ensemble.ends(arm.roles))
+    return [str(token) for token in shared.ensemble.tokenizer.convert_ids_to_tokens(ends)]
 
 
 def _headline(name: str, info: TaskInfo, samples: list[dict[str, Any]], metrics: Mapping[str, float | None]) -> Values:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 from proxytune.compat.lm_eval import quiet
 from proxytune.engines.requests import Answer, Generated, GenerateRequest, Request, Scored
 from proxytune.errors import UserError
-from proxytune.experiment.answers.shared import SharedAnswers
-from proxytune.experiment.answers.tracing import NO_TRACES
+from proxytune.experiment.answers.shared import Engine, SharedAnswers
+from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.lm_eval.arm_model import ArmLM
 from proxytune.experiment.planning import Items, Plan
 from proxytune.fusion.arm import Arm
-from proxytune.models.ensemble import Ensemble
+from proxytune.models.facts import MemberFacts, Members
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Asked:
     """How often it is asked (with other noise)."""
 
 
-def requests_of(ensemble: Ensemble, plan: Plan, items: Items, item: int) -> list[Asked]:
+def requests_of(ensemble: Members[MemberFacts], plan: Plan, items: Items, item: int) -> list[Asked]:
     """What a run of `plan` asks of its members at `item`: for an answer to generate, or for each choice to score.
 
     `ensemble` needs no weights. Raises UserError for an item that the run does not evaluate.
@@ -37,7 +37,7 @@ def requests_of(ensemble: Ensemble, plan: Plan, items: Items, item: int) -> list
     task, listener = plan.lm_task, _Listener(ensemble, list(plan.arms.present.values()))
     task.set_fewshot_seed(items.seed)
     with quiet():
-        lm = ArmLM(cast(SharedAnswers, listener), listener.arms[0], items.seed)
+        lm = ArmLM(listener, listener.arms[0], items.seed)
         task.build_all_requests(limit=items.limit)  # all: few-shot examples are drawn item by item
         instances = [instance for instance in task.instances if instance.doc_id == item]
         if not instances:
@@ -60,21 +60,14 @@ def _which(plan: Plan, items: Items) -> str:
     return f" with limit={items.limit}, which are {', '.join(map(str, sorted(of_task)))}"
 
 
-class _Listener:
-    """In the place of `SharedAnswers`: keeps what it is asked last, and answers anything."""
+class _Listener(SharedAnswers):
+    """Keeps what it is asked last, and answers anything."""
 
-    def __init__(self, ensemble: Ensemble, arms: Sequence[Arm]) -> None:
-        self.ensemble = ensemble
-        self.arms = arms
-        self.tracing = NO_TRACES
-        self.tokens: dict[Hashable, array[int]] = {}
+    def __init__(self, ensemble: Members[MemberFacts], arms: Sequence[Arm]) -> None:
+        super().__init__(cast(Engine, SimpleNamespace(ensemble=ensemble)), arms, AnswerStore(None))
         self.asked: list[Request] = []
 
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
-
-    def answer(self, arm: Arm, requests: Sequence[Any], asked: Sequence[Any] = ()) -> list[Answer]:
+    def answer(self, arm: Arm, requests: Sequence[Request], asked: Sequence[Any] = ()) -> list[Any]:
         self.asked = list(requests)
         return [_anything(request) for request in requests]
 

@@ -11,11 +11,15 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrai
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.facts import MemberFacts, Members, ends_of
 from proxytune.models.family import FamilySpec, Source
+from proxytune.models.generation import ignored_settings
 from proxytune.models.loading.checks import check, chosen
 from proxytune.models.loading.files import source_errors
 from proxytune.models.loading.identity import identity
 from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.models.vocabulary import missing_tokens, unknown_token
+
+NOT_READ = "not read"
+"""In the place of an identity."""
 
 
 def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts] | None:
@@ -32,7 +36,21 @@ def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Me
     dtypes = {role: _dtype(source, configs[role]) for role, source in sources.items()}
     if None in dtypes.values():
         return None
-    members = {role: _facts(spec, role, configs[role], dtypes[role], tokenizers) for role in sources}
+    identities = {role: identity(source) for role, source in sources.items()}
+    members = {role: _facts(spec, role, configs[role], dtypes[role], identities[role], tokenizers) for role in sources}
+    return Members(members, tokenizers["base"], spec.end_tokens)
+
+
+def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts]:
+    """What the members of any family read, and what ends an answer: from tokenizers and configurations alone.
+
+    Their number types and identities are not looked for. Raises UserError as `load` does.
+    """
+    sources = chosen(spec, roles)
+    tokenizers = load_tokenizers({"base": spec.base, **sources})
+    members = {
+        role: _facts(spec, role, _config(role, one), None, NOT_READ, tokenizers) for role, one in sources.items()
+    }
     return Members(members, tokenizers["base"], spec.end_tokens)
 
 
@@ -43,7 +61,12 @@ def _is_plain(source: Source) -> bool:
 
 def _config(role: str, source: Source) -> PreTrainedConfig:
     with source_errors(role, source):
-        return AutoConfig.from_pretrained(source.module.path, revision=source.revision)
+        return AutoConfig.from_pretrained(
+            source.module.path,
+            revision=source.revision,
+            gguf_file=source.gguf_file,
+            trust_remote_code=source.trust_remote_code,
+        )
 
 
 def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
@@ -55,27 +78,34 @@ def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
 
 
 def _facts(
-    spec: FamilySpec, role: str, config: PreTrainedConfig, dtype: Any, tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    spec: FamilySpec,
+    role: str,
+    config: PreTrainedConfig,
+    dtype: Any,
+    identity: str,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
 ) -> MemberFacts:
     source, tokenizer = spec.sources[role], tokenizers[role]
     missing = missing_tokens(tokenizers["base"], tokenizer, role, spec.missing_tokens)
+    generation = _generation_config(source, config)
     return MemberFacts(
         role,
         config,
         dtype,
-        ends_of(_listed_ends(source, config), tokenizer),
-        identity(source),
+        ends_of(generation.eos_token_id, tokenizer),
+        identity,
         tokenizer,
         render=None if source.chat is None else ChatPrompt.of(source.chat, tokenizer, role),
         missing=missing,
         unknown=unknown_token(tokenizer) if missing else 0,
+        ignored=ignored_settings(generation),
     )
 
 
-def _listed_ends(source: Source, config: PreTrainedConfig) -> Any:
-    """What the generation config lists; a model without one gets it from its config."""
+def _generation_config(source: Source, config: PreTrainedConfig) -> Any:
+    """Its generation config; a model without one gets it from its config."""
     kind: Any = GenerationConfig
     try:
-        return kind.from_pretrained(source.module.path, revision=source.revision).eos_token_id
+        return kind.from_pretrained(source.module.path, revision=source.revision)
     except OSError:
-        return getattr(config, "eos_token_id", None)
+        return kind.from_model_config(config)

@@ -13,11 +13,10 @@ from proxytune.errors import UserError
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import FamilySpec, Source
-from proxytune.models.loading.adapters import Module
 from proxytune.models.loading.checks import check, check_sources, chosen
 from proxytune.models.loading.identity import identity
 from proxytune.models.loading.memory import check_memory
-from proxytune.models.loading.modules import load_module, load_modules, module_without_weights
+from proxytune.models.loading.modules import load_module, load_modules
 from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.models.loading.trial import check_reading
 from proxytune.models.member import Member
@@ -38,20 +37,6 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
     return Ensemble(load_members(sources, tokenizers, base, spec.missing_tokens), base, spec.end_tokens)
 
 
-def load_without_weights(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = None) -> Ensemble:
-    """As `load`, but nothing answers: only what the members read, and what ends an answer, can be asked.
-
-    Needs tokenizers and configurations, no weights. Raises UserError as `load` does.
-    """
-    spec = FamilySpec.of(spec)
-    sources = chosen(spec, roles)
-    tokenizers = load_tokenizers({"base": spec.base, **sources})
-    base = tokenizers["base"]
-    missing = {role: missing_tokens(base, tokenizers[role], role, spec.missing_tokens) for role in sources}
-    modules = {role: (module_without_weights(role, source), None) for role, source in sources.items()}
-    return Ensemble(_members(sources, tokenizers, base, missing, modules), base, spec.end_tokens)
-
-
 def load_members(
     sources: Mapping[str, Source],
     tokenizers: Mapping[str, PreTrainedTokenizerBase],
@@ -61,19 +46,7 @@ def load_members(
     """Members by role, aligned to the vocabulary of `base` before any weights are read."""
     missing = {role: missing_tokens(base, tokenizers[role], role, policy) for role in sources}
     check_memory(sources)
-    members = _members(sources, tokenizers, base, missing, load_modules(sources))
-    members = {role: replace(member, identity=identity(sources[role])) for role, member in members.items()}
-    check_reading(members.values())
-    return members
-
-
-def _members(
-    sources: Mapping[str, Source],
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
-    base: PreTrainedTokenizerBase,
-    missing: Mapping[str, tuple[int, ...]],
-    modules: Mapping[str, tuple[Module, str | None]],
-) -> dict[str, Member]:
+    modules = load_modules(sources)
     members = {}
     for role, source in sources.items():
         model, adapter = modules[role]
@@ -84,10 +57,12 @@ def _members(
             vocabulary_size(base),
             adapter=adapter,
             render=None if source.chat is None else ChatPrompt.of(source.chat, tokenizers[role], role),
+            identity=identity(source),
             tokenizer=tokenizers[role],
             missing=missing[role],
             unknown=unknown_token(tokenizers[role]) if missing[role] else 0,
         )
+    check_reading(members.values())
     return members
 
 

@@ -8,15 +8,14 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from proxytune.compat.transformers import call_unquantized, quantization_config
 from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, module_of, needs_others_first
 from proxytune.models.loading.attention import share_keys
-from proxytune.models.loading.files import locate, source_errors
+from proxytune.models.loading.files import source_errors
 
 log = logging.getLogger(__name__)
 _BUFFERS = re.compile(
@@ -65,23 +64,6 @@ def _check_unchanged(before: Mapping[str, str], after: Mapping[str, str], roles:
             f"{', '.join(roles)}: an adapter has changed {changed[0]!r} of the module that they share, so that "
             "switching it off does not give the plain model: give each a copy of the model's folder as path"
         )
-
-
-def module_without_weights(role: str, source: Source) -> PreTrainedModel:
-    """The module of `source` on the meta device: its architecture and configurations alone. Raises as `load_module`."""
-    auto: Any = AutoModelForCausalLM
-    file = locate(source.module.path, GENERATION_CONFIG_NAME, source.revision)
-    with source_errors(role, source), torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            source.module.path,
-            revision=source.revision,
-            gguf_file=source.gguf_file,
-            trust_remote_code=source.trust_remote_code,
-        )
-        model = auto.from_config(config, trust_remote_code=source.trust_remote_code)
-        if file is not None:
-            model.generation_config = GenerationConfig.from_pretrained(str(file.parent))
-    return model
 
 
 def load_module(role: str, source: Source) -> PreTrainedModel:
