@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,53 +14,74 @@ from markupsafe import Markup
 from proxytune.atomic import atomic_write
 from proxytune.reporting.columns import Notes
 from proxytune.reporting.report import differences
-from proxytune.reporting.report.samples import packed, samples
+from proxytune.reporting.report.figures import figures
+from proxytune.reporting.report.samples import samples
 from proxytune.reporting.report.source import Run
+from proxytune.reporting.report.text import as_json, packed, visible
+from proxytune.reporting.report.tokens import token_parts
 from proxytune.reporting.report.view import View, parameters, source
 from proxytune.reporting.tables import LEGEND
 
 PARTS = Path(__file__).parent / "parts"
-SCRIPTS = ("text.js", "samples.js", "tokens.js", "item.js", "browser.js", "theme.js")
+SCRIPTS = ("text.js", "samples.js", "tokens.js", "item.js", "browser.js", "figures.js", "theme.js")
 """In this order one script; they share their names."""
-_UNSEEN = re.compile(r"[^\n\t -~\u00a0-\U0010ffff]|[\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
 def write_report(runs: Sequence[Run], path: str | Path) -> None:
     """Writes the page of `runs` (at least one), complete or not at all; raises UserError if it cannot."""
+    text = page(runs)
     with atomic_write(Path(path)) as file:
-        file.write(page(runs))
+        file.write(text)
 
 
 def page(runs: Sequence[Run]) -> str:
+    """The page as text."""
     names = differences.names(runs)
+    content = _samples(runs, names) | _comparisons(runs, names) | _assets()
+    content |= {"figures": figures(runs), "parameters": parameters, "source": source, "legend": LEGEND}
+    views = [View(run, name) for run, name in zip(runs, names, strict=True)]
+    return _environment().get_template("page.html").render(runs=views, **content)
+
+
+def _samples(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+    """The samples, and what the page's script must know of them."""
     tasks = samples(runs)
+    traces = [token_parts(task, runs) for task in tasks]
+    heads = [task.head() | {"traced": bool(parts)} for task, parts in zip(tasks, traces, strict=True)]
+    return {
+        "tasks": tasks,
+        "arms": list(dict.fromkeys(arm for task in tasks for _, arm in task.arms)),
+        "heads": as_json({"runs": names, "tasks": heads}),
+        "blocks": [packed(task.items) for task in tasks],
+        "traces": [[packed(part) for part in parts] for parts in traces],
+    }
+
+
+def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+    """What there is to say of several runs together."""
     notes = Notes()
-    comparisons = differences.comparisons(runs, names, notes) if len(runs) > 1 else []
+    tables = differences.comparisons(runs, names, notes) if len(runs) > 1 else []
+    return {
+        "configurations": differences.configurations(runs),
+        "comparisons": tables,
+        "comparison_notes": notes.texts,
+    }
+
+
+def _assets() -> dict[str, Any]:
+    """The style and the script, and the hashes by which the page's security policy allows these two alone."""
     script = "".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    heads = {"runs": names, "tasks": [task.head() for task in tasks]}
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            runs=[View(run, name) for run, name in zip(runs, names, strict=True)],
-            configurations=differences.configurations(runs),
-            comparisons=comparisons,
-            comparison_notes=notes.texts,
-            legend=LEGEND,
-            parameters=parameters,
-            source=source,
-            figures=[],
-            traced=False,
-            traces={},
-            tasks=tasks,
-            arms=list(dict.fromkeys(arm for task in tasks for _, arm in task.arms)),
-            heads=_json(heads),
-            blocks=[Markup(packed(task.items)) for task in tasks],
-            style=Markup((PARTS / "style.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
-        )
-    )
+    style = (PARTS / "style.css").read_text(encoding="utf-8")
+    return {
+        "script": Markup(script),
+        "script_hash": _hash(script),
+        "style": Markup(style),
+        "style_hash": _hash(style),
+    }
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def _environment() -> Environment:
@@ -70,21 +89,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(PARTS),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_visible,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _visible(value: Any) -> Any:
-    """A text with its unseen characters (controls, marks of direction, zero width, halves of surrogates) named."""
-    return value if not isinstance(value, str) or isinstance(value, Markup) else _UNSEEN.sub(_named, value)
-
-
-def _named(character: re.Match[str]) -> str:
-    return f"⟨U+{ord(character[0]):04X}⟩"
-
-
-def _json(value: object) -> Markup:
-    """JSON for a script element: ASCII without `<`, so that nothing in it can end the element."""
-    return Markup(json.dumps(value).replace("<", "\\u003c"))

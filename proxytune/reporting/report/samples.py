@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +25,8 @@ class Samples:
     arms: list[tuple[int, str]]
     """Number of the run, and arm: the columns of an item."""
     items: list[dict[str, Any]]
+    places: dict[tuple[int, str], int]
+    """Number of the run, and its id of an item -> the item's place in `items`."""
 
     def head(self) -> dict[str, Any]:
         """What the list of items needs to know beside them."""
@@ -45,12 +44,6 @@ def samples(runs: Sequence[Run]) -> list[Samples]:
     return [_samples(task, runs) for task in dict.fromkeys(task for run in runs for task in run.items)]
 
 
-def packed(items: object) -> str:
-    """JSON, gzipped, in base64: a page cannot run it, and no character of it can end the page."""
-    text = json.dumps(items, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
-
-
 def _samples(task: str, runs: Sequence[Run]) -> Samples:
     arms = [
         (number, arm)
@@ -60,12 +53,16 @@ def _samples(task: str, runs: Sequence[Run]) -> Samples:
     record = next((run.record.tasks[task] for run in runs if task in run.record.tasks), None)
     columns = {key: column for column, key in enumerate(arms)}
     items: dict[str, dict[str, Any]] = {}
+    places: dict[tuple[int, str], int] = {}
+    order: dict[str, int] = {}
     for number, run in enumerate(runs):
         for row in run.items.get(task, ()):
             item = _same(items, row, len(arms))
+            places[number, str(row["doc_id"])] = order.setdefault(item["id"], len(order))
             for arm, said in row["arms"].items():
                 item["cells"][columns[number, arm]] = _cell(said, row)
-    return Samples(task, _metric(task, record, runs), record is None or record.is_fraction, arms, list(items.values()))
+    judged = record is None or record.is_fraction
+    return Samples(task, _metric(task, record, runs), judged, arms, list(items.values()), places)
 
 
 def _same(items: dict[str, dict[str, Any]], row: Row, columns: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 const ROW = 46;
 const STRIP = 20;
-const $ = (id) => document.getElementById(id);
 const shown = { runs: new Set(RUNS.keys()), arms: new Set(HEADS.tasks.flatMap(({ arms }) => arms.map(([, arm]) => arm))) };
 const filter = { task: "", arm: "*any", outcome: "", differ: "", text: "" };
 let all = [];
@@ -54,18 +53,24 @@ function strip(entry) {
 }
 
 /** Shows an item; `quietly` leaves the address and the page's position as they are. */
-function select(index, { quietly = false } = {}) {
+async function select(index, { quietly = false } = {}) {
   at = kept.length ? Math.min(Math.max(index, 0), kept.length - 1) : -1;
   if (at >= 0) reveal();
   drawList();
   const entry = kept[at];
+  if (entry && !quietly) {
+    history.replaceState(null, "", address(entry));
+    $("samples").scrollIntoView({ block: "nearest" });
+  }
+  if (entry) await addTraces(entry);
+  if (entry === kept[at]) drawDetail(entry);
+}
+
+function drawDetail(entry) {
   hideTip();
   $("detail").replaceChildren(...(entry ? [drawItem(entry, shown)] : []));
-  if (!entry) return;
-  $("copy").addEventListener("click", copy);
-  if (quietly) return;
-  history.replaceState(null, "", address(entry));
-  $("samples").scrollIntoView({ block: "nearest" });
+  $("detail").scrollTop = 0;
+  $("copy")?.addEventListener("click", copy);
 }
 
 function reveal() {
@@ -80,8 +85,8 @@ function follow() {
   const index = () => kept.findIndex((entry) => address(entry) === location.hash);
   if (!location.hash.includes("/") || !all.some((entry) => address(entry) === location.hash)) return;
   if (index() < 0) clear();
-  select(index(), { quietly: true });
   $("samples").scrollIntoView();
+  return select(index(), { quietly: true });
 }
 
 function clear() {
@@ -103,7 +108,7 @@ function readFilters() {
 async function copy() {
   const { head, item } = kept[at];
   const answers = head.arms.map(([run, arm], column) => ({ run: RUNS[run], arm, ...item.cells[column] }));
-  const { cells: _, ...rest } = item;
+  const { cells: _, traced: __, ...rest } = item;
   const text = JSON.stringify({ task: head.task, metric: head.metric, ...rest, answers }, null, 2);
   try {
     await navigator.clipboard.writeText(text);
@@ -156,7 +161,7 @@ async function start() {
   window.addEventListener("resize", drawList);
   $("filters").reset();
   readFilters();
-  follow();
+  await follow();
   $("samples").dataset.ready = "";
 }
 

@@ -12,10 +12,31 @@ async function unpack(id) {
   return JSON.parse(await new Response(stream).text());
 }
 
-/** Every item of every task: {head, item}. */
+/** Every item of every task: {head, item, number of the task, place in the task}. */
 async function entries() {
   const items = await Promise.all(HEADS.tasks.map((_, number) => unpack(`items-${number}`)));
-  return HEADS.tasks.flatMap((head, number) => items[number].map((item) => ({ head, item })));
+  return HEADS.tasks.flatMap((head, number) => items[number].map((item, place) => ({ head, item, number, place })));
+}
+
+const PART = 32;
+const parts = new Map();
+
+/** Puts the traces of the item's answers, if there are any, into its cells. */
+async function addTraces({ head, item, number, place }) {
+  if (!head.traced || item.traced) return;
+  const id = `traces-${number}-${Math.floor(place / PART)}`;
+  if (!parts.has(id)) parts.set(id, unpack(id));
+  const { texts, traces } = await parts.get(id);
+  for (const [column, trace] of Object.entries(traces[place] ?? {})) {
+    const tops = Object.entries(trace.top ?? {}).map(([model, steps]) => [model, steps.map((step) => pairs(step, texts))]);
+    item.cells[column].trace = { ...trace, tokens: trace.tokens.map((token) => texts[token]), top: Object.fromEntries(tops) };
+  }
+  item.traced = true;
+}
+
+/** [place of a text, p, place of a text, p, ...] as [[text, p], ...]. */
+function pairs(flat, texts) {
+  return flat.flatMap((entry, index) => (index % 2 ? [] : [[texts[entry], flat[index + 1]]]));
 }
 
 function outcome(head, cell) {

@@ -1,5 +1,6 @@
 // Text as text: nothing below is ever parsed as HTML, and characters that cannot be seen get a label.
 
+const $ = (id) => document.getElementById(id);
 const UNSEEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]/gu;
 
 /** An element with a class, text and attributes. */

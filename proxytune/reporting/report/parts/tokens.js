@@ -41,8 +41,13 @@ function walk(event, box, trace) {
 function showTip(element, trace, step) {
   hideTip();
   element.classList.add("current");
+  placeTip(element, tipContent(trace, step));
+}
+
+/** Shows `content` below `element`, or above it where there is no room. */
+function placeTip(element, content) {
   const tip = $("tip");
-  tip.replaceChildren(...tipContent(trace, step));
+  tip.replaceChildren(...content);
   tip.hidden = false;
   const box = element.getBoundingClientRect();
   const left = Math.min(box.left, window.innerWidth - tip.offsetWidth - 8);
