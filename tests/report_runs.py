@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 ARMS = ("base", "tuned", "proxy")
 RULE = {"id": "static", "formula": "base + a (expert - antiexpert)", "paper": "Liu et al. 2024", "parameters": {}}
@@ -88,3 +90,18 @@ def write_overrides(folder: Path, *overrides: str, **config: Any) -> None:
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides), encoding="utf-8")
     (folder / ".hydra" / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+
+
+def write_traces(folder: Path, task: str, texts: Sequence[str], items: Iterable[int] = (0,)) -> None:
+    """Traces of proxy with the likeliest tokens, its p_base falling from 0.9 below p_fused = 0.5, and of base alone."""
+    shared = {"task": task}
+    tokens = [{"item": item, "step": step, "text": text} for item in items for step, text in enumerate(texts)]
+    tops = {f"top_{model}": [{"text": f"{model} likes this", "p": 0.75}] for model in ("fused", "expert:math")}
+    proxy = {"arm": "proxy", "p_fused": 0.5, "alpha_math": 1.25, **tops}
+    rows = [
+        {**shared, **proxy, **token, "p_base": 0.9 - 0.4 * token["step"], "differs": token["step"] == 2}
+        for token in tokens
+    ]
+    rows += [{**shared, "arm": "base", "p_fused": 1.0, **token} for token in tokens]
+    (folder / "traces").mkdir()
+    pd.DataFrame(rows).to_parquet(folder / "traces" / f"{task}.parquet")

@@ -318,6 +318,8 @@ def test_the_tiny_miniature_runs_from_the_command_to_the_table(
         assert list(task["arms"]) == ["base", "expert", "tuned", "proxy", "dynamic"]
     for text in ("proxy", "Gap closed", "n = 6", f"Results: {tmp_path / 'here'}"):
         assert text in result.out
+    assert f"Report: {tmp_path / 'here/report.html'}" in result.out
+    assert "miniature_gsm" in (tmp_path / "here/report.html").read_text(encoding="utf-8")
     assert (tmp_path / "here/table.md").exists()
     assert len(pd.read_csv(tmp_path / "here/results.csv")) >= 25
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE, RULE, item, items, task, write_items, write_overrides, write_run
+from report_runs import HOSTILE, RULE, item, items, task, write_items, write_overrides, write_run, write_traces
 
 from proxytune.cli import main
 from proxytune.reporting.report import find_runs, write_report
@@ -332,6 +332,38 @@ def test_the_same_answer_of_several_runs_is_one_card(opened, tmp_path: Path):
     page = opened(tmp_path / "report.html", "#sums/1")
     assert page.locator(".card h4").all_inner_texts() == ["base", "base", "tuned", "proxy", "proxy"]
     assert page.locator(".card .bar p").first.inner_text() == "run0; run1"
+
+
+@needs_browser
+def test_tokens_are_coloured_and_say_on_hover_what_was_behind_them(opened, tmp_path: Path):
+    write_run(tmp_path, {"sums": items(40)})
+    write_traces(tmp_path, "sums", ["The", " an\u200bswer", " <b>"], items=(1, 33))
+    written(tmp_path)
+    page = opened(tmp_path / "report.html", "#sums/33")
+    proxy = page.locator(".card[aria-label=proxy] .token")
+    assert proxy.all_inner_texts() == ["The", " anU+200Bswer", " <b>"]
+    shades = proxy.evaluate_all("tokens => tokens.map((token) => token.className)")
+    assert shades == ["token down-3", "token ", "token up-2 changed"]
+    proxy.nth(2).hover()
+    tip = page.inner_text("#tip")
+    for text in ("3 of 3", "α math\n1.250", "p fused\n0.500", "p base\n0.100", "Δ\n+0.400", "another token"):
+        assert text in tip
+    assert "expert:math likes this 0.750" in tip
+    page.locator(".card[aria-label=base] .tokens").focus()
+    page.keyboard.press("ArrowRight")
+    assert "1 of 3" in page.inner_text("#tip") and "p base\n–" in page.inner_text("#tip")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#tip")
+    page.evaluate("location.hash = '#sums/2'")
+    page.wait_for_function("document.querySelector('#detail h3').textContent.startsWith('sums / 2')")
+    assert page.locator(".token:visible").count() == page.locator(".legend .token").count()
+
+
+@needs_browser
+def test_a_mark_of_a_figure_says_its_numbers_on_hover(opened, report_file: Path):
+    page = opened(report_file)
+    page.locator("#figure-scores [role=graphics-symbol][aria-roledescription=circle]").first.hover()
+    assert "arm: base" in page.inner_text("#tip")
 
 
 @needs_browser

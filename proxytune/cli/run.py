@@ -83,10 +83,21 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
         )
         reporting.write(record, output_dir)
         reporting.show(record)
+        if settings.report:
+            _write_report(output_dir)
         if tracker is not None:
             tracker.finish(record, output_dir, status=1 if record.failed else 0)
     print(f"Results: {output_dir}")
     _check_failures(record, output_dir)
+
+
+def _write_report(output_dir: Path) -> None:
+    # Imported only now: a run without a report need not wait for it.
+    from proxytune.reporting.report import read_run, write_report
+
+    path = output_dir / "report.html"
+    write_report([read_run(output_dir)], path)
+    print(f"Report: {path}")
 
 
 def _task_names(task: schema.TaskConfig) -> list[str]:

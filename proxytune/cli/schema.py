@@ -72,6 +72,8 @@ class RunConfig(Strict):
     """a folder for the results; a sweep makes one folder per job in it"""
     store: FilePath | None
     """a file of finished answers, which a later run reads; null: keep none"""
+    report: bool
+    """true or false: whether report.html is written beside the results"""
     allow_targets: list[str]
     """a list of packages beside proxytune that _target_ may name"""
 

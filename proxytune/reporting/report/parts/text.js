@@ -44,3 +44,8 @@ function number(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   return Number.isInteger(value) ? String(value) : value.toFixed(digits).replace("-", "−");
 }
+
+function probability(value) {
+  if (value === null || value === undefined) return "–";
+  return value > 0 && value < 0.001 ? "<0.001" : value.toFixed(3);
+}

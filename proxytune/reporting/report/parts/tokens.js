@@ -66,9 +66,10 @@ function tipContent(trace, step) {
   const fact = (label, text) => facts.append(make("dt", "", label), make("dd", "", text));
   fact("token", `${step + 1} of ${trace.tokens.length}: ${JSON.stringify(trace.tokens[step])}`);
   for (const [expert, values] of Object.entries(trace.alpha ?? {})) fact(`α ${expert}`, number(values[step]));
-  fact("p fused", number(trace.fused?.[step]));
-  fact("p base", number(trace.base?.[step]));
-  fact("Δ", number(delta(trace, step)));
+  fact("p fused", probability(trace.fused?.[step]));
+  fact("p base", probability(trace.base?.[step]));
+  const change = delta(trace, step);
+  fact("Δ", change === null ? "–" : `${change > 0 ? "+" : ""}${change.toFixed(3)}`.replace("-", "−"));
   if (trace.changed?.[step]) fact("", "the base alone would have chosen another token");
   return trace.top ? [facts, topTable(trace.top, step)] : [facts];
 }
@@ -83,9 +84,9 @@ function topTable(top, step) {
   for (let rank = 0; rank < Math.max(0, ...columns.map(([, steps]) => steps[step].length)); rank++) {
     const row = body.insertRow();
     for (const [, steps] of columns) {
-      const [token, probability] = steps[step][rank] ?? ["", null];
+      const [token, p] = steps[step][rank] ?? ["", null];
       const cell = row.appendChild(make("td"));
-      cell.append(make("code", "", token), " ", make("span", "quiet", probability === null ? "" : number(probability)));
+      cell.append(make("code", "", token), " ", make("span", "quiet", p === null ? "" : probability(p)));
     }
   }
   return table;
