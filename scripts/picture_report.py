@@ -14,7 +14,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from proxytune.reporting.report import find_runs, write_report
 
-SIZE = {"width": 1200, "height": 640}
+SIZE = {"width": 1280, "height": 800}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from report_runs import HOSTILE, RULE, item, items, task, write_items, write_ove
 from proxytune.cli import main
 from proxytune.reporting.report import find_runs, write_report
 
+DRAWN = {"g", "path", "text", "tspan", "line", "rect"}
+"""Tags of drawings: how many and which attributes they have depends on the numbers."""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install it (Debian: apt install chromium)")
 
@@ -114,7 +117,7 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(tmp_path: Path, m
     assert main(["report", "a=1"]) == 0
     assert capsys.readouterr().out == f"Report: {Path('a=1', 'report.html')}\n"
     assert main(["report", "a=1/results.json", "output=deep/er.html"]) == 0
-    assert (tmp_path / "deep" / "er.html").read_text() == (tmp_path / "a=1" / "report.html").read_text()
+    assert "a=1" in (tmp_path / "deep" / "er.html").read_text(encoding="utf-8")
     assert main(["report", "a=1", "a=1"]) == 0
     assert (tmp_path / "report.html").is_file()
 
@@ -174,12 +177,25 @@ def hostile_run(folder: Path, text: str) -> Path:
     return folder
 
 
+class Tags(HTMLParser):
+    """The tags of a page with the names of their attributes: `known`."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.known: set[tuple[str, ...]] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in DRAWN:
+            self.known.add((tag, *(name for name, _ in attrs)))
+        assert not any(name.startswith("on") or name == "style" for name, _ in attrs)
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_text_of_a_run_becomes_part_of_the_page(name: str, tmp_path: Path):
-    plain = written(write_run(tmp_path / "plain", {"sums": items(1)}))
+    plain = Tags(written(hostile_run(tmp_path / "plain", "text")))
     page = written(hostile_run(tmp_path / "hostile", HOSTILE[name]))
-    for tag in ("<script", "</script", "<img", "<b>bold", 'onerror="', 'onmouseover="'):
-        assert page.count(tag) == plain.count(tag)
+    assert Tags(page).known <= plain.known
     assert not re.search("[\u200b\u200f\u202e\ufeff\u2028\ud800-\udfff]", page)
 
 
@@ -294,7 +310,7 @@ def test_an_address_leads_to_its_item_and_an_item_has_its_address(opened, report
     assert page.evaluate("location.hash") == "#more%20sums/2"
     page.fill("#text", "nothing has this")
     page.evaluate("location.hash = '#sums/7'")
-    page.wait_for_function("document.querySelector('#detail h3')?.textContent.startsWith('sums / 7')")
+    page.locator("#detail h3", has_text="sums / 7").wait_for()
     assert page.input_value("#text") == ""
 
 
@@ -303,7 +319,7 @@ def test_an_item_is_copied_as_json(opened, report_file: Path):
     page = opened(report_file, "#sums/2")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.click("#copy")
-    page.wait_for_function("document.getElementById('said').textContent === 'Copied'")
+    page.locator("#said", has_text="Copied").wait_for()
     copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
     assert (copied["task"], copied["id"], copied["target"]) == ("sums", "2", "2")
     assert [answer["arm"] for answer in copied["answers"]] == ["base", "tuned", "proxy"]
@@ -343,7 +359,7 @@ def test_tokens_are_coloured_and_say_on_hover_what_was_behind_them(opened, tmp_p
     proxy = page.locator(".card[aria-label=proxy] .token")
     assert proxy.all_inner_texts() == ["The", " anU+200Bswer", " <b>"]
     shades = proxy.evaluate_all("tokens => tokens.map((token) => token.className)")
-    assert shades == ["token down-3", "token ", "token up-2 changed"]
+    assert shades == ["token down-3", "token ", "token up-3 changed"]
     proxy.nth(2).hover()
     tip = page.inner_text("#tip")
     for text in ("3 of 3", "α math\n1.250", "p fused\n0.500", "p base\n0.100", "Δ\n+0.400", "another token"):
@@ -355,7 +371,7 @@ def test_tokens_are_coloured_and_say_on_hover_what_was_behind_them(opened, tmp_p
     page.keyboard.press("Escape")
     assert not page.is_visible("#tip")
     page.evaluate("location.hash = '#sums/2'")
-    page.wait_for_function("document.querySelector('#detail h3').textContent.startsWith('sums / 2')")
+    page.locator("#detail h3", has_text="sums / 2").wait_for()
     assert page.locator(".token:visible").count() == page.locator(".legend .token").count()
 
 

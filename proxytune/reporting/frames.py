@@ -114,13 +114,18 @@ def _item_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _items(record: Record, rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
     table = [
-        (task, arm, row["doc_id"], answer.get(record.tasks[task].metric), answer.get("error"))
+        (task, arm, row["doc_id"], answer.get(record.tasks[task].metric), _text(answer.get("error")))
         for task, items in rows.items()
         for row in items
         for arm, answer in row["arms"].items()
     ]
     frame = pd.DataFrame(table, columns=["task", "arm", "item", "score", "error"])
     return frame.astype({"score": float})
+
+
+def _text(error: str | None) -> str | None:
+    """Half a character, which no frame can hold, is written out."""
+    return error and error.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _weights(rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:

@@ -38,7 +38,7 @@ def page(runs: Sequence[Run]) -> str:
     """The page as text."""
     names = differences.names(runs)
     content = _samples(runs, names) | _comparisons(runs, names) | _assets()
-    content |= {"figures": figures(runs), "parameters": parameters, "source": source, "legend": LEGEND}
+    content |= {"figures": figures(runs, names), "parameters": parameters, "source": source, "legend": LEGEND}
     views = [View(run, name) for run, name in zip(runs, names, strict=True)]
     return _environment().get_template("page.html").render(runs=views, **content)
 

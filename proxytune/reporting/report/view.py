@@ -33,7 +33,7 @@ class View:
             "Folder": str(self.run.folder),
             "Finished": self._finished(),
             "Command line": " ".join(self.run.overrides),
-            "Code": " ".join(f"{name} {value}" for name, value in provenance.code.items() if value),
+            "Code": _pairs({name: value and value[:12] for name, value in provenance.code.items()}),
             "Items": self._items(),
             "Seed": str(provenance.seed) if self.run.record.tasks else "",
             "Time": _seconds(provenance.timings.total_seconds),

@@ -70,14 +70,18 @@ function drawDetail(entry) {
   hideTip();
   $("detail").replaceChildren(...(entry ? [drawItem(entry, shown)] : []));
   $("detail").scrollTop = 0;
-  $("copy")?.addEventListener("click", copy);
+  const actions = { copy, previous: KEYS.k, next: KEYS.j };
+  for (const [id, act] of Object.entries(actions)) $(id)?.addEventListener("click", act);
 }
 
+/** Scrolls the list as far as needed; an item that is far away comes to its middle. */
 function reveal() {
   const list = $("list");
-  const top = at * ROW;
-  if (top < list.scrollTop) list.scrollTop = top;
-  else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
+  const above = list.scrollTop - at * ROW;
+  const below = (at + 1) * ROW - list.scrollTop - list.clientHeight;
+  if (Math.max(above, below) > 10 * ROW) list.scrollTop = at * ROW - list.clientHeight / 2;
+  else if (above > 0) list.scrollTop -= above;
+  else if (below > 0) list.scrollTop += below;
 }
 
 /** Goes to the item of the address; filters that hide it are lifted. Other addresses are the page's own. */

@@ -15,7 +15,9 @@ function title(entry) {
   const bar = make("header", "bar");
   const heading = make("h3", "", `${entry.head.task} / ${entry.item.id}`);
   heading.append(make("a", "permalink", "#", { href: address(entry), "aria-label": "Link to this item" }));
-  bar.append(heading, make("button", "", "Copy as JSON", { type: "button", id: "copy", title: "c" }));
+  const button = (id, text, label, key) => make("button", "", text, { type: "button", id, title: `${label} (${key})`, "aria-label": label });
+  bar.append(heading, button("previous", "‹", "Previous item", "k"), button("next", "›", "Next item", "j"));
+  bar.append(button("copy", "Copy as JSON", "Copy as JSON", "c"));
   return bar;
 }
 
@@ -103,7 +105,7 @@ function alphas(alpha) {
 
 /** Log-probability of each choice: choices down, arms across. */
 function choices({ head, item }, seen) {
-  const frame = make("div", "frame", null, { tabindex: "0", role: "region", "aria-label": "Log-probabilities" });
+  const frame = make("div", "frame choices", null, { tabindex: "0", role: "region", "aria-label": "Log-probabilities" });
   const table = frame.appendChild(make("table"));
   table.append(make("caption", "", "Log-probability of each choice; in bold, each arm's highest. The reference is marked ▸."));
   const top = table.createTHead().insertRow();
@@ -112,7 +114,7 @@ function choices({ head, item }, seen) {
   const body = table.createTBody();
   item.choices.forEach((choice, index) => {
     const row = body.insertRow();
-    row.append(make("th", index === item.target ? "reference" : "", choice, { scope: "row", dir: "auto" }));
+    row.append(make("th", index === item.target ? "reference" : "", choice.trim(), { scope: "row", dir: "auto" }));
     for (const { cell } of seen) row.append(choiceCell(cell, index));
   });
   return frame;
