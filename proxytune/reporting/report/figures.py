@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -45,9 +45,10 @@ def _frames(run: Run) -> list[Frames]:
     except UserError as error:
         run.missing.append(f"The figures are without this run: {error}.")
         return []
-    tables = {field.name: getattr(found, field.name) for field in fields(found) if field.name != "run"}
     # Characters that end a line end an expression of Vega too.
-    return [replace(found, **{name: _visible(table) for name, table in tables.items()})]
+    names = ("results", "items", "weights", "traces", "costs")
+    shown: dict[str, Any] = {name: _visible(getattr(found, name)) for name in names}
+    return [replace(found, **shown)]
 
 
 def _visible(table: pd.DataFrame) -> pd.DataFrame:
