@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if not runs:
         raise UserError("there is no run to log: give one or more folders of finished runs")
     if "tags" in settings:
-        settings["tags"] = yaml.safe_load(settings["tags"])
+        settings["tags"] = _tags(settings["tags"])
     from proxytune.tracking.wandb import Wandb
 
     logger = Wandb(**settings)
@@ -44,6 +44,13 @@ def main(arguments: Sequence[str]) -> int:
     for run, record in records:
         _sync(logger, run if run.is_dir() else run.parent, record)
     return 0
+
+
+def _tags(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot read the arguments: tags={text} is not a list [TAG,...]") from error
 
 
 def _sync(logger: Wandb, folder: Path, record: Record) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import secrets
 import time
@@ -76,6 +77,9 @@ class Wandb:
         """The open `wandb.Run`; raises what wandb raises."""
         import wandb
 
+        # On a terminal W&B asks for a key that it does not have, without a limit if not here.
+        if mode == "online" and not wandb.login(timeout=math.ceil(self.patience)):
+            raise PermissionError("no API key: use `wandb login`")
         experiment = config.get("experiment")
         run = wandb.init(
             project=self.project,
@@ -107,7 +111,6 @@ class Wandb:
             disable_git=True,
             save_code=False,
             init_timeout=self.patience,
-            login_timeout=self.patience,
             finish_timeout=self.upload_patience,
         )
 
