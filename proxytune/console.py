@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -19,8 +20,8 @@ log = logging.getLogger(__name__)
 MINUTE = 60.0
 
 
-_showing: list[Console] = []
-"""The console that shows bars or a live table just now, if there is one."""
+_showing: list[Live | Progress] = []
+"""The bars or the live table that a console shows just now, if there are any."""
 
 
 class LogStream(logging.StreamHandler[TextIO]):
@@ -34,7 +35,7 @@ class LogStream(logging.StreamHandler[TextIO]):
             super().emit(record)
             return
         try:
-            _showing[-1].print(Text(self.format(record)), soft_wrap=True)
+            _showing[-1].console.print(Text(self.format(record)), soft_wrap=True)
         except Exception:
             self.handleError(record)
 
@@ -61,13 +62,28 @@ def shows_bars(show: bool | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def showing(console: Console) -> Iterator[None]:
-    """Within it, `console` shows bars or a live table, and log lines go through it."""
-    _showing.append(console)
+def showing(bars: Live | Progress) -> Iterator[None]:
+    """Within it, log lines go through the console that shows `bars`."""
+    _showing.append(bars)
     try:
         yield
     finally:
-        _showing.remove(console)
+        _showing.remove(bars)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """Makes room for the bars of other libraries: within it, ours are not shown."""
+    hidden = _showing[:]
+    _showing.clear()
+    for bars in hidden:
+        bars.stop()
+    try:
+        yield
+    finally:
+        for bars in hidden:
+            bars.start()
+        _showing.extend(hidden)
 
 
 @contextlib.contextmanager
@@ -100,9 +116,9 @@ def progress_bars(show: bool | None = None, unit: str = "steps") -> Iterator[Rep
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    console, shows = Console(stderr=True), shows_bars(show)
-    shown = showing(console) if shows else contextlib.nullcontext()
-    with Progress(*columns, *left, console=console, disable=not shows) as progress, shown:
+    shows = shows_bars(show)
+    bar = Progress(*columns, *left, console=Console(stderr=True), disable=not shows)
+    with bar as progress, showing(bar) if shows else contextlib.nullcontext():
         bars = {}
 
         def show_bar(name: str, done: int, total: int, note: str = "") -> None:

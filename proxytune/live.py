@@ -27,7 +27,7 @@ def display(progress: Progress) -> Iterator[None]:
         refresh_per_second=PER_SECOND,
         transient=True,
     )
-    with table, showing(console):
+    with table, showing(table):
         yield
 
 
@@ -77,7 +77,7 @@ def _foot(progress: Progress, shown: int) -> str:
     parts = [f"{done} of {len(progress.tasks)} tasks done", f"{progress.answers:,} answers", duration(progress.seconds)]
     if shown < len(progress.tasks):
         parts.append("make the window wider to see more tasks")
-    return " · ".join([*parts, progress.doing] if progress.doing else parts)
+    return " · ".join(parts)
 
 
 def _fitting(progress: Progress, width: int) -> list[str]:

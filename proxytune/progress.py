@@ -92,8 +92,6 @@ class Progress:
     tasks: dict[str, TaskProgress]
     changed: Callable[[Progress], object] = lambda progress: None
     """Is called after each change, in the thread that made it, and should be quick."""
-    doing: str = ""
-    """What takes long just now, where it is not answering."""
     began: float = field(default_factory=time.monotonic)
 
     @property

@@ -9,6 +9,7 @@ import statistics
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 
 from proxytune import console, live
 from proxytune.progress import ArmProgress, Progress, TaskProgress
@@ -77,9 +78,25 @@ def test_log_lines_go_above_the_table_and_elsewhere_into_their_stream():
     record = logging.LogRecord("proxytune", logging.INFO, "", 0, "a [bold]line[/bold]", None, None)
     for stream, above in ((Terminal(), True), (io.StringIO(), False)):
         screen, handler = Console(file=io.StringIO(), width=20), console.LogStream(stream)
-        with console.showing(screen):
+        with console.showing(Live(console=screen)):
             handler.emit(record)
+            with console.aside():
+                handler.emit(record)
         handler.emit(record)
         line = "a [bold]line[/bold]\n"
-        assert screen.file.getvalue() == line * above  # type: ignore[attr-defined]
-        assert stream.getvalue() == line * (2 - above)
+        assert screen.file.getvalue().strip() == line.strip() * above  # type: ignore[attr-defined]
+        assert stream.getvalue() == line * (3 - above)
+
+
+def test_the_table_makes_room_while_models_load_and_is_gone_at_the_end(monkeypatch):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(live, "Console", lambda **_: screen)
+    with live.display(progress()):
+        with console.aside():
+            assert not console._showing
+            screen.file.write("LOADING")
+        assert len(console._showing) == 1
+    before, after = screen.file.getvalue().split("LOADING")  # type: ignore[attr-defined]
+    assert "1 of 3 tasks done" in before and "1 of 3 tasks done" in after
+    erased = "\x1b[2K"
+    assert before.rindex(erased) > before.rindex("tasks done") and after.rindex(erased) > after.rindex("tasks done")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
-from proxytune.console import loading_bars, shows_bars
+from proxytune.console import aside, loading_bars, shows_bars
 from proxytune.errors import UserError
 from proxytune.experiment.answers.shared import ArmFailed, Engine, LazyEngine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
@@ -84,10 +84,10 @@ def run(
     ledger = Ledger()
     state = Progress({plan.task: _task_progress(plan) for plan in plans}, watch or _nobody)
     live = shows_bars(progress)
-    lines, watched = False if live else progress, live or watch is not None
+    watched = live or watch is not None
     with AnswerStore(store_path) as store, display(state) if live else nullcontext():
         known = describe(family, set().union(*(plan.roles for plan in plans)))
-        this = _Run(family, known, engine_factory, wanted, store, output_dir, ledger, lines, tracing, state, watched)
+        this = _Run(family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing, state, watched)
         done = {plan.task: this.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
@@ -118,8 +118,7 @@ class _Run:
     store: AnswerStore
     output_dir: Path
     ledger: Ledger
-    lines: bool | None
-    """Whether log lines say how far it is; False: a live table does, or nobody asked."""
+    progress: bool | None
     tracing: Tracing
     state: Progress
     watched: bool
@@ -132,8 +131,9 @@ class _Run:
         present = list(plan.arms.present.values())
         state = self.state.tasks[plan.task]
         running = Running(plan.lm_task, plan.info, state, self._changed) if self.watched else None
+        lines = False if shows_bars(self.progress) else self.progress  # a live table has them all
         engine = self._engine_of(plan)
-        shared = SharedAnswers(engine, present, self.store, plan.task, self.lines, self.tracing, running)
+        shared = SharedAnswers(engine, present, self.store, plan.task, lines, self.tracing, running)
         with self.ledger.time("task_seconds", plan.task):
             outcomes, failed = self._outcomes(plan, shared)
             if not outcomes:
@@ -181,10 +181,8 @@ class _Run:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
         if self._engine is None or not plan.roles <= self._engine.ensemble.members.keys():
             self._engine = None
-            self.state.doing = "loading models"
-            with self.ledger.time("load_seconds", plan.task), loading_bars(False):
+            with self.ledger.time("load_seconds", plan.task), aside(), loading_bars(self.progress):
                 self._engine = self._made(plan)
-            self.state.doing = ""
             _warn_of_surprises(self.known, self._engine.ensemble)
         return self._engine
 
