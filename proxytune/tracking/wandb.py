@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import field
@@ -77,8 +78,9 @@ class Wandb:
         """The open `wandb.Run`; raises what wandb raises."""
         import wandb
 
-        # On a terminal W&B asks for a key that it does not have, without a limit if not here.
-        if mode == "online" and not wandb.login(timeout=math.ceil(self.patience)):
+        # On a terminal `init` asks for a key that is missing, and waits for it without a limit.
+        asks = mode == "online" and sys.stdin is not None and sys.stdin.isatty()
+        if asks and not wandb.login(timeout=math.ceil(self.patience)):
             raise PermissionError("no API key: use `wandb login`")
         experiment = config.get("experiment")
         run = wandb.init(
