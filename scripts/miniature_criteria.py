@@ -71,9 +71,12 @@ def count(run: Run, least: int, holds: Callable[[dict[str, Values]], bool]) -> s
 
 
 def no_extremes(run: Run) -> str:
-    cells = [(_short(task), arm, values.mean()) for task, arms in run.scores.items() for arm, values in arms.items()]
-    extremes = [f"{arm} {mean:.0f} on {task}" for task, arm, mean in cells if mean in (0, 100)]
-    return _verdict(not extremes, ", ".join(extremes))
+    extremes: dict[str, list[str]] = {}
+    for task, arms in run.tuned_on.items():
+        for arm, values in arms.items():
+            if values.mean() in (0, 100):
+                extremes.setdefault(f"{_short(task)} {values.mean():.0f}", []).append(arm)
+    return _verdict(not extremes, "; ".join(f"{where}: {', '.join(arms)}" for where, arms in extremes.items()))
 
 
 def harm(run: Run) -> str:
@@ -109,7 +112,7 @@ CRITERIA: dict[str, Callable[[Run], str]] = {
     "dynamic differs from α = 1 by > 2 SE on ≥ 2 tasks": lambda run: count(
         run, 2, lambda arms: differ(arms["dynamic"], arms["proxy"])
     ),
-    "no arm at 0 or 100": no_extremes,
+    "no arm at 0 or 100 on these tasks": no_extremes,
     "a task that no model was tuned on shows harm by > 2 SE": harm,
 }
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, TypeVar
 
-import torch
-
 from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.decode import generate_all
@@ -16,10 +14,9 @@ from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
+from proxytune.models.threads import few_threads
 
 DEFAULT_BATCH_SIZE = 32
-ONE_THREAD = 5_000_000
-"""Parameters below which the threads of a CPU cost more time than they save."""
 Finished = TypeVar("Finished")
 
 
@@ -101,15 +98,5 @@ class HFEngine:
         return self._on_few_threads(self.batches.run(pending, lambda queue: answer(members, arms, queue), progress))
 
     def _on_few_threads(self, answers: Iterator[Finished]) -> Iterator[Finished]:
-        """`answers`, computed on one thread where the models are so small that threads cost more than they save."""
-        before = torch.get_num_threads()
-        if self.ensemble.device.type == "cpu" and self._largest() < ONE_THREAD:
-            torch.set_num_threads(1)
-        try:
+        with few_threads(self.ensemble.members.values()):
             yield from answers
-        finally:
-            torch.set_num_threads(before)
-
-    def _largest(self) -> int:
-        """Parameters of the largest member."""
-        return max(sum(w.numel() for w in member.model.parameters()) for member in self.ensemble.members.values())

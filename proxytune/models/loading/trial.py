@@ -11,6 +11,7 @@ from torch import Tensor
 from proxytune.errors import UserError
 from proxytune.models.loading.files import first_line
 from proxytune.models.member import ADAPTERS_OFF, Member
+from proxytune.models.threads import few_threads
 
 LENGTHS = 24, 3
 """Tokens of the two rows, so that one has much padding; the last two of each are read one by one."""
@@ -29,7 +30,8 @@ def check_reading(members: Iterable[Member]) -> None:
     for member in {(id(member.model), member.adapter): member for member in members}.values():
         kind = _kind(member)
         try:
-            apart = _divergence(member)
+            with few_threads([member]):
+                apart = _divergence(member)
         except _ERRORS as error:
             raise UserError(f"{member.role}: {kind} can't be read through a cache: {first_line(error)}") from error
         if apart > _LIMIT.get(member.model.dtype, _LIMIT_16_BIT):
