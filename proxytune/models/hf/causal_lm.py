@@ -9,7 +9,6 @@ Shapes: B rows, t tokens, K kept positions, V tokens of the vocabulary, T expert
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from os import PathLike
 from typing import Any, cast
@@ -29,11 +28,11 @@ from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Fused, Rule
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.hf.cache import FusedCache
-from proxytune.models.hf.compose import by_role, expert_roles, gather, make_arm
+from proxytune.models.hf.compose import by_role, expert_roles, gather, generation_config, make_arm
 from proxytune.models.hf.config import FusedConfig, FusedOutput
-from proxytune.models.hf.decoder import FusedDecoder, without_gradients
+from proxytune.models.hf.decoder import FusedDecoder
 from proxytune.models.hf.finite import check_finite
-from proxytune.models.hf.inputs import check_dynamic, kept, left_padded, new_mask, own_prompt, refuse
+from proxytune.models.hf.inputs import check_dynamic, check_generation, kept, left_padded, new_mask, own_prompt, refuse
 from proxytune.models.hf.saved import read
 from proxytune.models.hf.saving import check_options, write
 from proxytune.models.member import Member
@@ -60,7 +59,7 @@ class FusedCausalLM(FusedDecoder):
         self.members = torch.nn.ModuleList(dict.fromkeys(ensemble[role].model for role in arm.roles))
         self.all_tied_weights_keys: dict[str, str] = {}
         self.loss_type = "ForCausalLM"  # Trainer counts targets by it
-        self.generation_config = _generation_config(ensemble, arm.roles)
+        self.generation_config = generation_config(ensemble, arm.roles)
         self.eval()
 
     # --- making ---
@@ -130,8 +129,7 @@ class FusedCausalLM(FusedDecoder):
         members = Ensemble(
             {role: self.ensemble[role] for role in self.arm.roles}, self.tokenizer, self.ensemble.end_tokens
         )
-        config = cast(FusedConfig, self.config)
-        write(save_directory, members, self.arm.rule, config, self.generation_config, max_shard_size)
+        write(save_directory, members, self.arm.rule, self.config, self.generation_config, max_shard_size)
 
     def alone(self, role: str) -> FusedCausalLM:
         """One member alone over the same vocabulary: an assistant_model for `generate`, say. Nothing is copied."""
@@ -202,10 +200,7 @@ class FusedCausalLM(FusedDecoder):
             weights=cast(torch.FloatTensor, fused.weights),
         )
         if labels is not None:
-            loss = self.loss_function(
-                fused.logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=num_items_in_batch
-            )
-            output.loss = cast(torch.FloatTensor, without_gradients(loss))
+            output.loss = self.loss(fused.logits, labels, num_items_in_batch)
         return output.to_tuple() if return_dict is False else output
 
     def _step(self, cache: FusedCache, tokens: Tensor, mask: Tensor, keep: int) -> Fused:
@@ -255,16 +250,8 @@ class FusedCausalLM(FusedDecoder):
         self, generation_config: Any, model_kwargs: dict, generation_mode: Any, batch_size: int, max_cache_length: int
     ) -> None:
         """Puts a FusedCache for the expanded batch into `model_kwargs`, with the own prompts inside."""
-        check_dynamic(generation_config.cache_implementation)
-        if generation_config.assistant_early_exit is not None:
-            raise UserError("assistant_early_exit needs the layers of one model: give an assistant_model instead")
-        if generation_config.output_hidden_states or generation_config.output_attentions:
-            raise UserError(
-                "several models have no common hidden states or attentions: call a member of model.ensemble"
-            )
         prompts = model_kwargs.pop("member_prompts", None)
-        if prompts and (generation_config.use_cache is False or generation_config.prefill_chunk_size is not None):
-            raise UserError("member_prompts need use_cache=True and no prefill_chunk_size")
+        check_generation(generation_config, own_prompts=bool(prompts))
         rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
         given = model_kwargs.get("past_key_values")
         if generation_config.use_cache is not False:
@@ -280,17 +267,6 @@ class FusedCausalLM(FusedDecoder):
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.ensemble["base"].model.get_input_embeddings()
-
-
-def _generation_config(ensemble: Ensemble, roles: Sequence[str]) -> Any:
-    """The base's, completed from the tokenizer; an answer ends where it ends for any member (`Ensemble.ends`)."""
-    config = deepcopy(ensemble["base"].model.generation_config)
-    for name in ("bos_token_id", "pad_token_id"):
-        if getattr(config, name) is None:
-            setattr(config, name, getattr(ensemble.tokenizer, name))
-    config.eos_token_id = list(ensemble.ends(roles)) or None
-    config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
-    return config
 
 
 AutoConfig.register(FusedConfig.model_type, FusedConfig)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
@@ -73,6 +74,17 @@ def expert_roles(roles: Iterable[str], rule: Rule | None) -> list[str]:
     """The experts among `roles`; none for a rule that takes none."""
     takes = rule is not None and "experts" in getattr(rule, "inputs", INPUTS)
     return [role for role in roles if takes and role.startswith("expert:")]
+
+
+def generation_config(ensemble: Ensemble, roles: Sequence[str]) -> GenerationConfig:
+    """The base's, completed from the tokenizer; an answer ends where it ends for any member (`Ensemble.ends`)."""
+    config = deepcopy(ensemble["base"].model.generation_config)
+    for name in ("bos_token_id", "pad_token_id"):
+        if getattr(config, name) is None:
+            setattr(config, name, getattr(ensemble.tokenizer, name))
+    config.eos_token_id = list(ensemble.ends(roles)) or None
+    config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
+    return config
 
 
 def _member(role: str, part: Any, tokenizer: PreTrainedTokenizerBase) -> Member:

@@ -11,6 +11,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from proxytune.compat.transformers import is_spread
 from proxytune.errors import UserError
+from proxytune.models.hf.config import FusedConfig
 
 _UNTRAINED = (
     "a FusedCausalLM only decodes and has no gradients: tune a member (proxytune train, say) and fuse it again, or "
@@ -21,7 +22,13 @@ _UNTRAINED = (
 class FusedDecoder(PreTrainedModel, GenerationMixin):
     """A model of several models in `members`. What it cannot do is refused in one line."""
 
+    config: FusedConfig
     members: torch.nn.ModuleList
+
+    def loss(self, logits: Tensor, labels: Tensor, items: Tensor | int | None) -> torch.FloatTensor:
+        """The mean cross-entropy of `labels` [B, t], or its sum over `items`. Its backward() says why it has none."""
+        loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, num_items_in_batch=items)
+        return _WithoutGradients.apply(loss.requires_grad_()) if torch.is_grad_enabled() else loss
 
     def train(self, mode: bool = True) -> Self:
         """The members stay in evaluation mode, without dropout, also as a part of a model that is trained."""
@@ -68,8 +75,3 @@ class _WithoutGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise UserError(_UNTRAINED)
-
-
-def without_gradients(loss: Tensor) -> Tensor:
-    """`loss`, whose backward() says in one line why there are no gradients."""
-    return _WithoutGradients.apply(loss.requires_grad_()) if torch.is_grad_enabled() else loss

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
 from proxytune.models.hf.cache import FusedCache, OwnPrompt
@@ -64,6 +64,17 @@ def refuse(unsupported: Mapping[str, Any]) -> None:
         # generate hands the tokenizers for stop strings and assistants down to forward.
         if name not in ("tokenizer", "assistant_tokenizer") and value is not None and value is not False:
             raise UserError(f"FusedCausalLM does not take {name}: the members share token ids and nothing else")
+
+
+def check_generation(config: GenerationConfig, own_prompts: bool) -> None:
+    """UserError for ways to generate that several models do not have; `own_prompts`: members have some."""
+    check_dynamic(config.cache_implementation)
+    if config.assistant_early_exit is not None:
+        raise UserError("assistant_early_exit needs the layers of one model: give an assistant_model instead")
+    if config.output_hidden_states or config.output_attentions:
+        raise UserError("several models have no common hidden states or attentions: call a member of model.ensemble")
+    if own_prompts and (config.use_cache is False or config.prefill_chunk_size is not None):
+        raise UserError("member_prompts need use_cache=True and no prefill_chunk_size")
 
 
 def check_dynamic(cache_implementation: str | None) -> None:

@@ -110,7 +110,7 @@ def _check_config(config: FusedConfig, saved: FusedConfig) -> FusedConfig:
     if not isinstance(config, FusedConfig):
         raise UserError(f"config must be a FusedConfig, not {type(config).__name__}")
     given, own = config.to_dict(), saved.to_dict()
-    for name in sorted(given.keys() - _APPLIED):
+    for name in sorted(given.keys() - {*_APPLIED, "auto_map"}):  # transformers puts the hub id before its values
         if given[name] != own.get(name) and not name.startswith("_"):
             raise UserError(
                 f"FusedCausalLM.from_pretrained does not take {name}={given[name]!r}: a config may change "
