@@ -23,7 +23,7 @@ install: $(STAMP)
 
 test-vllm: $(VLLM)
 	@export OMP_NUM_THREADS=1; $(VLLM)/bin/pytest tests_vllm && \
-	VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/pytest tests_vllm/test_fused.py -k "llama or sliding"
+	VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/pytest tests_vllm/test_fused.py -k "llama or sliding_expert"
 
 $(VLLM): $(VLLM)/.installed
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from families import prompts, save, wrong
+from tiny import save_family
 from vllm import LLM, SamplingParams
 
 from proxytune.engines.vllm.engine import VLLMEngine
@@ -14,7 +15,7 @@ from proxytune.engines.vllm.settings import arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
-from proxytune.models import describe, load
+from proxytune.models import FamilySpec, describe, load
 
 NEW = 40
 
@@ -48,6 +49,13 @@ def test_chunks_preemption_and_shared_prefixes_change_nothing(tmp_path: Path):
     counted = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
     assert counted["vllm:num_preemptions"] > 0
     assert counted["vllm:prefix_cache_hits"] > 0
+
+
+def test_heads_without_a_kernel_are_one_line(tmp_path: Path):
+    paths = save_family(tmp_path)
+    family = FamilySpec.of({"base": paths["base"]})
+    with pytest.raises(UserError, match="base: its attention heads are 12 wide; on a CPU vLLM knows 32, 64"):
+        engine_arguments(describe(family), family)
 
 
 def test_memory_that_holds_no_request_is_one_line(tmp_path: Path):

@@ -87,6 +87,7 @@ def _checked(members: Members[MemberFacts] | None, family: FamilySpec) -> Member
             raise UserError(f"{role}: missing_tokens=base_only is not supported inside vLLM: use engine=hf")
         check_head(member, members.vocab_size, (), role)
         _check_known(role, member)
+        _check_heads(role, member)
     return members
 
 
@@ -106,6 +107,24 @@ def _check_known(role: str, member: MemberFacts) -> None:
     if not set(named) & set(ModelRegistry.get_supported_archs()):
         kind = ", ".join(named) or member.config.model_type
         raise UserError(f"{role}: vLLM knows no architecture {kind}: use engine=hf, or another model")
+
+
+def _check_heads(role: str, member: MemberFacts) -> None:
+    """UserError for heads that vLLM's attention on a CPU has no kernel for, which it would notice in the run only."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    text = member.config.get_text_config()
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    known = CPUAttentionBackend.get_supported_head_sizes()
+    if width not in known:
+        listed = ", ".join(map(str, known))
+        raise UserError(
+            f"{role}: its attention heads are {width} wide; on a CPU vLLM knows {listed}: use engine=hf, or a GPU"
+        )
 
 
 def _dtype(members: Members[MemberFacts]) -> str:
