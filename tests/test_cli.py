@@ -275,6 +275,7 @@ def test_help_names_the_choices_and_examples(command: Command):
     ("name", "groups"),
     [
         ("run", ["experiment", "models", "miniature", "task", "arms", "fusion", "engine", "logger"]),
+        ("show", ["experiment", "models", "miniature", "task", "arms"]),
         ("train", ["models", "miniature", "task", "training"]),
         ("merge", ["models", "miniature"]),
     ],
