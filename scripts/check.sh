@@ -9,5 +9,7 @@ check ruff check .
 check ruff format --check .
 check mypy
 [ $status -eq 0 ] || echo "a linter or the type checker failed: see above"
+command -v chromium chromium-browser google-chrome >/dev/null ||
+  echo "there is no Chromium: the tests of the report in a browser are skipped (Debian: apt install chromium)"
 check pytest -n 2 --dist worksteal "$@"
 exit $status
