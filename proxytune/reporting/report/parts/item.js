@@ -123,9 +123,10 @@ function choices({ head, item }, seen) {
 function choiceHead(head, run, arm, cell) {
   const result = outcome(head, cell);
   const cellHead = make("th", "", null, { scope: "col" });
-  cellHead.append(mark(result), arm);
+  for (const part of arm.split(/(?<=_)/)) cellHead.append(visible(part), document.createElement("wbr"));
   if (RUNS.length > 1) cellHead.append(make("small", "", RUNS[run]));
-  cellHead.append(make("small", "", cell.error ?? (result === "partial" ? number(cell.value) : WORDS[result])));
+  const worth = cellHead.appendChild(make("small"));
+  worth.append(mark(result), visible(cell.error ?? (result === "partial" ? number(cell.value) : WORDS[result])));
   return cellHead;
 }
 
