@@ -68,11 +68,12 @@ def test_a_trace_has_what_each_token_was_chosen_from(family: Ensemble, options: 
         trace = answer.trace
         assert trace.p == pytest.approx(fused[range(n), answer.tokens].tolist(), abs=2e-5)
         if arm.rule is None:
-            assert trace.p_base == trace.base_choice == ()
+            assert trace.p_base == trace.differs == ()
             assert set(trace.top) == {"fused"}
         else:
             assert trace.p_base == pytest.approx(own[arm.base][range(n), answer.tokens].tolist(), abs=2e-5)
-            assert list(trace.base_choice) == own[arm.base].argmax(-1).tolist()
+            best = own[arm.base].argmax(-1).tolist()
+            assert list(trace.differs) == [a != b for a, b in zip(answer.tokens, best, strict=True)]
             assert set(trace.top) == {"fused", *arm.roles}
         for role, tops in trace.top.items():
             probabilities = fused if role == "fused" else own[role]
@@ -152,8 +153,7 @@ def test_the_file_of_a_task_has_a_row_for_each_token(family: Ensemble, tmp_path:
         if arm == "both":
             assert part["alpha_math"].tolist() == pytest.approx(answer.weights[0])
             assert part["alpha_trivia"].tolist() == pytest.approx(answer.weights[1])
-            changed = [a != b for a, b in zip(answer.tokens, answer.trace.base_choice, strict=True)]
-            assert part["differs"].tolist() == changed
+            assert part["differs"].tolist() == list(answer.trace.differs)
             top = part["top_expert:math"].iloc[0]
             assert [(one["token"], one["p"]) for one in top] == [
                 (token, pytest.approx(p)) for token, p in answer.trace.top[MATH][0]

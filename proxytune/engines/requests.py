@@ -93,8 +93,8 @@ class Trace:
     """[m] the arm's own of each token."""
     p_base: tuple[float, ...]
     """[m] the base's of each token; empty for a model alone."""
-    base_choice: tuple[int, ...]
-    """[m] the base's likeliest token; empty for a model alone."""
+    differs: tuple[bool, ...]
+    """[m] whether the base finds another token likelier; empty for a model alone."""
     top: Mapping[str, tuple[TopTokens, ...]]
     """"fused" (the arm) or a role of its rule -> [m] the five likeliest tokens; empty unless the level is full."""
 

@@ -1,8 +1,9 @@
-"""The traces of a task's answers as one Parquet file, a row per token (docs/traces.md)."""
+"""The traces of a task's answers as one Parquet file, a row per token (docs/figures.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet
 from transformers import PreTrainedTokenizerBase
 
 from proxytune.atomic import atomic_write
-from proxytune.engines.requests import Generated, Trace
+from proxytune.engines.requests import Generated, TopTokens
 from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.lm_eval.arm_model import ItemAnswer
 from proxytune.fusion.arm import Arm
@@ -19,7 +20,13 @@ from proxytune.record import TraceRecord
 
 _TOP = pa.list_(pa.struct({"token": pa.int32(), "text": pa.string(), "p": pa.float32()}))
 _NAMES = pa.dictionary(pa.int32(), pa.string())
-Row = dict[str, Any]
+_FIELDS = {
+    **{"task": _NAMES, "arm": _NAMES, "item": pa.int32(), "request": pa.int16(), "step": pa.int32()},
+    **{"token": pa.int32(), "text": pa.string(), "p_fused": pa.float32(), "p_base": pa.float32()},
+    "differs": pa.bool_(),
+}
+Traced = tuple[Arm, int, int, Generated]
+"""Arm, item, number of the request among the item's, and answer."""
 
 
 def write_traces(
@@ -45,46 +52,58 @@ def write_traces(
         if isinstance(one.answer, Generated)
     ]
     traced = [found for found in generated if found[3].trace is not None]
-    texts = _Texts(tokenizer)
-    rows = [row for found in traced for row in _rows(*found, texts=texts, full=tracing.level == "full")]
-    if rows:
-        table = pa.Table.from_pylist([{"task": task, **row} for row in rows], _schema(rows))
+    tokens = sum(len(answer.tokens) for _, _, _, answer in traced)
+    if tokens:
+        table = _table(task, traced, _Texts(tokenizer), full=tracing.level == "full")
         with atomic_write(path, binary=True) as file:
             pa.parquet.write_table(table, file, compression="zstd")
     return TraceRecord(
         level=tracing.level,
         items=len({item for _, item, _, _ in traced}),
-        tokens=len(rows),
+        tokens=tokens,
         without=len(generated) - len(traced),
     )
 
 
-def _rows(
-    arm: Arm, item: int, request: int, answer: Generated, *, texts: Mapping[int, str], full: bool
-) -> Iterator[Row]:
-    """A row per token."""
-    trace = answer.trace
-    assert isinstance(trace, Trace)
-    for step, token in enumerate(answer.tokens):
-        row = {"arm": arm.name, "item": item, "request": request, "step": step, "token": token, "text": texts[token]}
-        row["p_fused"] = trace.p[step]
-        if trace.p_base:
-            row |= {"p_base": trace.p_base[step], "differs": trace.base_choice[step] != token}
-        for role, weights in zip(arm.experts, answer.weights, strict=True):
-            row[f"alpha_{role.removeprefix('expert:')}"] = weights[step]
-        for name, tops in trace.top.items() if full else ():
-            row[f"top_{name}"] = [{"token": one, "text": texts[one], "p": p} for one, p in tops[step]]
-        yield row
+def _table(task: str, answers: Sequence[Traced], texts: Mapping[int, str], full: bool) -> pa.Table:
+    """A row per token. Weights and top tokens have the columns that some arm needs, empty for the others."""
+    parts = [_columns(task, *answer, texts, full) for answer in answers]
+    fields = dict(_FIELDS)
+    fields |= {name: pa.float32() for part in parts for name in part if name.startswith("alpha_")}
+    fields |= {name: _TOP for part in parts for name in part if name.startswith("top_")}
+    columns = {}
+    for name, kind in fields.items():
+        values = [value for part in parts for value in part.get(name) or [None] * len(part["token"])]
+        columns[name] = _top_array(values, texts) if kind == _TOP else pa.array(values, kind)
+    return pa.table(columns)
 
 
-def _schema(rows: Iterable[Row]) -> pa.Schema:
-    """Weights and top tokens have the columns that some arm needs."""
-    fields = {"task": _NAMES, "arm": _NAMES, "item": pa.int32(), "request": pa.int16(), "step": pa.int32()}
-    fields |= {"token": pa.int32(), "text": pa.string()}
-    fields |= {"p_fused": pa.float32(), "p_base": pa.float32(), "differs": pa.bool_()}
-    names = dict.fromkeys(name for row in rows for name in row)
-    fields |= {name: pa.float32() for name in names if name.startswith("alpha_")}
-    return pa.schema(fields | {name: _TOP for name in names if name.startswith("top_")})
+def _columns(
+    task: str, arm: Arm, item: int, request: int, answer: Generated, texts: Mapping[int, str], full: bool
+) -> dict[str, Sequence[Any]]:
+    """The values of one answer's m tokens, by column; an absent or empty column has none."""
+    trace, m = answer.trace, len(answer.tokens)
+    assert trace is not None
+    columns: dict[str, Sequence[Any]] = {"task": [task] * m, "arm": [arm.name] * m, "item": [item] * m}
+    columns |= {"request": [request] * m, "step": range(m), "token": answer.tokens}
+    columns |= {"text": [texts[token] for token in answer.tokens]}
+    columns |= {"p_fused": trace.p, "p_base": trace.p_base, "differs": trace.differs}
+    columns |= {
+        f"alpha_{role.removeprefix('expert:')}": weights[:m]
+        for role, weights in zip(arm.experts, answer.weights, strict=True)
+    }
+    return columns | ({f"top_{name}": tops for name, tops in trace.top.items()} if full else {})
+
+
+def _top_array(values: Sequence[TopTokens | None], texts: Mapping[int, str]) -> pa.Array:
+    """Lists of (token, text, p), null where there is none."""
+    flat = [pair for tops in values for pair in tops or ()]
+    offsets = [0, *accumulate(len(tops or ()) for tops in values)]
+    tokens, p = [token for token, _ in flat], pa.array((p for _, p in flat), pa.float32())
+    text = pa.array((texts[token] for token in tokens), pa.string())
+    pairs = pa.StructArray.from_arrays([pa.array(tokens, pa.int32()), text, p], ["token", "text", "p"])
+    empty = pa.array([tops is None for tops in values])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pairs, mask=empty)
 
 
 class _Texts(dict[int, str]):

@@ -1,7 +1,7 @@
 """Traces on disk: what was behind each generated token, as one Parquet file per task.
 
 `pandas.read_parquet("outputs/RUN/traces/gsm8k.parquet")` has a row per token: task, arm, item, step (from 0), token,
-text, p_fused and p_base (the probabilities of the token), differs (whether the base's own choice is another one) and
+text, p_fused and p_base (the probabilities of the token), differs (whether the base finds another token likelier) and
 alpha_<expert>. p_base and differs are missing for a model alone. With trace=full, top_fused, top_base, top_<role>: the
 five likeliest tokens, each with token, text and p.
 """

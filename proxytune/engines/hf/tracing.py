@@ -29,7 +29,7 @@ class _Step(NamedTuple):
 
     p: float
     p_base: float | None
-    base_choice: int | None
+    differs: bool | None
     top: dict[str, TopTokens]
 
 
@@ -52,14 +52,14 @@ class Tracer:
         if not traced:
             return
         branches = [branches[n] for n in traced]
-        fused, tokens = _part(fused, traced), _part(tokens, traced).clamp(min=0)  # a token may be undefined
-        own = _Rows(fused)
-        p = own.probabilities(range(len(traced)), tokens)
-        p_base, choice = self._of_base(arm, branches, tokens)
+        tokens = _part(tokens, traced).clamp(min=0)  # a token may be undefined
+        own, rows = self._own(arm, branches, _part(fused, traced))
+        p = own.probabilities(rows, tokens)
+        p_base, differs = self._of_base(arm, branches, tokens)
         full = any(branch.pending.request.trace == "full" for branch in branches)
         for n, branch in enumerate(branches):
-            top = self._top(arm, branch, own.top[n]) if full else {}
-            self._steps[branch.pending.index, arm.name].append(_Step(p[n], p_base[n], choice[n], top))
+            top = self._top(arm, branch, own.top[rows[n]]) if full else {}
+            self._steps[branch.pending.index, arm.name].append(_Step(p[n], p_base[n], differs[n], top))
 
     def trace(self, branch: Branch, arm: Arm) -> Trace | None:
         """Of the answer that ends with `branch`; None where none is asked for."""
@@ -70,20 +70,26 @@ class Tracer:
         return Trace(
             p=tuple(step.p for step in steps),
             p_base=tuple(step.p_base for step in steps if step.p_base is not None),
-            base_choice=tuple(step.base_choice for step in steps if step.base_choice is not None),
+            differs=tuple(step.differs for step in steps if step.differs is not None),
             top={name: tuple(step.top[name] for step in steps) for name in names},
         )
 
+    def _own(self, arm: Arm, branches: Sequence[Branch], fused: Tensor) -> tuple[_Rows, list[int]]:
+        """The arm's logits, and the row of each branch in them: a model alone has those of its role."""
+        if arm.rule is not None:
+            return _Rows(fused), list(range(len(branches)))
+        role = self.members.of[arm.base]
+        return self._rows[role], [branch.row[role] for branch in branches]
+
     def _of_base(
         self, arm: Arm, branches: Sequence[Branch], tokens: Tensor
-    ) -> tuple[Sequence[float | None], Sequence[int | None]]:
-        """The base's probability of each token, and its own choice; None for a model alone."""
+    ) -> tuple[Sequence[float | None], Sequence[bool | None]]:
+        """The base's probability of each token, and whether it finds another one likelier; None for a model alone."""
         if arm.rule is None:
             return [None] * len(branches), [None] * len(branches)
         role = self.members.of[arm.base]
-        rows = [branch.row[role] for branch in branches]
-        base = self._rows[role]
-        return base.probabilities(rows, tokens), [base.choices[row] for row in rows]
+        base, rows = self._rows[role], [branch.row[role] for branch in branches]
+        return base.probabilities(rows, tokens), base.likelier(rows, tokens)
 
     def _top(self, arm: Arm, branch: Branch, fused: TopTokens) -> dict[str, TopTokens]:
         """By role, and "fused"."""
@@ -103,26 +109,28 @@ class _Rows:
         return self._given.float()
 
     @cached_property
-    def total(self) -> Tensor:
-        """[B] the logarithm of the softmax's denominator."""
-        return self.logits.logsumexp(-1)
+    def highest(self) -> Tensor:
+        """[B] the largest logits."""
+        return self.logits.amax(-1)
 
     @cached_property
-    def choices(self) -> list[int]:
-        """[B] the likeliest tokens."""
-        return self.logits.argmax(-1).tolist()
+    def log_p(self) -> Tensor:
+        return self.logits.log_softmax(-1)
 
     @cached_property
     def top(self) -> list[TopTokens]:
         """[B][K] the likeliest tokens, each with its probability."""
-        largest = self.logits.topk(min(TOP, self.logits.shape[-1]))
-        p = _rounded((largest.values - self.total[:, None]).exp())
+        largest = self.log_p.topk(min(TOP, self.log_p.shape[-1]))
+        p = _rounded(largest.values.exp())
         return [tuple(zip(*row, strict=True)) for row in zip(largest.indices.tolist(), p, strict=True)]
 
     def probabilities(self, rows: Sequence[int], tokens: Tensor) -> list[float]:
         """[n] of the tokens [n], each in its row."""
-        rows = list(rows)
-        return _rounded((self.logits[rows, tokens] - self.total[rows]).exp())
+        return _rounded(self.log_p[rows, tokens].exp())
+
+    def likelier(self, rows: Sequence[int], tokens: Tensor) -> list[bool]:
+        """[n] whether another token is likelier than that of `tokens` [n]."""
+        return (self.logits[rows, tokens] < self.highest[rows]).tolist()
 
 
 def _part(values: Tensor, rows: Sequence[int]) -> Tensor:

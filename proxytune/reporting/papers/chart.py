@@ -49,8 +49,9 @@ def _chart(table: PaperTable, columns: int) -> alt.Chart | None:
             x=x, color=color, shape=alt.Shape("source:N", title=None, scale=shapes), tooltip=hover
         ),
     ]
-    note = "Lines are 95 % intervals. " + " ".join([*table.differences, *table.notes])
-    return panels(layers, points, f"{table.layout.title}, %", columns, note.strip())
+    settings = [f"Some settings are not the paper's: {text}." for text in table.differences]
+    note = "\n".join(["Lines are 95 % intervals.", *settings, *table.notes])
+    return panels(layers, points, f"{table.layout.title}, %", columns, note)
 
 
 def _points(rows: pd.DataFrame, side: str, source: str) -> pd.DataFrame:
