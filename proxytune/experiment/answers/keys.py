@@ -61,17 +61,26 @@ def _rule(rule: Rule | None) -> dict[str, Any] | None:
 
 
 @lru_cache
-def _rule_source(kind: type) -> str:
+def _rule_source(kind: type[Rule]) -> str:
     """Hash of the file (or notebook cell) that defines the rule: an edited rule answers anew."""
     try:
-        file = inspect.getsourcefile(kind)
-        text = Path(file).read_text() if file is not None and Path(file).is_file() else inspect.getsource(kind)
+        file = _file(kind)
+        text = "".join(inspect.findsource(kind.fuse)[0]) if file is None else file.read_text()
     except (OSError, TypeError) as error:
         raise UserError(
             f"rule {kind.__name__}: its source cannot be read, so its answers could be taken for an older version's; "
             "define it in a file or a notebook cell"
         ) from error
     return digest([text.encode()])
+
+
+def _file(kind: type) -> Path | None:
+    """The file that defines the class; None in a notebook, whose cells Python knows by their functions alone."""
+    try:
+        file = inspect.getsourcefile(kind)
+    except (OSError, TypeError):
+        return None
+    return Path(file) if file is not None and Path(file).is_file() else None
 
 
 def _member(ensemble: Members[Any], role: str) -> list[Any]:
