@@ -51,6 +51,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         return Record(tasks={})
 
     monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(experiment, "check_run", lambda *_, **__: None)
     return calls
 
 
@@ -153,6 +154,7 @@ def test_a_job_that_fails_is_named_and_the_others_run(command: Command, monkeypa
         return Record(tasks={})
 
     monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(experiment, "check_run", lambda *_, **__: None)
     result = command("run", *GSM8K, "-m", "limit=1,2", "output=sweep")
     assert result.status == 1
     assert "limit=1" in result.err.splitlines()[0]

@@ -25,6 +25,7 @@ COMMANDS = {
     "analyze": "print what fusion changes token by token, for runs with trace=summary or full",
     "table": "print a paper's tables, with the figures of runs beside the paper's",
     "sync": "log finished runs to Weights & Biases",
+    "compare": "how runs differ: their configurations, and paired differences of every arm's scores",
     "runs": "list finished runs, show one again, clear out the store of answers",
 }
 """Sub-command -> what it does. `a-name` lives in `proxytune/cli/a_name.py` as `main(arguments) -> exit status`."""

@@ -6,7 +6,7 @@ import copy
 import logging
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from proxytune.cli import secrets
 from proxytune.cli.arguments import flag_parser, help_text, parse
 from proxytune.cli.hydra_errors import COMPOSING, one_line
 from proxytune.cli.hydra_security import check_hydra
-from proxytune.compat.hydra import Hydra, application
+from proxytune.cli.run_folder import NOTES
+from proxytune.compat.hydra import Hydra, application, swept
 from proxytune.errors import UserError
 from proxytune.folders import config_dir
 
@@ -28,8 +29,11 @@ log = logging.getLogger("proxytune")
 
 Check = Callable[[DictConfig], object]
 """What looks at a composed configuration before anything is written or loaded; raises UserError."""
-Work = Callable[[DictConfig, Path], None]
-"""What is done with a composed configuration and the job's output folder."""
+Work = Callable[[DictConfig, Path], object]
+"""What is done with a composed configuration and the job's output folder; what it returns is for an optimiser."""
+AfterSweep = Callable[[Path, Sequence[Sequence[str]], Mapping[tuple[str, ...], str], DictConfig], object]
+"""What is done when a sweep is over: its folder, the overrides of its jobs, what became of those that failed, and the
+sweep's own configuration."""
 
 
 class OurError(Exception):
@@ -45,12 +49,16 @@ class Job:
 
     def __init__(self, work: Work) -> None:
         self.work = work
+        self.errors: dict[tuple[str, ...], str] = {}
+        """Of the jobs of a sweep that failed in this process, by their overrides."""
 
-    def __call__(self, config: DictConfig) -> OurError | None:
+    def __call__(self, config: DictConfig) -> object:
+        """What the work returns, or its error."""
         folder = Path(HydraConfig.get().runtime.output_dir)
         try:
-            self.work(config, folder)
+            return self.work(config, folder)
         except Exception as error:
+            self.errors[tuple(HydraConfig.get().overrides.task)] = _line(error)
             if isinstance(error, UserError):
                 _remove_notes(folder)
             # Hydra announces a raised error with a line of its own: useful only where it says which job failed.
@@ -59,7 +67,11 @@ class Job:
             if isinstance(error, UserError):
                 log.error(error)
             raise OurError(error) from error
-        return None
+
+
+def _line(error: Exception) -> str:
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())
 
 
 class Command(NamedTuple):
@@ -68,6 +80,7 @@ class Command(NamedTuple):
     name: str
     check: Check
     work: Work
+    after_sweep: AfterSweep | None = None
 
     def main(self, arguments: Sequence[str]) -> int:
         """Checks all jobs, then calls `work` for each; returns the exit status.
@@ -87,11 +100,11 @@ class Command(NamedTuple):
             failure = error
         except COMPOSING as error:
             raise one_line(error) from error
-        if failure is not None:
+        if isinstance(failure, OurError):
             raise failure.error
         return 0
 
-    def _act(self, hydra: Hydra, given: Namespace) -> OurError | None:
+    def _act(self, hydra: Hydra, given: Namespace) -> object:
         name, job = given.config_name or self.name, Job(self.work)
         if given.hydra_help:
             hydra.hydra_help(None, flag_parser(), Namespace(overrides=[]))
@@ -99,10 +112,19 @@ class Command(NamedTuple):
             with secrets.environment_masked():
                 hydra.show_cfg(name, given.overrides, given.cfg, given.package, given.resolve)
         elif given.multirun:
-            hydra.multirun(name, job, [*given.overrides, "hydra.mode=MULTIRUN"])
+            self._sweep(hydra, name, job, given.overrides)
         else:
             return hydra.run(name, job, given.overrides).return_value
         return None
+
+    def _sweep(self, hydra: Hydra, name: str, job: Job, overrides: list[str]) -> None:
+        """All jobs; what is done after them is done also where some have failed."""
+        try:
+            hydra.multirun(name, job, [*overrides, "hydra.mode=MULTIRUN"])
+        finally:
+            sweep, jobs = swept(hydra)
+            if self.after_sweep is not None and sweep is not None:
+                self.after_sweep(Path(sweep.hydra.sweep.dir), jobs, job.errors, sweep)
 
 
 def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:
@@ -115,8 +137,10 @@ def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) 
         raise UserError("hydra.mode=MULTIRUN is a sweep: give the flag --multirun")
     job = copy.deepcopy(config)
     with open_dict(job):
-        job.hydra.job.num, job.hydra.job.id = 0, "0"
-        job.hydra.runtime.output_dir = "${hydra.run.dir}"
+        number = 0 if OmegaConf.is_missing(job.hydra.job, "num") else job.hydra.job.num
+        job.hydra.job.num, job.hydra.job.id = number, str(number)
+        folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir) if sweep else Path(job.hydra.run.dir)
+        job.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(job)
         del job["hydra"]
     try:
@@ -136,7 +160,7 @@ def resume_hint(store: str | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(kept) from stop
+        raise KeyboardInterrupt("; ".join([*map(str, stop.args), kept])) from stop
     except UserError:
         raise
     except Exception as bug:
@@ -153,7 +177,7 @@ def _folder(path: str) -> Path:
 def _remove_notes(folder: Path) -> None:
     """Removes the folder of a job that failed if nothing is in it but Hydra's own notes."""
     here = Path.cwd()
-    if folder == here or {path.name for path in folder.iterdir()} - {".hydra", "proxytune.log"}:
+    if folder == here or {path.name for path in folder.iterdir()} - NOTES:
         return
     shutil.rmtree(folder)
     for parent in folder.parents:

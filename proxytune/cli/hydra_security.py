@@ -10,7 +10,14 @@ from omegaconf import DictConfig
 from proxytune.cli.secrets import texts
 from proxytune.errors import UserError
 
-OWN = ("hydra._internal.core_plugins.", "hydra_plugins.", "logging.", "colorlog.", "proxytune.console.")
+OWN = (
+    "hydra._internal.core_plugins.",
+    "hydra_plugins.",
+    "optuna.samplers.",
+    "logging.",
+    "colorlog.",
+    "proxytune.console.",
+)
 """Where launchers, sweepers and log handlers are at home."""
 BUILDING = ("_target_", "()", "class", "queue", "listener")
 """Keys whose value Hydra or logging finds by its name and calls."""

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from proxytune.cli import build, schema, secrets
+from proxytune.cli import build, ranges, run_folder, schema, secrets
 from proxytune.cli.application import Command, resume_hint
 from proxytune.cli.logger import tracked
 from proxytune.errors import UserError
 from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.record import Record
+from proxytune.reporting.headline import headline, headline_arm
 from proxytune.tracking import Logger
 
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune run [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return Command("run", prepare, evaluate).main(with_experiment(arguments))
+    return Command("run", check, evaluate, after_sweep).main(with_experiment(arguments))
 
 
 def with_experiment(arguments: Sequence[str]) -> Sequence[str]:
@@ -37,8 +40,34 @@ class Experiment(NamedTuple):
     settings: schema.RunConfig
     tasks: list[str]
     arms: dict[str, ArmSpec]
+    only: list[str] | None
     engine: Callable[..., Any]
     logger: Logger | None
+
+
+def check(config: DictConfig) -> None:
+    """Raises UserError for whatever in `config` is wrong by itself, and for a folder that is another run's."""
+    asked = prepare(config)
+    run_folder.check_folder(Path(HydraConfig.get().runtime.output_dir), config)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        _check_data(asked)
+
+
+def _check_data(asked: Experiment) -> None:
+    """A sweep does not begin with a job whose data or models are missing."""
+    from proxytune import experiment
+
+    settings = asked.settings
+    experiment.check_run(
+        build.build(settings.models),
+        asked.tasks,
+        asked.arms,
+        data_dir=settings.task.data_dir,
+        seed=settings.seed,
+        limit=settings.limit,
+        num_fewshot=settings.num_fewshot,
+        only=asked.only,
+    )
 
 
 def prepare(config: DictConfig) -> Experiment:
@@ -50,21 +79,28 @@ def prepare(config: DictConfig) -> Experiment:
     nodes = {"models": settings.models, "engine": engine, "arms": values["arms"], "logger": settings.logger}
     for key, node in nodes.items():
         build.check_targets(node, key, settings.allow_targets)
-    arms = build.arms(settings.arms)
+    several = ranges.expanded(settings.arms)
+    arms = build.arms({name: spec for some in several.values() for name, spec in some.items()})
+    only = None if settings.only is None else [name for given in settings.only for name in several[given]]
     logger = None if settings.logger is None else build.build(settings.logger)
-    return Experiment(settings, _task_names(settings.task), arms, build.build(engine), logger)
+    return Experiment(settings, _task_names(settings.task), arms, only, build.build(engine), logger)
 
 
-def evaluate(config: DictConfig, output_dir: Path) -> None:
-    """Runs the experiment that `config` describes, writes its reports into `output_dir` and prints the table."""
-    settings, tasks, arms, engine, logger = prepare(config)
+def evaluate(config: DictConfig, output_dir: Path) -> float | None:
+    """Runs the experiment that `config` describes, writes its reports into `output_dir` and prints the table.
+
+    Returns the headline number where an optimiser asks for it.
+    """
+    settings, tasks, arms, only, engine, logger = prepare(config)
+    hydra = HydraConfig.get()
     # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
-    resolved = {**secrets.resolved(config), "experiment": HydraConfig.get().runtime.choices.get("experiment")}
+    resolved = {**secrets.resolved(config), "experiment": hydra.runtime.choices.get("experiment")}
 
     from proxytune import experiment, reporting
 
     gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
-    with resume_hint(settings.store), tracked(logger, output_dir, resolved) as tracker:
+    claimed = run_folder.claimed(output_dir, config)
+    with resume_hint(settings.store), claimed, tracked(logger, output_dir, resolved) as tracker:
         record = experiment.run(
             build.build(settings.models),
             tasks,
@@ -76,7 +112,8 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
             seed=settings.seed,
             limit=settings.limit,
             num_fewshot=settings.num_fewshot,
-            only=settings.only,
+            only=only,
+            loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN else None,
             tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
             config=resolved,
             watch=None if tracker is None else tracker.progress,
@@ -89,6 +126,26 @@ def evaluate(config: DictConfig, output_dir: Path) -> None:
             tracker.finish(record, output_dir, status=1 if record.failed else 0)
     print(f"Results: {output_dir}")
     _check_failures(record, output_dir)
+    if settings.headline is None and hydra.mode != RunMode.MULTIRUN:
+        return None
+    return headline(record, headline_arm(record, settings.headline, hydra.overrides.task)) if record.tasks else None
+
+
+@cache
+def _kept_models() -> Any:
+    """The models that the jobs of a sweep in this process share."""
+    from proxytune.experiment.runner import LoadedModels
+
+    return LoadedModels()
+
+
+def after_sweep(
+    folder: Path, jobs: Sequence[Sequence[str]], errors: Mapping[tuple[str, ...], str], config: DictConfig
+) -> None:
+    """Prints the sweep's table and writes it into the sweep's folder."""
+    from proxytune.reporting.sweep import summarise
+
+    summarise(folder, jobs, errors, config.headline)
 
 
 def _write_report(output_dir: Path) -> None:

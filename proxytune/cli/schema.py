@@ -68,6 +68,12 @@ class RunConfig(Strict):
     """an integer from 1 (the first items of each task are traced), or null for all items"""
     trace_missing: Literal["recompute", "report"]
     """recompute or report: what becomes of stored answers without their trace"""
+    tags: list[str]
+    """a list of words, by which `proxytune runs list tag=...` finds the run"""
+    note: str | None
+    """a text that is kept with the run, or null"""
+    headline: str | None = None
+    """an arm's name, or null for the arm that a sweep changes, else the best fused one: its score is a job's number"""
     output: FilePath
     """a folder for the results; a sweep makes one folder per job in it"""
     store: FilePath | None

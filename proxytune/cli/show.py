@@ -49,7 +49,7 @@ def check(config: DictConfig) -> tuple[run.Experiment, int]:
 
 def work(config: DictConfig, output_dir: Path) -> None:
     """Prints what the members that `config` names read."""
-    (settings, tasks, arms, *_), item = check(config)
+    (settings, tasks, arms, only, *_), item = check(config)
 
     from proxytune.experiment.lm_eval.reading import requests_of
     from proxytune.experiment.planning import Items, plans_unchecked
@@ -57,7 +57,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
     family = build.build(settings.models)
     items = Items(settings.task.data_dir, settings.limit, settings.num_fewshot, settings.seed)
-    for plan in plans_unchecked(family, tasks, arms, settings.only, items):
+    for plan in plans_unchecked(family, tasks, arms, only, items):
         ensemble = readers(family, plan.roles)
         asked = requests_of(ensemble, plan, items, item)
         print(*_lines(ensemble, plan, item, asked), "", sep="\n")

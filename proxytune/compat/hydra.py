@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from proxytune.compat import Name
 
@@ -59,6 +59,14 @@ def application(config_dirs: Sequence[Path], check: Check) -> Iterator[Hydra]:
         yield hydra
 
 
+def swept(hydra: Hydra) -> tuple[DictConfig | None, list[list[str]]]:
+    """The sweep's configuration, if it was composed, and its jobs' overrides, if it fixes them beforehand."""
+    loader = hydra.config_loader
+    assert isinstance(loader, CheckedLoader)
+    jobs = [] if loader.sweep is None else loader.jobs_of(loader.sweep)
+    return loader.sweep, jobs
+
+
 class CheckedLoader(ConfigLoaderImpl):
     """Composes and checks each configuration once, and all jobs of a sweep before its sweeper is built."""
 
@@ -66,6 +74,10 @@ class CheckedLoader(ConfigLoaderImpl):
         super().__init__(path)
         self.check = check
         self.jobs: dict[tuple[str, ...], DictConfig] = {}
+        self.sweep: DictConfig | None = None
+        """The configuration of the whole sweep, once it is composed."""
+        self._number: int | None = None
+        """Of the job that is being checked."""
 
     def load_configuration(
         self,
@@ -80,10 +92,15 @@ class CheckedLoader(ConfigLoaderImpl):
         except (TypeError, AttributeError, AssertionError) as error:  # Hydra trusts that choices are names
             message = f"cannot compose a configuration from {' '.join(overrides)}: {error}"
             raise ConfigCompositionException(message) from error
+        if self._number is not None:
+            with open_dict(config):
+                config.hydra.job.num = self._number
         self.check(config, run_mode)
         if run_mode == RunMode.MULTIRUN:
-            for job in self._jobs(config):
+            for number, job in enumerate(self.jobs_of(config)):
+                self._number = number
                 self.load_sweep_config(config, job)
+            self.sweep, self._number = config, None
         return config
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
@@ -94,7 +111,7 @@ class CheckedLoader(ConfigLoaderImpl):
         OmegaConf.copy_cache(master_config, config)  # ${now:} is the same in all jobs
         return config
 
-    def _jobs(self, config: DictConfig) -> list[list[str]]:
+    def jobs_of(self, config: DictConfig) -> list[list[str]]:
         """The overrides of each job of Hydra's own sweeper. Other sweepers choose as they go, and check job by job."""
         if OmegaConf.select(config, "hydra.sweeper._target_") != f"{BasicSweeper.__module__}.BasicSweeper":
             return []

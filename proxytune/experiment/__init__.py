@@ -6,12 +6,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from proxytune.experiment.planning import check_run
     from proxytune.experiment.runner import run
 
-__all__ = ["run"]
+__all__ = ["check_run", "run"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "check_run":
+        from proxytune.experiment.planning import check_run
+
+        return check_run
     if name == "run":
         from proxytune.experiment.runner import run
 

@@ -63,6 +63,21 @@ class Plan:
         return {role for arm in self.arms.present.values() for role in arm.roles}
 
 
+def check_run(
+    family: FamilySpec | Mapping[str, Any],
+    tasks: Sequence[str],
+    arms: Mapping[str, ArmSpec | Mapping[str, Any]],
+    *,
+    data_dir: str | Path | None = None,
+    seed: int = 0,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Raises UserError for what `run` would refuse before it loads a model; the arguments are those of `run`."""
+    make_plans(FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed))
+
+
 def make_plans(
     family: FamilySpec,
     tasks: Sequence[str],

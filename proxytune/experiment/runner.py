@@ -23,7 +23,7 @@ from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.experiment.traces import write_traces
 from proxytune.live import display
-from proxytune.models import FamilySpec, MemberFacts, Members, describe, load
+from proxytune.models import Ensemble, FamilySpec, MemberFacts, Members, describe, identity, load
 from proxytune.progress import ArmProgress, Progress, TaskProgress
 from proxytune.record import FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
 
@@ -47,6 +47,7 @@ def run(
     progress: bool | None = None,
     tracing: Tracing = NO_TRACES,
     watch: Callable[[Progress], object] | None = None,
+    loaded: LoadedModels | None = None,
 ) -> Record:
     """Evaluates every arm on every task; writes `results.json` and `items/<task>.jsonl` and returns the record.
 
@@ -71,6 +72,7 @@ def run(
         progress: whether to show a live table; None: if standard error is a terminal, otherwise log lines.
         tracing: whether `traces/<task>.parquet` is written too, with what stood behind each generated token.
         watch: is called with how far the run is after every answer, and should be quick.
+        loaded: keeps the models for a next run in this process; None: they go with this run.
 
     Raises:
         UserError: for whatever the user can fix, before models load where that can be known.
@@ -87,7 +89,10 @@ def run(
     watched = live or watch is not None
     with AnswerStore(store_path) as store, display(state) if live else nullcontext():
         known = describe(family, set().union(*(plan.roles for plan in plans)))
-        this = _Run(family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing, state, watched)
+        models = LoadedModels() if loaded is None else loaded
+        this = _Run(
+            family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing, state, watched, models
+        )
         done = {plan.task: this.evaluate(plan) for plan in plans}
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
@@ -104,6 +109,23 @@ def _nobody(progress: Progress) -> None:
 def _task_progress(plan: Plan) -> TaskProgress:
     scale = 1.0 if plan.info.metric in NO_FRACTIONS else 100.0
     return TaskProgress(plan.info.metric, {name: ArmProgress() for name in plan.arms.present}, scale)
+
+
+class LoadedModels:
+    """The models that were loaded last, for runs that follow in the same process (the jobs of a sweep)."""
+
+    def __init__(self) -> None:
+        self._facts: dict[str, object] = {}
+        self._ensemble: Ensemble | None = None
+
+    def get(self, family: FamilySpec, roles: set[str]) -> Ensemble:
+        """The members of `roles`: those loaded last if they are the same, else loaded in their place."""
+        shared = (family.missing_tokens, family.end_tokens, identity(family.base))
+        facts = {role: (*shared, family.sources[role], identity(family.sources[role])) for role in sorted(roles)}
+        if self._ensemble is None or not facts.items() <= self._facts.items():
+            self._ensemble = None
+            self._ensemble, self._facts = load(family, roles), dict(facts)
+        return self._ensemble
 
 
 @dataclass
@@ -123,6 +145,7 @@ class _Run:
     state: Progress
     watched: bool
     """Whether `state` is kept up to date."""
+    loaded: LoadedModels
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     _engine: Engine | None = None
 
@@ -189,7 +212,7 @@ class _Run:
     def _made(self, plan: Plan) -> Engine:
         if getattr(_kind(self.engine_factory), "loads_members", False):
             return self.engine_factory(self.known, self.family)
-        return self.engine_factory(load(self.family, plan.roles))
+        return self.engine_factory(self.loaded.get(self.family, plan.roles))
 
     def _changed(self) -> None:
         self.state.changed(self.state)

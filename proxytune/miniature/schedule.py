@@ -44,12 +44,17 @@ def train_all(recipe: Recipe, folder: Path, examples: Mapping[str, Examples], wo
         return
     log.info("training %d models of the miniature, once: they stay in the cache", len(missing))
     count = _default_workers(recipe) if workers is None else workers
-    with progress_bars() as report:
-        if count == 1:
-            for build in sorted(missing, key=lambda build: build.parent is not None):
-                _train(recipe, build, examples, folder, report)
-        else:
-            _train_in_parallel(recipe, missing, examples, folder, count, report)
+    try:
+        with progress_bars() as report:
+            if count == 1:
+                for build in sorted(missing, key=lambda build: build.parent is not None):
+                    _train(recipe, build, examples, folder, report)
+            else:
+                _train_in_parallel(recipe, missing, examples, folder, count, report)
+    except KeyboardInterrupt as stop:
+        done = sum((folder / build.name).exists() for build in BUILDS)
+        said = f"{done} of the miniature's {len(BUILDS)} models are complete and kept, those in training start again"
+        raise KeyboardInterrupt(said) from stop
 
 
 def _default_workers(recipe: Recipe) -> int:

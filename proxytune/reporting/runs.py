@@ -37,7 +37,8 @@ def list_runs(folder: str | Path, console: Console | None = None) -> None:
     runs, faults = [], []
     for path in paths:
         try:
-            runs.append(_Run(path, read_record(path), _overrides(path.parent)))
+            given = [one for one in overrides_of(path.parent) if not one.startswith("output=")]
+            runs.append(_Run(path, read_record(path), given))
         except UserError as error:
             faults.append(str(error))
     console.print(_listing(runs))
@@ -51,7 +52,7 @@ class _Run(NamedTuple):
     given: list[str]
 
 
-def _overrides(folder: Path) -> list[str]:
+def overrides_of(folder: Path) -> list[str]:
     """What Hydra noted of the run's command line; nothing of a run that no command line began."""
     path = folder / ".hydra" / "overrides.yaml"
     try:
@@ -62,7 +63,7 @@ def _overrides(folder: Path) -> list[str]:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(given, list):
         raise UserError(f"cannot read {path}: it is no list of overrides")
-    return [override for override in map(str, given) if not override.startswith("output=")]
+    return [str(override) for override in given]
 
 
 def _listing(runs: Sequence[_Run]) -> RichTable:

@@ -11,6 +11,7 @@ from proxytune.console import progress_bar
 from proxytune.engines.requests import Answer, Generated, GenerateRequest, Request, Scored, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import Keys
+from proxytune.experiment.answers.stopping import Stopping
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.answers.tracing import NO_TRACES, Tracing, lacks_trace
 from proxytune.fusion.arm import Arm
@@ -18,7 +19,8 @@ from proxytune.models.facts import Members
 
 log = logging.getLogger(__name__)
 BLOCK = 128
-"""Requests that are answered and stored together: a few batches of the engine, and the most that a killed run loses."""
+"""Requests that are answered and stored together: a few batches of the engine, and the most that a killed run loses.
+Answers are stored only with their whole block: see `SharedAnswers`."""
 
 
 class Engine(Protocol):
@@ -175,9 +177,8 @@ class SharedAnswers:
             self.engine.load()
         self._expect(asked, keys, found)
         if missing:
-            with progress_bar(self.label, missing, self.progress) as advance:
-                for start in range(0, len(keyed), BLOCK):
-                    self._compute(keyed[start : start + BLOCK], advance)
+            with progress_bar(self.label, missing, self.progress) as advance, Stopping() as stopping:
+                self._compute_all(keyed, advance, stopping)
         self._fail_undefined(keyed)
 
     def _expect(self, asked: Sequence[Any], keys: Sequence[Mapping[str, str]], found: Mapping[str, Answer]) -> None:
@@ -186,6 +187,25 @@ class SharedAnswers:
             self.watch.expect(asked, keys)
             for key, answer in found.items():
                 self.watch.answered(key, answer, computed=False)
+
+    def _compute_all(self, keyed: Sequence[KeyedRequest], advance: Callable[[], None], stopping: Stopping) -> None:
+        """Block by block. A KeyboardInterrupt says how many answers are stored, and how many finished ones are lost."""
+
+        def step() -> None:
+            advance()
+            stopping.step()
+
+        try:
+            for start in range(0, len(keyed), BLOCK):
+                block = keyed[start : start + BLOCK]
+                stopping.begin(sum(not self._is_done(key) for one in block for key in one.keys.values()))
+                self._compute(block, step)
+                stopping.end()
+        except KeyboardInterrupt as stop:
+            total, stored = sum(len(one.keys) for one in keyed), 0 if self.store.path is None else len(self._answers)
+            lost = stopping.lost + len(self._answers) - stored
+            said = f"{self.label}: {stored} of {total} answers are stored, {lost} finished ones are lost"
+            raise KeyboardInterrupt(said) from stop
 
     def _defined(self, requests: Sequence[KeyedRequest], answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Those of `answers` that hold no NaN or infinity; the others become failed items."""

@@ -1,0 +1,85 @@
+"""A folder belongs to one run: its own configuration resumes it; another one, and two at once, are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig
+
+from proxytune.atomic import make_output_folder, write_json
+from proxytune.cli import secrets
+from proxytune.errors import UserError
+from proxytune.record import FILE
+from proxytune.validation import shown
+
+RUN, LOCK = "run.json", ".lock"
+NOTES = {".hydra", "proxytune.log", RUN, LOCK}
+"""What a folder holds before there are any results."""
+APART = {"hydra", "output", "store", "allow_targets", "headline", "tags", "note", "logger", "report"}
+"""Keys that decide no result; so do those of traces."""
+
+
+def check_folder(folder: Path, config: DictConfig) -> None:
+    """Raises UserError if the folder holds the results of another configuration, or the beginnings of these."""
+    before, now = _earlier(folder), _deciding(secrets.resolved(config))
+    if before is None or before == now:
+        return
+    raise UserError(f"output={folder} holds another run ({_difference(before, now)}): give output={_free(folder)}")
+
+
+@contextmanager
+def claimed(folder: Path, config: DictConfig) -> Iterator[None]:
+    """The folder is this run's alone while it lasts. Raises UserError if it is another's."""
+    make_output_folder(folder)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            check_folder(folder, config)
+            write_json(folder / RUN, {"config": _deciding(secrets.resolved(config))})
+            yield
+    except Timeout as error:
+        raise UserError(f"output={folder}: another run is at work there; give output={_free(folder)}") from error
+
+
+def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the results, as JSON has it."""
+    kept = {key: value for key, value in config.items() if key not in APART and not key.startswith("trace")}
+    kept.pop("experiment", None)  # a file's name, which the record adds
+    return json.loads(json.dumps(kept))
+
+
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """What the folder's run was told; None: there is none."""
+    try:
+        if (folder / RUN).exists():
+            return _deciding(json.loads((folder / RUN).read_text(encoding="utf-8"))["config"])
+        if (folder / FILE).exists():
+            noted = json.loads((folder / FILE).read_text(encoding="utf-8"))["provenance"]["config"]
+            return _deciding(noted or {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"output={folder} holds results that cannot be read: give output={_free(folder)}") from error
+    return None
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in (*old, *(new.keys() - old)) if old.get(key) != new.get(key)]
+    told = [f"{key}={shown(old.get(key))} there, {shown(new.get(key))} here" for key in sorted(keys)[:2]]
+    return "; ".join([*told, f"and {len(keys) - 2} more"] if len(keys) > 2 else told)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _free(folder: Path) -> Path:
+    return next(free for n in count(2) if not (free := folder.with_name(f"{folder.name}-{n}")).exists())
