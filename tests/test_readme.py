@@ -16,7 +16,9 @@ from tiny import save_family
 from proxytune import FusedCausalLM, Static, miniature
 from proxytune.cli import main
 from proxytune.folders import config_dir
-from proxytune.record import ArmRecord, Record, TaskRecord
+from proxytune.record import ArmRecord, Record, TaskRecord, read_record
+from proxytune.reporting.columns import Cell
+from proxytune.reporting.tables import report
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -44,6 +46,22 @@ def test_the_python_example_runs(monkeypatch, tmp_path, capsys):
     prompt = names["prompt"]
     again = names["again"].generate(**prompt, max_new_tokens=8)
     assert again.tolist() == names["answer"].tolist()
+
+
+def test_the_table_is_what_the_default_run_prints(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "output=out"]) == 0
+    capsys.readouterr()
+    scores = report(read_record("out"), full=False).tables[0]
+    shown = [line.strip("| ").split(" | ") for line in README.splitlines() if re.match(r"\| \w+ \| .* ± ", line)]
+    assert shown == [[arm, *map(_plain, cells)] for arm, cells in scores.rows.items()]
+
+
+def _plain(cell: Cell) -> str:
+    """Without marks of footnotes; the best in bold."""
+    text = re.sub(r"[¹²³⁴⁵⁶⁷⁸⁹⁰]", "", cell.text)
+    return f"**{text}**" if cell.best else text
 
 
 def test_the_rule_of_the_readme_is_an_arm(monkeypatch, tmp_path, capsys):
