@@ -2,7 +2,8 @@
 
     python scripts/compare_with_hf.py --model FOLDER_OR_GGUF --expert ADAPTER --data DIR [--limit 100] [TASK ...]
 
-The fused path runs the expert too, and gives it weight 0. Prints items, equal items and both metrics of every task, and
+Texts are compared where tokenizers decode a token alike alone and after a prompt, as byte-level ones do: of others (Llama-2)
+lm-eval's answers lack their first blank. The fused path runs the expert too, and gives it weight 0. Prints items, equal items and both metrics of every task, and
 ends with status 1 if an item differs.
 """
 

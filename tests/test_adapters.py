@@ -187,6 +187,19 @@ def test_an_adapter_from_a_folder_is_exact_in_its_role_and_absent_in_the_other(k
     assert own == (kind in OWN_MODULE) == ("gets a module of its own" in caplog.text)
 
 
+def test_adapters_of_several_types_over_one_module_are_each_exact(folders, plain, caplog):
+    """PEFT refuses to put them on the same module."""
+    kinds = ["LORA", "IA3", "LORA DoRA", "OFT"]
+    found = [saved(kind, folders) for kind in kinds]
+    caplog.set_level("INFO")
+    ensemble = load(family(folders, *(source for source, _ in found)))
+    close(read(ensemble["antiexpert"]), plain)
+    for i, (_, model) in enumerate(found):
+        close(read(ensemble[f"expert:e{i}"]), logits(model))
+    shared = [ensemble[f"expert:e{i}"].model is ensemble["antiexpert"].model for i in range(len(kinds))]
+    assert shared == [True, False, True, False] and caplog.text.count("gets a module of its own") == 2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_in_memory_is_exact_or_refused(kind, folders, plain):
     """Prefix tuning, say, was accepted and read through a cache that has no place for its prefix."""

@@ -171,9 +171,9 @@ def draw(number: int, folder: Path) -> Drawn:
     family: dict[str, Any] = {"base": {"path": write("base", random.choice(kinds), number)}}
     family["antiexpert"] = {"path": write("antiexpert", small, number + 1)}
     family["experts"], family["tuned"], chat = {}, {}, {}
-    adapters = random.choice([["lora", "lora bias", "dora"], ["ia3"]])  # PEFT does not mix the two over one module
+    adapters = ["lora", "lora bias", "dora", "ia3"]
     for i, name in enumerate(["a", "b"][: random.choice([1, 1, 2])]):
-        how = random.choice(["model", "model", "antiexpert", *adapters, *adapters])
+        how = random.choice(["model", "model", "antiexpert", *adapters])
         role, source = f"expert:{name}", dict(family["antiexpert"])
         if how == "model":
             source = {"path": write(role, small if random.random() < 0.5 else random.choice(kinds), number + 2 + i)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +28,20 @@ _NOT_SAVED = ("pissa_niter", "corda", "loftq", "lora_ga")
 """Of these the ones whose changed weights cannot be made again from the adapter and the plain module."""
 
 
-def module_of(source: Source) -> Hashable:
-    """Sources with equal ones share a module: those that differ in an adapter which leaves the module as it is."""
+def modules_of(sources: Mapping[str, Source]) -> dict[str, Hashable]:
+    """Roles with equal values share a module: sources that differ in an adapter which leaves the module as it is.
+
+    PEFT puts adapters of one type only on a module; those of another than the first get a module of their own.
+    """
+    found, types = {role: _module_of(source) for role, source in sources.items()}, dict[Hashable, str]()
+    for role, source in sources.items():
+        if source.adapter is not None:
+            kind, module = str(_config(source).peft_type), found[role]
+            found[role] = module if types.setdefault(module, kind) == kind else (module, kind)
+    return found
+
+
+def _module_of(source: Source) -> Hashable:
     if source.adapter is None or not alters(_config(source)):
         return source.module
     return source.module, source.adapter, source.adapter_revision

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from proxytune.errors import UserError
 from proxytune.models.family import Source
-from proxytune.models.loading.adapters import module_of
+from proxytune.models.loading.adapters import modules_of
 from proxytune.models.loading.sizes import adapter_bytes, cache_bytes, lora_bytes, weight_bytes
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ def _own_bytes(sources: Mapping[str, Source], role: str, source: Source) -> int 
     if not _counted(source):
         return None
     before = list(sources.values())[: list(sources).index(role)]
-    module = 0 if any(module_of(other) == module_of(source) for other in before) else weight_bytes(source)
+    modules = list(modules_of(sources).values())[: len(before) + 1]
+    module = 0 if modules[-1] in modules[:-1] else weight_bytes(source)
     known = source.adapter is None or any(_adapter(other) == _adapter(source) for other in before)
     adapter = 0 if known else adapter_bytes(source)
     return None if module is None or adapter is None else module + adapter

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from proxytune.compat.transformers import call_unquantized, quantization_config
 from proxytune.errors import UserError
 from proxytune.models.family import Source
-from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, module_of, needs_others_first
+from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, modules_of, needs_others_first
 from proxytune.models.loading.attention import share_keys
 from proxytune.models.loading.files import source_errors
 
@@ -28,8 +28,8 @@ _BUFFERS = re.compile(
 def load_modules(sources: Mapping[str, Source]) -> dict[str, tuple[Module, str | None]]:
     """By role the module and the adapter state it is used in: an adapter's name, ADAPTERS_OFF, or None without any."""
     groups: dict[Hashable, dict[str, Source]] = {}
-    for role, source in sources.items():
-        groups.setdefault(module_of(source), {})[role] = source
+    for role, key in modules_of(sources).items():
+        groups.setdefault(key, {})[role] = sources[role]
     loaded = {role: used for key, group in groups.items() for role, used in _load_group(key, group).items()}
     return {role: loaded[role] for role in sources}
 
@@ -38,7 +38,11 @@ def _load_group(key: Hashable, sources: Mapping[str, Source]) -> dict[str, tuple
     """One module for all `sources`, with their adapters on it."""
     role, source = next(iter(sources.items()))
     if key != source.module:
-        log.info("%s: adapter %r changes the weights under it and gets a module of its own", role, source.adapter)
+        log.info(
+            "%s: adapter %r gets a module of its own: it changes the weights under it, or is of a type of its own",
+            role,
+            source.adapter,
+        )
     plain = load_module(role, source)
     if source.attn_implementation is None:
         share_keys(plain)
@@ -58,7 +62,7 @@ def _load_group(key: Hashable, sources: Mapping[str, Source]) -> dict[str, tuple
 
 
 def _check_unchanged(before: Mapping[str, str], after: Mapping[str, str], roles: Iterable[str]) -> None:
-    """UserError where an adapter has changed the module's own weights, though `module_of` did not foresee it."""
+    """UserError where an adapter has changed the module's own weights, though `modules_of` did not foresee it."""
     if changed := [name for name in before if after.get(name) != before[name]]:
         raise UserError(
             f"{', '.join(roles)}: an adapter has changed {changed[0]!r} of the module that they share, so that "
