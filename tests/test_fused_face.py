@@ -101,6 +101,11 @@ def test_voices_that_are_equal_run_once(family, monkeypatch):
             "antiexpert has no effect: the base alone takes",
         ),
         (lambda f: {"base": f["base"], "rule": Contrastive()}, "antiexpert is missing: Contrastive takes base, antiex"),
+        (
+            lambda f: {"base": torch.nn.Linear(2, 2)},
+            "base: a Linear can't be a member: give a transf",
+        ),
+        (lambda f: {"base": FusedCausalLM.from_ensemble(f)}, "base: a FusedCausalLM can't be a member"),
         (lambda f: {"base": "/no/such/model"}, "base: no such folder: '/no/such/model'"),
         (lambda f: {"base": f["base"], "tokenizer": tiny_tokenizer(["<new>"])}, "its family has"),
         (lambda f: {"base": tiny_llama(50, seed=1), "tokenizer": f.tokenizer}, "the model's head has 50 rows"),

@@ -96,7 +96,7 @@ def test_it_is_not_trained(fused, family, tmp_path):
         (lambda m: m.init_continuous_batching(), "continuous batching (generate_batch) pages the"),
         (
             lambda m: m.generate(TOKENS[:1], assistant_early_exit=1),
-            "assistant_early_exit needs the layers of one",
+            "assistant_early_exit drafts from the layers",
         ),
         (lambda m: m.add_adapter(LoraConfig()), "an adapter belongs to one member"),
         (lambda m: m.load_adapter("some/adapter"), "an adapter belongs to one member"),

@@ -219,6 +219,17 @@ def test_a_second_turn_goes_on_from_the_cache(pair):
     assert again[0].tolist() == pair.greedy(longer, 5)
 
 
+def test_token_healing_completes_the_last_word(pair):
+    """Of one row: transformers does not lengthen the attention mask of several."""
+    row, options = TOKENIZER("Question: how many ap", return_tensors="pt")["input_ids"], {"max_new_tokens": 4}
+    options |= {"token_healing": True, "tokenizer": TOKENIZER}
+    assert pair.fast.generate(row, **options).tolist() == pair.slow.generate(row, **options, use_cache=False).tolist()
+
+
+def test_without_a_prompt_it_begins_with_the_first_token(pair):
+    assert pair.fast.generate(max_new_tokens=4)[0].tolist() == pair.greedy([TOKENIZER.bos_token_id], 4)
+
+
 def test_streamers_are_given_what_is_returned(pair, capsys):
     prompt, text = torch.tensor([PROMPTS[0]]), TOKENIZER.decode(pair.greedy(PROMPTS[0])[len(PROMPTS[0]) :])
     pair.fast.generate(prompt, max_new_tokens=NEW, streamer=TextStreamer(TOKENIZER, skip_prompt=True))
@@ -272,8 +283,10 @@ def test_a_loop_of_ones_own_may_be_given(pair):
         ({"cache_implementation": "quantized"}, UserError, "only dynamic caches can be fused"),
         ({"cache_implementation": "offloaded"}, UserError, "only dynamic caches can be fused"),
         ({"cache_implementation": "paged"}, UserError, "only dynamic caches can be fused"),
-        ({"assistant_early_exit": 1}, UserError, "needs the layers of one model"),
-        ({"use_mtp": True}, ValueError, "no associated mtp weights"),
+        ({"assistant_early_exit": 1}, UserError, "assistant_early_exit drafts from the layers of one model"),
+        ({"use_mtp": True}, UserError, "use_mtp drafts from the layers of one model"),
+        ({"speculation_type": "dflash"}, UserError, "speculation_type drafts from the layers of one model"),
+        ({"guidance_scale": 2.0, "num_beams": 2}, UserError, "guidance_scale needs num_beams=1"),
         ({"penalty_alpha": 0.6, "top_k": 4}, ValueError, "Contrastive Search requires `trust_remote_code=True`"),
         ({"dola_layers": "low"}, ValueError, "Dola Generation requires `trust_remote_code=True`"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, ValueError, "requires `trust_remote_code"),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from peft import PeftModel
+from torch.nn import Module
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.console import loading_bars
@@ -16,6 +17,7 @@ from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import INPUTS, Rule, try_out
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import Source
+from proxytune.models.hf.config import FusedConfig
 from proxytune.models.loading.checks import check_sources
 from proxytune.models.loading.load import load_members
 from proxytune.models.loading.tokenizers import load_tokenizers
@@ -30,9 +32,7 @@ def gather(
 ) -> Ensemble:
     """The ensemble of models, members and sources by role; sources are checked and loaded, equal ones once."""
     check_policy(policy)
-    sources = {
-        r: Source.of(part, r) for r, part in parts.items() if not isinstance(part, Member | PreTrainedModel | PeftModel)
-    }
+    sources = {role: Source.of(part, role) for role, part in parts.items() if not _in_memory(role, part)}
     check_sources(sources)
     tokenizers = load_tokenizers(sources)
     tokenizer = tokenizer or tokenizers.get("base") or getattr(parts["base"], "tokenizer", None)
@@ -85,6 +85,17 @@ def generation_config(ensemble: Ensemble, roles: Sequence[str]) -> GenerationCon
     config.eos_token_id = list(ensemble.ends(roles)) or None
     config.cache_implementation = None  # some models ask for a cache of their own kind; the members get theirs anyway
     return config
+
+
+def _in_memory(role: str, part: Any) -> bool:
+    """Whether `part` is a model or a member, not a source. UserError for a module that can be none of them."""
+    fused = isinstance(part, PreTrainedModel) and isinstance(part.config, FusedConfig)
+    if fused or (isinstance(part, Module) and not isinstance(part, PreTrainedModel | PeftModel)):
+        raise UserError(
+            f"{role}: a {type(part).__name__} can't be a member: give a transformers model, a PeftModel, a Member, a "
+            "Source or a path"
+        )
+    return isinstance(part, Member | PreTrainedModel | PeftModel)
 
 
 def _member(role: str, part: Any, tokenizer: PreTrainedTokenizerBase) -> Member:

@@ -69,8 +69,11 @@ def refuse(unsupported: Mapping[str, Any]) -> None:
 def check_generation(config: GenerationConfig, own_prompts: bool) -> None:
     """UserError for ways to generate that several models do not have; `own_prompts`: members have some."""
     check_dynamic(config.cache_implementation)
-    if config.assistant_early_exit is not None:
-        raise UserError("assistant_early_exit needs the layers of one model: give an assistant_model instead")
+    for name in ("assistant_early_exit", "use_mtp", "speculation_type"):
+        if getattr(config, name, None):
+            raise UserError(f"{name} drafts from the layers of one model: give an assistant_model instead")
+    if config.num_beams > 1 and config.guidance_scale not in (None, 1):
+        raise UserError("guidance_scale needs num_beams=1: transformers does not reorder its second cache with beams")
     if config.output_hidden_states or config.output_attentions:
         raise UserError("several models have no common hidden states or attentions: call a member of model.ensemble")
     if own_prompts and (config.use_cache is False or config.prefill_chunk_size is not None):
