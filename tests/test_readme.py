@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from test_compare import write_run
 from test_lm_eval import write_tasks
 from tiny import save_family
 
@@ -114,6 +115,15 @@ def test_table_commands_print_the_paper(command, capsys, tmp_path):
     assert "%" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", commands("compare"))
+def test_compare_commands_compare(command, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in shlex.split(command)[2:]:
+        write_run(Path(folder), [0.0, 1.0])
+    assert main(shlex.split(command)[1:]) == 0
+    assert "proxy" in capsys.readouterr().out
+
+
 def test_score_command_reads_outputs(capsys, tmp_path):
     [command] = commands("score")
     outputs = tmp_path / "outputs.jsonl"
@@ -139,7 +149,7 @@ def test_lm_eval_commands_evaluate(command, capsys, monkeypatch, tmp_path):
 
 
 def test_every_command_of_the_readme_is_tested():
-    tested = ("run", "train", "merge", "table", "score", "lm-eval")
+    tested = ("run", "compare", "train", "merge", "table", "score", "lm-eval")
     assert len(COMMANDS) == sum(len(commands(name)) for name in tested)
     assert len(COMMANDS) >= 8
 
