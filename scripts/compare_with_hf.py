@@ -2,9 +2,9 @@
 
     python scripts/compare_with_hf.py --model FOLDER_OR_GGUF --expert ADAPTER --data DIR [--limit 100] [TASK ...]
 
-Texts are compared where tokenizers decode a token alike alone and after a prompt, as byte-level ones do: of others (Llama-2)
-lm-eval's answers lack their first blank. The fused path runs the expert too, and gives it weight 0. Prints items, equal items and both metrics of every task, and
-ends with status 1 if an item differs.
+The fused path runs the expert too, and gives it weight 0. Prints items, equal items and both metrics of every task, and
+ends with status 1 if an item differs. Texts are compared as they are: with tokenizers that drop the first blank of a text
+(Llama-2's) lm-eval's answers lack theirs.
 """
 
 from __future__ import annotations
