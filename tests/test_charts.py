@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ def traced(run: Path) -> Path:
         "top_base": [[{"token": 1, "text": "a", "p": 0.5}]] * 6,
     }
     (run / "traces").mkdir()
-    pd.DataFrame(table).to_parquet(run / "traces" / "gsm.parquet")
+    pd.DataFrame(table).astype({"task": "category", "arm": "category"}).to_parquet(run / "traces" / "gsm.parquet")
     return run
 
 
@@ -212,6 +213,15 @@ def test_the_shift_of_probability_is_averaged_by_position(traced: Path):
     rows = data(charts([frames(traced)])["delta_position"]).sort_values("step")
     assert rows["mean"].tolist() == pytest.approx([(0.5 + 0.6) / 2, (-0.1 + 0) / 2, 0.0])
     assert set(rows["arm"]) == {"proxy"}, "a model alone has no base"
+
+
+def test_figures_of_tokens_tell_several_runs_apart(traced: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(traced, other)
+    made = charts([frames(traced), frames(other)])
+    for name in ("changed_tokens", "delta_position"):
+        assert set(data(made[name])["arm"]) == {"proxy (run)", "proxy (other)"}
+    assert set(data(made["alpha_steps"])["arm"]) == {"dynamic (run)", "dynamic (other)"}
 
 
 def test_the_cost_is_that_of_all_arms_together(run: Path, record: dict[str, Any]):

@@ -34,6 +34,8 @@ def _read(path: Path, top: bool) -> pd.DataFrame:
 
     try:
         names = parquet.read_schema(path).names
-        return pd.read_parquet(path, columns=[name for name in names if top or not name.startswith("top_")])
+        frame = pd.read_parquet(path, columns=[name for name in names if top or not name.startswith("top_")])
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    # Names are stored as categories, which do not join with those of other files.
+    return frame.astype(dict.fromkeys(("task", "arm"), str))
