@@ -162,6 +162,18 @@ def test_a_sweep_of_runs_is_one_line(tmp_path: Path, record: dict[str, Any]):
     assert rows[["alpha", "value"]].to_numpy().tolist() == [[0.0, 10.0], [0.2, 20.0], [0.6, 30.0], [1.4, 50.0]]
 
 
+def test_runs_that_measured_otherwise_are_lines_of_their_own(tmp_path: Path, record: dict[str, Any]):
+    folders = [run_folder(tmp_path / "a", record, {})]
+    record["tasks"]["gsm"]["arms"]["half"] = fused(0.35, 0.6, 0.5)
+    folders.append(run_folder(tmp_path / "b", record, {}))
+    rows = data(charts([frames(folder) for folder in folders])["alpha_sweep"])
+    swept = rows[~rows["level"].astype(bool)]
+    assert {name: part["value"].tolist() for name, part in swept.groupby("series")} == {
+        "static (a)": [10.0, 30.0, 40.0],
+        "static (b)": [10.0, 35.0, 40.0],
+    }
+
+
 def test_static_and_dynamic_arms_stand_beside_base_and_tuned(run: Path):
     rows = data(charts([frames(run)])["static_dynamic"])
     assert set(zip(rows["arm"], rows["role"], strict=True)) == {

@@ -113,17 +113,23 @@ def _alpha_sweep(results: pd.DataFrame, columns: int) -> alt.Chart | None:
 
 
 def _static(results: pd.DataFrame) -> pd.DataFrame:
-    """The arms of static weights, each series (rule and number of experts) with the base as weight 0."""
+    """The arms of static weights, each series (rule and number of experts) with the base as weight 0.
+
+    Runs of the same models are one series, unless they differ in what they measured at the same weight.
+    """
     static = results[(results["rule"] == "static") & results["alpha"].notna()].dropna(subset=["value"])
     experts = static["experts"].str.count(",") + 1
     series = ["static" if n == 1 else f"static, {n} experts" for n in experts]
     static = static.assign(series=series).astype({"series": object})  # of no row at all it would be numbers
-    families = static.groupby(["panel", "series"])["members"].transform("nunique") > 1
-    static["series"] = static["series"].where(~families, static["series"] + " (" + static["run"] + ")")
     base = results[results["role"] == "base"].dropna(subset=["value"]).assign(alpha=0.0)
     keys = static[["run", "panel", "series"]].drop_duplicates()
-    both = pd.concat([static, keys.merge(base, on=["run", "panel"])], ignore_index=True)
-    return both.drop_duplicates(["panel", "series", "alpha", "value", "n"]).sort_values("alpha")
+    rows = pd.concat([static, keys.merge(base, on=["run", "panel"])], ignore_index=True)
+    members = static.groupby(["panel", "series"])["members"].nunique()
+    values = rows.groupby(["panel", "series", "alpha"])["value"].nunique()
+    differ = {key[1] for counts in (members, values) for key in counts[counts > 1].index}
+    apart = rows["series"].isin(differ)
+    rows["series"] = rows["series"].where(~apart, rows["series"] + " (" + rows["run"] + ")")
+    return rows.drop_duplicates(["panel", "series", "alpha", "value", "n"]).sort_values("alpha")
 
 
 def _static_dynamic(results: pd.DataFrame, columns: int) -> alt.Chart | None:
