@@ -86,6 +86,25 @@ def test_runs_are_listed_by_date_with_their_headline_values(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(
+    ("wanted", "names"),
+    [(["tag=first"], "a"), (["task=open"], "ab"), (["seed=0"], "a"), (["models.base.path=x", "seed=1"], "b")],
+)
+def test_runs_are_chosen_by_tag_task_and_key(wanted: list[str], names: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate("ab"):
+        _run(Path(name), when=1e9)
+        record = json.loads(Path(name, "results.json").read_text())
+        tags = ["first"] if name == "a" else []
+        record["provenance"] = {"config": {"seed": seed, "tags": tags, "models": {"base": {"path": "x"}}}}
+        Path(name, "results.json").write_text(json.dumps(record))
+    assert main(["runs", "list", ".", *wanted]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "".join(line.split()[0] for line in lines if " open " in line) == names
+    assert main(["runs", "list", ".", "tag=none"]) == 1
+    assert capsys.readouterr().err == "proxytune: .: none of 2 finished runs has tag=none\n"
+
+
 def _given(folder: Path, *overrides: str) -> None:
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))

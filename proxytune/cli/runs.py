@@ -11,7 +11,8 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.folders import cache_root
 
 ACTIONS = {
-    "list": "list [FOLDER]: the finished runs under FOLDER (default: outputs), how they differ and what came out",
+    "list": "list [FOLDER] [tag=TAG] [task=TASK] [key=value ...]: the finished runs under FOLDER (default: outputs), "
+    "how they differ and what came out; only those with the tag, a task whose name begins so, and these values of keys",
     "show": "show FOLDER: the tables of a finished run",
     "gc": "gc [store=FILE] [older_than=DAYS] [dry_run=true]: removes from the store of answers what is damaged, what "
     "another version wrote, and what is older than DAYS; dry_run only counts",
@@ -36,12 +37,14 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     from proxytune.reporting import runs
 
-    if len(rest) > 1 or (action == "show" and not rest):
-        raise UserError(f"proxytune runs {ACTIONS[action].partition(':')[0]}: {len(rest)} folders were given")
+    wanted = [argument for argument in rest if action == "list" and "=" in argument]
+    folders = [argument for argument in rest if argument not in wanted]
+    if len(folders) > 1 or (action == "show" and not folders):
+        raise UserError(f"proxytune runs {ACTIONS[action].partition(':')[0]}: {len(folders)} folders were given")
     if action == "show":
-        runs.show_run(rest[0])
+        runs.show_run(folders[0])
     else:
-        runs.list_runs(rest[0] if rest else "outputs")
+        runs.list_runs(folders[0] if folders else "outputs", wanted=dict(pair.split("=", 1) for pair in wanted))
     return 0
 
 

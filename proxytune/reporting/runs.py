@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from rich import box
@@ -25,8 +25,10 @@ def show_run(folder: str | Path, console: Console | None = None) -> None:
     show(read_record(folder), console)
 
 
-def list_runs(folder: str | Path, console: Console | None = None) -> None:
+def list_runs(folder: str | Path, console: Console | None = None, wanted: Mapping[str, str] | None = None) -> None:
     """Prints every finished run under `folder`, the oldest first, with its tasks beside it; raises UserError if none.
+
+    Only those that are `wanted` (key -> value, see `_is_wanted`).
 
     A run is named by its folder, when it was finished, and those of its overrides that not all of the runs were given.
     """
@@ -41,7 +43,11 @@ def list_runs(folder: str | Path, console: Console | None = None) -> None:
             runs.append(_Run(path, read_record(path), given))
         except UserError as error:
             faults.append(str(error))
-    console.print(_listing(runs))
+    chosen = [run for run in runs if _is_wanted(run.record, wanted or {})]
+    if runs and not chosen:
+        asked = " ".join(f"{key}={value}" for key, value in (wanted or {}).items())
+        raise UserError(f"{folder}: none of {len(runs)} finished runs has {asked}")
+    console.print(_listing(chosen))
     for fault in faults:
         console.print(Text(fault, style="dim"))
 
@@ -50,6 +56,30 @@ class _Run(NamedTuple):
     results: Path
     record: Record
     given: list[str]
+
+
+def _is_wanted(record: Record, wanted: Mapping[str, str]) -> bool:
+    """Whether the run has the tag, a task whose name begins so, and these values of the configuration's keys."""
+    config = record.provenance.config or {}
+    for key, value in wanted.items():
+        if key == "tag":
+            found = value in (config.get("tags") or ())
+        elif key == "task":
+            found = any(task.startswith(value) for task in record.tasks)
+        else:
+            found = _text(config, key.split(".")) == value
+        if not found:
+            return False
+    return True
+
+
+def _text(config: Any, path: Sequence[str]) -> str | None:
+    """The value at `path` as a command line has it; None where there is none."""
+    for part in path:
+        if not isinstance(config, Mapping) or part not in config:
+            return None
+        config = config[part]
+    return "null" if config is None else str(config).lower() if isinstance(config, bool) else str(config)
 
 
 def overrides_of(folder: Path) -> list[str]:
