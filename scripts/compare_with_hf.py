@@ -3,8 +3,8 @@
     python scripts/compare_with_hf.py --model FOLDER_OR_GGUF --expert ADAPTER --data DIR [--limit 100] [TASK ...]
 
 The fused path runs the expert too, and gives it weight 0. Prints items, equal items and both metrics of every task, and
-ends with status 1 if an item differs. Texts are compared as they are: with tokenizers that drop the first blank of a text
-(Llama-2's) lm-eval's answers lack theirs.
+ends with status 1 if an item differs. Where a tokenizer drops the first blank of a text (Llama-2), lm-eval's answers
+lack theirs and differ.
 """
 
 from __future__ import annotations
