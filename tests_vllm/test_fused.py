@@ -141,6 +141,20 @@ def _fused_at(ensemble: Ensemble, arm: Arm, request: ScoreRequest, weights: torc
     return base + (weights[..., None] * (experts - antiexpert)).sum(0)
 
 
+def test_logits_that_are_not_finite_are_no_answer(both: Both):
+    """As in the default engine; other arms of the same batch answer."""
+    arms = [Arm("overflow", rule=Static(3e38), experts=both.experts[:1]), Arm("base")]
+    requests, texts = [GenerateRequest(Prompt((5, 6, 7)), 5)], [ScoreRequest(Prompt((5,)), (6, 7, 8, 9))]
+    default = HFEngine(both.ensemble)
+    for i, name, expected in default.generate(requests, arms):
+        answer = both.generated(requests, arms)[i, name]
+        assert (answer.tokens, answer.finish) == (expected.tokens, expected.finish)
+        assert (answer.finish == "undefined") == (name == "overflow")
+    for i, name, expected in default.score(texts, arms):
+        scored = both.scored(texts, arms)[i, name]
+        assert (scored.undefined(True) is None) == (expected.undefined(True) is None), name
+
+
 def test_nothing_is_silently_ignored(both: Both):
     for request, message in [
         (GenerateRequest(Prompt((5,)), 5, temperature=1.0), "greedily only"),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from families import prompts, save, wrong
-from tiny import save_family
+from tiny import WINDOW, save_family
 from vllm import LLM, SamplingParams
 
+from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.engines.vllm.engine import VLLMEngine
 from proxytune.engines.vllm.launch import engine_arguments
 from proxytune.engines.vllm.settings import arm_to_dict
@@ -56,6 +57,18 @@ def test_heads_without_a_kernel_are_one_line(tmp_path: Path):
     family = FamilySpec.of({"base": paths["base"]})
     with pytest.raises(UserError, match="base: its attention heads are 12 wide; on a CPU vLLM knows 32, 64"):
         engine_arguments(describe(family), family)
+
+
+def test_a_request_beyond_the_limit_is_one_line(tmp_path: Path):
+    family, arms = save("sliding_expert", tmp_path), [Arm("base")]
+    with pytest.raises(UserError, match=f"max_model_len=1000 .* from 2 to {WINDOW + 1}"):
+        engine_arguments(describe(family), family, max_model_len=1000)
+    engine = VLLMEngine(describe(family), family, memory=0.1, max_model_len=50)
+    with pytest.raises(UserError, match="base reads at most 49 tokens and would need 50"):
+        list(engine.generate([GenerateRequest(Prompt((5,) * 40), 11)], arms))
+    [(_, _, answer)] = engine.generate([GenerateRequest(Prompt((5,) * 40), 10)], arms)
+    assert answer.finish == "eos" or len(answer.tokens) == 10
+    engine.close()
 
 
 def test_memory_that_holds_no_request_is_one_line(tmp_path: Path):

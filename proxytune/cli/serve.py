@@ -34,8 +34,8 @@ class ServeConfig(Strict):
     """an integer from 1 to 65535"""
     memory: float | None = Field(gt=0)
     """GiB for KV caches, or null for vLLM's own choice"""
-    max_model_len: int | None = Field(ge=1)
-    """an integer from 1 (tokens of a request, prompt and answer), or null: as long as every member reads"""
+    max_model_len: int | None = Field(ge=2)
+    """an integer from 2 (tokens of a request, prompt and answer), or null: as long as every member reads"""
     tensor_parallel: int = Field(ge=1)
     """an integer from 1 (GPUs that share each member)"""
     output: FilePath

@@ -63,6 +63,7 @@ class VLLMEngine:
         """
         check_installed()
         self.batch_size = batch_size
+        self._limit = None if max_model_len is None else max_model_len - 1  # the last token is never read
         self._tags = count()
         settings = engine_arguments(
             ensemble, family, memory=memory, max_model_len=max_model_len, tensor_parallel=tensor_parallel
@@ -130,11 +131,16 @@ class VLLMEngine:
 
     def _check(self, arms: Sequence[Arm], requests: Sequence[tuple[ScoreRequest | GenerateRequest, int]]) -> None:
         check_arms(arms)
-        windows = {role: self.ensemble[role].window for arm in arms for role in arm.roles}
+        windows = {role: self._window(role) for arm in arms for role in arm.roles}
         for index, (request, new_tokens) in enumerate(requests):
             check_length(index, request, new_tokens, windows)
             if own := next((role for role in windows if request.prompt.of(role) != request.prompt.tokens), None):
                 raise UserError(f"request {index}: {own} has a prompt of its own, which engine=hf alone can read")
+
+    def _window(self, role: str) -> int | None:
+        """Tokens that the member reads here; None where nothing limits them."""
+        limits = (self.ensemble[role].window, self._limit)
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _start(arguments: dict[str, Any]) -> Any:

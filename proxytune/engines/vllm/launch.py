@@ -142,9 +142,9 @@ def _length(members: Members[MemberFacts], asked: int | None) -> int:
         raise UserError("no member's configuration says how many tokens it reads: give max_model_len")
     # The last token of an answer is never read, so that a request may be one token longer than the window.
     longest = min(windows.values(), default=asked or 0) + 1
-    if asked is not None and not 1 <= asked <= longest:
+    if asked is not None and not 2 <= asked <= longest:
         raise UserError(
-            f"max_model_len={asked} is not allowed: give a number of tokens from 1 to {longest}, or null for {longest}"
+            f"max_model_len={asked} is not allowed: give a number of tokens from 2 to {longest}, or null for {longest}"
         )
     os.environ["VLLM_ALLOW_LONG_MAX_MODEL_LEN"] = "1"
     return longest if asked is None else asked
