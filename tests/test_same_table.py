@@ -29,11 +29,13 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Pa
     for name, setting in SETTINGS.items():
         env = {key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"}
         env |= {"PROXYTUNE_CACHE": str(root / "cache"), **setting}
-        chosen = ["limit=12", f"task.names=[{','.join(TASKS)}]", "store=null", f"output={root / name}"]
+        chosen = ["limit=12", f"task.names=[{','.join(TASKS)}]", "store=null", "output=out"]
         command = [sys.executable, "-m", "proxytune", "run", *chosen]
-        run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-        lines = [line for line in run.stdout.splitlines() if not line.startswith(("[20", "Results:"))]
-        found[name] = "\n".join(lines), root / name
+        folder = root / name
+        folder.mkdir()
+        run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
+        lines = [line for line in run.stdout.splitlines() if not line.startswith("[20")]
+        found[name] = "\n".join(lines), folder / "out"
     return found
 
 

@@ -22,12 +22,13 @@ from proxytune.errors import UserError
 from proxytune.folders import cache_root
 from proxytune.miniature import shipped
 from proxytune.miniature.builds import BUILDS
-from proxytune.miniature.items import Row, make_items
+from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
 from proxytune.miniature.unseen import UNSEEN, unseen_rows
 from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
+from proxytune.tasks.data import Row
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)

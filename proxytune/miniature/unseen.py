@@ -6,8 +6,8 @@ recipe: nothing is trained on them.
 
 from __future__ import annotations
 
-from proxytune.miniature.items import Row
 from proxytune.miniature.world import World
+from proxytune.tasks.data import Row
 
 UNSEEN = "quoted"
 
