@@ -34,7 +34,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, Pa
         folder = root / name
         folder.mkdir()
         run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
-        lines = [line for line in run.stdout.splitlines() if not line.startswith("[20")]
+        lines = [line for line in run.stdout.splitlines() if not line.startswith(("[20", "Report", "Results"))]
         found[name] = "\n".join(lines), folder / "out"
     return found
 
