@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import io
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -48,7 +49,8 @@ def timed(repeats: int, **calls: Callable[[], object]) -> dict[str, list[float]]
 def run(level: str, limit: int, folder: Path) -> None:
     """A whole run, from loading the models to the files."""
     traced = [] if level == "none" else [f"trace={level}", "trace_items=null"]
-    arguments = ["run", TASKS, f"limit={limit}", "store=null", f"output={folder / level}", *traced]
+    shutil.rmtree(folder / level, ignore_errors=True)
+    arguments = ["run", TASKS, f"limit={limit}", "store=null", "report=false", f"output={folder / level}", *traced]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         status = proxytune(arguments)
     if status:
