@@ -120,7 +120,7 @@ def test_a_run_is_logged_with_all_that_it_found_and_no_secret(run, tmp_path: Pat
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     keyed = ["engine._target_=secretive.Keyed", "allow_targets=[secretive]", "+engine.api_key='${oc.env:MY_API_KEY}'"]
-    assert run(*keyed, "logger.tags=[mine]") == 0, capfd.readouterr().err
+    assert run(*keyed, "logger.tags=[mine]", "trace=summary", "report=true") == 0, capfd.readouterr().err
     [logged] = logged_in(tmp_path / "out")
     record = read_record(tmp_path / "out")
     assert (logged.run.project, list(logged.run.tags), logged.run.run_group) == ("proxytune", ["mine"], "")
@@ -136,6 +136,7 @@ def test_a_run_is_logged_with_all_that_it_found_and_no_secret(run, tmp_path: Pat
         assert "<svg" in (logged.folder / "files" / logged.summary[f"figures/{name}.path"]).read_text()
     [files] = (files for name, files in logged.artifacts.items() if name.startswith("run-") and "results.json" in files)
     assert {"results.csv", "table.md", "items/miniature_trivia.jsonl", "items/miniature_tqa.jsonl"} < set(files)
+    assert {"report.html", "traces/miniature_trivia.parquet"} < set(files)
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "secretive.py"]
     assert any(path.suffix == ".wandb" for path in written)
     for path in written:
