@@ -135,13 +135,17 @@ def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) 
         return
     if config.hydra.mode == RunMode.MULTIRUN and not sweep:
         raise UserError("hydra.mode=MULTIRUN is a sweep: give the flag --multirun")
-    job = copy.deepcopy(config)
+    whole = copy.deepcopy(config)
+    with open_dict(whole):
+        unnumbered = OmegaConf.is_missing(whole.hydra.job, "num")  # a single run, or a job that an optimiser chose
+        number = 0 if unnumbered else whole.hydra.job.num
+        whole.hydra.job.num, whole.hydra.job.id = number, str(number)
+        of_sweep = "${hydra.sweep.dir}" if unnumbered else "${hydra.sweep.dir}/${hydra.sweep.subdir}"
+        # Not resolved here: a mistake in it is for `check` to find.
+        whole.hydra.runtime.output_dir = of_sweep if sweep else "${hydra.run.dir}"
+        HydraConfig.instance().set_config(whole)
+    job = copy.deepcopy(whole)
     with open_dict(job):
-        number = 0 if OmegaConf.is_missing(job.hydra.job, "num") else job.hydra.job.num
-        job.hydra.job.num, job.hydra.job.id = number, str(number)
-        folder = Path(job.hydra.sweep.dir, job.hydra.sweep.subdir) if sweep else Path(job.hydra.run.dir)
-        job.hydra.runtime.output_dir = str(folder)
-        HydraConfig.instance().set_config(job)
         del job["hydra"]
     try:
         check(job)
