@@ -194,7 +194,7 @@ class _Run:
 
     def _engine_of(self, plan: Plan) -> Engine:
         """An engine for the task, which loads its models when an answer is missing, or now if they must be known."""
-        if self.known is None:
+        if self.known is None or len(self.store) == 0:  # an empty store: what is wrong with the models is said first
             return self._engine_for(plan)
         return LazyEngine(
             self.known, lambda: self._engine_for(plan), getattr(_kind(self.engine_factory), "facts", None)
