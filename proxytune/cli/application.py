@@ -181,7 +181,7 @@ def _folder(path: str) -> Path:
 def _remove_notes(folder: Path) -> None:
     """Removes the folder of a job that failed if nothing is in it but Hydra's own notes."""
     here = Path.cwd()
-    if folder == here or {path.name for path in folder.iterdir()} - NOTES:
+    if folder == here or folder.is_mount() or {path.name for path in folder.iterdir()} - NOTES:
         return
     shutil.rmtree(folder)
     for parent in folder.parents:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,10 @@ def claimed(folder: Path, config: DictConfig) -> Iterator[None]:
     try:
         with FileLock(folder / LOCK, timeout=0):
             check_folder(folder, config)
-            write_json(folder / RUN, {"config": _deciding(secrets.resolved(config))})
+            with suppress(
+                UserError
+            ):  # on a full disk the answers are stored elsewhere, and the results say why they fail
+                write_json(folder / RUN, {"config": _deciding(secrets.resolved(config))})
             yield
     except Timeout as error:
         raise UserError(f"output={folder}: another run is at work there; give output={_free(folder)}") from error
