@@ -29,7 +29,7 @@ from proxytune.fusion.plausible import Plausible
 from proxytune.models import FamilySpec, load
 from proxytune.progress import Progress
 from proxytune.record import read_record
-from proxytune.reporting import report
+from proxytune.reporting import tabulate
 from proxytune.tasks import registry
 
 N = 24
@@ -243,7 +243,7 @@ def test_items_of_a_subject_and_repeated_prompts_are_clustered_and_said(go, tmp_
         base = tasks[task]["arms"]["base"]
         assert base["stderr"] == pytest.approx(expected)
         assert base["stderr_method"] == "clustered"
-    remarks = report(read_record(tmp_path / "out")).remarks
+    remarks = tabulate(read_record(tmp_path / "out")).remarks
     assert "grouped: errors and intervals are clustered by subject (5 groups)." in remarks
     assert go(["open"])["tasks"]["open"]["grouped_by"] is None
 
@@ -401,7 +401,7 @@ def test_a_failing_arm_is_recorded_and_takes_no_other_along(go, tmp_path, caplog
         assert values == {name: arm["value"] for name, arm in entry["arms"].items()}
     assert caplog.text.count("arm broken failed") == 2
     assert "in fuse" in caplog.text  # the traceback, for whoever wrote the rule
-    report(read_record(tmp_path / "broken"))
+    tabulate(read_record(tmp_path / "broken"))
 
 
 def test_gaps_are_undefined_when_the_base_fails_and_a_task_of_failures_is_left_out(go, monkeypatch):
@@ -709,7 +709,7 @@ def test_choices_that_are_ruled_out_are_counted_and_lose(go, tmp_path):
     some = [row for row in rows if row["filtered"]["output"] and None in row["filtered"]["output"]]
     assert 0 < len(some) == entry["ruled_out"] < len(rows)
     assert record["tasks"]["choice"]["arms"]["base"]["ruled_out"] == 0
-    remarks = report(read_record(tmp_path / "out")).remarks
+    remarks = tabulate(read_record(tmp_path / "out")).remarks
     assert (
         f"choice: items some of whose choices are ruled out, and lose to all others: filtered {len(some)}." in remarks
     )
@@ -738,7 +738,7 @@ def test_the_record_names_end_tokens_and_settings_that_are_not_applied(family_fo
     for tasks in (["open", "choice"], ["choice"]):
         out = tmp_path / "-".join(tasks)
         record = run(spec, tasks, arms, HFEngine, output_dir=out, **options)
-        said = [remark for remark in report(record).remarks if "repetition_penalty=1.3 (base)" in remark]
+        said = [remark for remark in tabulate(record).remarks if "repetition_penalty=1.3 (base)" in remark]
         assert len(said) == ("open" in tasks), "no remark where nothing is generated"
         assert record.provenance.members["base"].ignored == {"repetition_penalty": 1.3}
         assert record.provenance.members["tuned:trivia"].ignored == {}

@@ -16,7 +16,7 @@ from proxytune.experiment.answers import shared
 from proxytune.fusion import MatchKL, Static
 from proxytune.models import FamilySpec
 from proxytune.record import read_record
-from proxytune.reporting.tables import report
+from proxytune.reporting.tables import tabulate
 
 TASK = "miniature_trivia"
 ITEMS = 12
@@ -178,7 +178,7 @@ def test_an_item_that_fails_takes_no_other_along_and_is_left_out_of_the_score(wo
     assert (proxy["n"], proxy["n_invalid"], task["n"]) == (ITEMS - 2, 2, ITEMS)
     assert record["failed"] == {TASK: {"proxy": f"2 of {ITEMS} items, {error}"}}
     assert "proxy failed at 2 items, which are left out of its score" in " ".join(
-        report(read_record(world / "partly")).remarks
+        tabulate(read_record(world / "partly")).remarks
     )
     assert caplog.text.count("failed at 1 of 4 requests") == 2
     others = {name: arm for name, arm in task["arms"].items() if name != "proxy"}

@@ -19,7 +19,7 @@ from proxytune.cli import main
 from proxytune.folders import config_dir
 from proxytune.record import ArmRecord, Record, TaskRecord, read_record
 from proxytune.reporting.columns import Cell
-from proxytune.reporting.tables import report
+from proxytune.reporting.tables import tabulate
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -54,7 +54,7 @@ def test_the_table_is_what_the_default_run_prints(monkeypatch, tmp_path, capsys)
     monkeypatch.chdir(tmp_path)
     assert main(["run", "output=out"]) == 0
     capsys.readouterr()
-    scores = report(read_record("out"), full=False).tables[0]
+    scores = tabulate(read_record("out"), full=False).tables[0]
     shown = [line.strip("| ").split(" | ") for line in README.splitlines() if re.match(r"\| \w+ \| .* ± ", line)]
     assert shown == [[arm, *map(_plain, cells)] for arm, cells in scores.rows.items()]
 

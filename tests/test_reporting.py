@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from proxytune.record import ArmRecord, Record, TaskRecord
-from proxytune.reporting import Report, columns, files, report, show, tables, tidy, write
+from proxytune.reporting import Report, columns, files, show, tables, tabulate, tidy, write
 from proxytune.reporting.columns import Cell, Column, Notes
 from proxytune.reporting.files import markdown
 
@@ -77,7 +77,7 @@ def read(record: dict[str, Any]) -> Record:
 
 
 def reported(record: dict[str, Any]) -> Report:
-    return report(read(record))
+    return tabulate(read(record))
 
 
 def printed(record: dict[str, Any], width: int = 200) -> str:

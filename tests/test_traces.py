@@ -25,7 +25,7 @@ from proxytune.fusion.arm import Arm
 from proxytune.fusion.match_kl import MatchKL
 from proxytune.models.ensemble import Ensemble
 from proxytune.record import read_record
-from proxytune.reporting import report
+from proxytune.reporting import tabulate
 from proxytune.reporting.traces import read_traces
 
 MATH, TRIVIA = "expert:math", "expert:trivia"
@@ -177,7 +177,7 @@ def test_a_run_writes_the_traces_of_its_first_items_and_says_so(tmp_path: Path, 
     rows = read_traces(tmp_path / "out")
     assert set(rows["item"]) == {0, 1} and set(rows["arm"]) == {"base", "proxy"}
     assert traced.tasks["miniature_gsm"].trace.items == 2
-    remarks = " ".join(report(traced).remarks)
+    remarks = " ".join(tabulate(traced).remarks)
     assert "miniature_gsm: the tokens of 2 of 3 items are traced (summary)." in remarks
     assert "miniature_tqa: no traces; its answers are scored, not generated." in remarks
     for name, task in plain.tasks.items():
@@ -192,7 +192,7 @@ def test_answers_that_the_store_has_without_a_trace_are_counted(tmp_path: Path):
     assert main([*common, f"output={tmp_path / 'out'}", "trace=full", "trace_missing=report"]) == 0
     record = read_record(tmp_path / "out")
     assert record.tasks["miniature_gsm"].trace.without == 2
-    assert "miniature_gsm: no traces; the answers came from the store without." in report(record).remarks
+    assert "miniature_gsm: no traces; the answers came from the store without." in tabulate(record).remarks
 
 
 @pytest.mark.parametrize(

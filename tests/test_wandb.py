@@ -137,7 +137,7 @@ def test_a_run_is_logged_with_all_that_it_found_and_no_secret(run, tmp_path: Pat
     [files] = (files for name, files in logged.artifacts.items() if name.startswith("run-") and "results.json" in files)
     assert {"results.csv", "table.md", "items/miniature_trivia.jsonl", "items/miniature_tqa.jsonl"} < set(files)
     assert {"report.html", "traces/miniature_trivia.parquet"} < set(files)
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "secretive.py"]
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.name.startswith("secretive.")]
     assert any(path.suffix == ".wandb" for path in written)
     for path in written:
         content = path.read_bytes()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from proxytune.atomic import atomic_write
 from proxytune.record import ArmRecord, Record, TaskRecord
 from proxytune.reporting.columns import COLUMNS, Cell
-from proxytune.reporting.tables import LEGEND, Table, report
+from proxytune.reporting.tables import LEGEND, Table, tabulate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ def write(record: Record, folder: str | Path) -> None:
 
 def markdown(record: Record) -> str:
     """All tables, with every note, as one Markdown document."""
-    made = report(record)
+    made = tabulate(record)
     parts = [_table(table) for table in made.tables if table.rows]
     parts.append(LEGEND)
     parts += [f"{number}. {note}" for number, note in enumerate(made.notes, start=1)]

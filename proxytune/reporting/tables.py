@@ -36,7 +36,7 @@ _SIGNIFICANT = 1.96
 """Standard errors from which a difference is one, two-sided at 5 %."""
 
 
-def report(record: Record, *, full: bool = True) -> Report:
+def tabulate(record: Record, *, full: bool = True) -> Report:
     """The tables of a record, for the terminal if not `full`.
 
     An arm that no task could have is a remark, not a row; so is a table without any number.

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from proxytune.record import Record
 from proxytune.reporting.columns import Cell, superscript
-from proxytune.reporting.tables import LEGEND, Table, report
+from proxytune.reporting.tables import LEGEND, Table, tabulate
 
 
 def show(record: Record, console: Console | None = None) -> None:
     """Prints tables and every note; nothing is cut off, whatever the terminal's width."""
     console = console or Console()
-    made = report(record, full=False)
+    made = tabulate(record, full=False)
     for table in made.tables:
         for part in _fitting(table, console.width):
             console.print(part)

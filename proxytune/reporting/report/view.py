@@ -13,7 +13,7 @@ import yaml
 from proxytune.record import FILE, ArmRecord, MemberRecord, TaskRecord
 from proxytune.reporting.report.differences import paired
 from proxytune.reporting.report.source import Run
-from proxytune.reporting.tables import Report, Table, report
+from proxytune.reporting.tables import Report, Table, tabulate
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class View:
 
     @cached_property
     def report(self) -> Report:
-        return report(self.run.record)
+        return tabulate(self.run.record)
 
     @property
     def paired(self) -> list[Table]:
