@@ -134,6 +134,42 @@ def test_an_arm_without_a_value_is_shown_with_the_reason(record):
     assert why in made.notes
 
 
+def test_rows_stand_in_the_order_of_their_kinds(record):
+    arms = record["tasks"]["gsm8k"]["arms"]
+    roles = {"base": "base", "tuned": "tuned:gsm8k", "small": "antiexpert", "expert": "expert:gsm8k"}
+    arms |= {"small": entry(0.1), "expert": entry(0.2)}
+    for name, role in roles.items():
+        for one in record["tasks"].values():
+            one["arms"].get(name, {})["roles"] = [role]
+    record["tasks"]["gsm8k"]["arms"] = dict(reversed(arms.items()))
+    rows = list(reported(record).tables[0].rows)
+    assert rows == ["base", "small", "expert", "tuned", "dynamic", "proxy"]
+
+
+def test_what_all_task_names_begin_with_stands_in_the_title(record):
+    record["tasks"] = {f"mini_{name}": one for name, one in record["tasks"].items()}
+    made = reported(record).tables[0]
+    assert made.title == "Score ± standard error; tasks: mini_…"
+    assert [heading.partition("\n")[0] for heading in made.headings] == ["gsm8k", "mmlu", "text", "mean"]
+    record["tasks"] = {"mini_gsm8k": record["tasks"]["mini_gsm8k"]}
+    assert reported(record).tables[0].headings[0].startswith("mini_gsm8k\n")
+
+
+def test_the_verdict_names_the_arm_that_closes_most_of_the_gap(record):
+    assert (
+        reported(record).verdict
+        == "Most of the gap is closed by dynamic: 81.2 % (mean of 2 tasks; fused arms compared: 2)."
+    )
+    record["tasks"]["text"]["arms"]["dynamic"] = fused(5.5)
+    assert (
+        reported(record).verdict
+        == "Most of the gap is closed by proxy: 77.5 % (mean of 2 tasks; fused arms compared: 1)."
+    )
+    assert printed(record).rstrip().endswith("fused arms compared: 1).")
+    del record["tasks"]["gsm8k"], record["tasks"]["text"]
+    assert reported(record).verdict == ""
+
+
 def difference(value: float, stderr: float) -> dict[str, Any]:
     return {"differences": {"base": {"value": value, "stderr": stderr, "stderr_method": "sample", "n": 200}}}
 

@@ -29,7 +29,7 @@ def markdown(record: Record) -> str:
     parts = [_table(table) for table in made.tables if table.rows]
     parts.append(LEGEND)
     parts += [f"{number}. {note}" for number, note in enumerate(made.notes, start=1)]
-    parts += made.remarks
+    parts += [*made.remarks, *filter(None, [made.verdict])]
     return "\n\n".join(parts) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,8 +31,12 @@ class Report:
     """The text of note 1, 2, ..."""
     remarks: Sequence[str]
     """What else a reader must know: absent arms, answers that could not be judged, prompts that were cut."""
+    verdict: str = ""
+    """The result in one line; empty where no gap is defined."""
 
 
+_KINDS = ("base", "antiexpert", "expert", "tuned", "fused")
+"""The order of rows; arms of one kind keep that of the configuration."""
 _SIGNIFICANT = 1.96
 """Standard errors from which a difference is one, two-sided at 5 %."""
 
@@ -47,7 +52,25 @@ def tabulate(record: Record, *, full: bool = True) -> Report:
     shown = [column for column, why in reasons if not why or column is columns[0]]
     tables = [_table(column, record.tasks, notes, first=column is shown[0]) for column in shown]
     undefined = [f"{column.title} is undefined everywhere: {why}." for column, why in reasons if why]
-    return Report(tables, notes.texts, [*undefined, *_remarks(record.tasks), *_ignored(record)])
+    return Report(tables, notes.texts, [*undefined, *_remarks(record.tasks), *_ignored(record)], _verdict(record.tasks))
+
+
+def _verdict(tasks: Tasks) -> str:
+    """The fused arm that closes most of the gap, among those whose gap is defined on as many tasks as can be."""
+    gaps: dict[str, list[float]] = {}
+    for task in tasks.values():
+        for name, arm in task.arms.items():
+            if arm.rule and arm.gap_closed is not None:
+                gaps.setdefault(name, []).append(arm.gap_closed)
+    most = max(map(len, gaps.values()), default=0)
+    means = {name: sum(values) / most for name, values in gaps.items() if len(values) == most}
+    if not means:
+        return ""
+    best = max(means, key=lambda name: means[name])
+    over = f"mean of {most} tasks" if len(tasks) > 1 else next(iter(tasks))
+    return (
+        f"Most of the gap is closed by {best}: {100 * means[best]:.1f} % ({over}; fused arms compared: {len(means)})."
+    )
 
 
 def _never_defined(column: Column, tasks: Tasks) -> str:
@@ -67,12 +90,24 @@ def best_fused(task: TaskRecord) -> list[str]:
 
 def _table(column: Column, tasks: Tasks, notes: Notes, *, first: bool) -> Table:
     """The column's table; metric and n stand in the headings of the first."""
-    arms = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
+    names = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
+    arms = dict.fromkeys(sorted(names, key=lambda arm: _KINDS.index(_entries(tasks, arm)[0].kind)))
     if column.fused_only:
         arms = {arm: None for arm in arms if any(entry.rule for entry in _entries(tasks, arm))}
     rows = {arm: [_cell(column, task, arm, notes) for task in tasks.values()] for arm in arms}
-    headings = [_heading(task, name) if first else name for name, task in tasks.items()]
-    return _with_mean(Table(column.title or "", headings, rows), notes)
+    start = _common_start(list(tasks))
+    short = {name.removeprefix(start): task for name, task in tasks.items()}
+    headings = [_heading(task, name) if first else name for name, task in short.items()]
+    title = f"{column.title}; tasks: {start}…" if start else column.title
+    return _with_mean(Table(title or "", headings, rows), notes)
+
+
+def _common_start(names: list[str]) -> str:
+    """What the names of several tasks begin with, up to an underscore; "" where they begin differently."""
+    if len(names) < 2:
+        return ""
+    parts = zip(*(name.split("_")[:-1] for name in names), strict=False)
+    return "".join(f"{part[0]}_" for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
 
 
 def _cell(column: Column, task: TaskRecord, arm: str, notes: Notes) -> Cell:

@@ -24,6 +24,8 @@ def show(record: Record, console: Console | None = None) -> None:
     notes = [f"{superscript(number)} {note}" for number, note in enumerate(made.notes, start=1)]
     for line in (LEGEND, *notes, *made.remarks):
         console.print(Text(line, style="dim"))
+    if made.verdict:
+        console.print(Text(made.verdict, style="bold"))
 
 
 def _fitting(table: Table, width: int) -> Iterator[RichTable]:
