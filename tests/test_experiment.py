@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from proxytune.experiment import run
 from proxytune.experiment.answers import shared
 from proxytune.experiment.arm_spec import arm_specs
 from proxytune.experiment.arms import resolve
+from proxytune.experiment.runner import LoadedModels
 from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.contrastive import Contrastive
@@ -649,6 +650,33 @@ def test_an_arm_names_its_own_base_and_antiexpert(spec):
         "plain": ("base", "antiexpert"),
         "down": ("antiexpert", "tuned:trivia", "base"),
     }
+
+
+def test_runs_in_one_process_share_models_until_a_source_changes(go, spec, tmp_path, monkeypatch):
+    loads: list[str] = []
+
+    def counted(family, roles):
+        loads.append(family.base.path)
+        return load(family, roles)
+
+    monkeypatch.setattr("proxytune.experiment.runner.load", counted)
+    moved = tmp_path / "base"
+    shutil.copytree(spec.base.path, moved)
+    family = replace(spec, base=replace(spec.base, path=str(moved)))
+    kept = LoadedModels()
+
+    def scores(family, **options) -> dict:
+        record = go(family=family, output_dir=tmp_path / f"run{len(loads)}", loaded=kept, **options)
+        return {name: arm["value"] for name, arm in record["tasks"]["open"]["arms"].items()}
+
+    first = scores(family)
+    assert scores(family) == first and scores(family, limit=4).keys() == first.keys()
+    assert len(loads) == 1
+    weights = moved / "model.safetensors"
+    weights.write_bytes((Path(spec.tuned["trivia"].path) / "model.safetensors").read_bytes())
+    changed = scores(family)
+    assert len(loads) == 2
+    assert changed["base"] == changed["tuned"] == first["tuned"]
 
 
 def test_down_scaling_adds_what_tuning_changed_in_the_large_model_to_the_small_one(go, tmp_path):
