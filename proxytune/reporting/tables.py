@@ -56,7 +56,7 @@ def tabulate(record: Record, *, full: bool = True) -> Report:
 
 
 def _verdict(tasks: Tasks) -> str:
-    """The fused arm that closes most of the gap, among those whose gap is defined on as many tasks as can be."""
+    """The fused arms that close most of the gap, among those whose gap is defined on as many tasks as can be."""
     gaps: dict[str, list[float]] = {}
     for task in tasks.values():
         for name, arm in task.arms.items():
@@ -66,11 +66,13 @@ def _verdict(tasks: Tasks) -> str:
     means = {name: sum(values) / most for name, values in gaps.items() if len(values) == most}
     if not means:
         return ""
-    best = max(means, key=lambda name: means[name])
+    highest = max(means.values())
+    best = [name for name, mean in means.items() if mean == highest]
+    closes = "closes" if len(best) == 1 else "close"
     over = f"mean of {most} tasks" if len(tasks) > 1 else next(iter(tasks))
-    return (
-        f"Most of the gap is closed by {best}: {100 * means[best]:.1f} % ({over}; fused arms compared: {len(means)})."
-    )
+    if len(means) == 1:
+        return f"{best[0]} closes {100 * highest:.1f} % of the gap ({over})."
+    return f"Of {len(means)} fused arms, {' and '.join(best)} {closes} most of the gap: {100 * highest:.1f} % ({over})."
 
 
 def _never_defined(column: Column, tasks: Tasks) -> str:
