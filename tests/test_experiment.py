@@ -21,7 +21,7 @@ from proxytune.errors import UserError
 from proxytune.experiment import run
 from proxytune.experiment.answers import shared
 from proxytune.experiment.arm_spec import arm_specs
-from proxytune.experiment.arms import resolve
+from proxytune.experiment.arms import TaskArms, resolve
 from proxytune.experiment.runner import LoadedModels
 from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
@@ -388,6 +388,15 @@ class Bare:
 
     def fuse(self, base, experts, antiexpert):
         return base + experts[0] - antiexpert
+
+
+def test_an_undefined_gap_says_why_there_is_no_tuned_model_and_nothing_of_other_arms(go):
+    broken = {"rule": Broken(), "experts": "own"}
+    arms = go(arms={"base": {"model": "base"}, "broken": broken})["tasks"]["open"]["arms"]
+    assert arms["base"]["undefined"]["gap_closed"] == "no arm is the tuned model alone"
+    found = TaskArms({}, {}, {"base": "base", "tuned": "upper"})
+    assert found.without({"broken": "it failed"}).no_tuned == "no arm is the tuned model alone"
+    assert found.without({"broken": "it failed", "upper": "it failed too"}).no_tuned == "it failed too"
 
 
 def test_a_failing_arm_is_recorded_and_takes_no_other_along(go, tmp_path, caplog):

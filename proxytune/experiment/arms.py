@@ -22,14 +22,18 @@ class TaskArms:
     """Arms that this task does not have, and why."""
     references: dict[str, str]
     """"base", "expert", "tuned": the arm that is this model alone, where there is one. See `_references`."""
+    no_tuned: str = "no arm is the tuned model alone"
+    """Why there is no reference "tuned", where there is none."""
 
     def without(self, failed: Mapping[str, str]) -> TaskArms:
         """Without the arms that failed (name -> why): they are missing, and no other is compared with them."""
+        tuned = self.references.get("tuned")
         return replace(
             self,
             present={name: arm for name, arm in self.present.items() if name not in failed},
             missing={**self.missing, **failed},
             references={reference: name for reference, name in self.references.items() if name not in failed},
+            no_tuned=failed.get(tuned, self.no_tuned) if tuned else self.no_tuned,
         )
 
 
@@ -64,7 +68,9 @@ def resolve(
                 if not unseen:
                     raise
                 missing[name] = f"the family has no expert for task {task!r}"
-    return TaskArms(found, missing, _references(found.values(), members))
+    arms = TaskArms(found, missing, _references(found.values(), members))
+    of_tuned = [why for name, why in missing.items() if specs[name].model == "tuned"]
+    return replace(arms, no_tuned=of_tuned[0]) if of_tuned else arms
 
 
 def _add(found: dict[str, Arm], arms: Iterable[Arm]) -> None:

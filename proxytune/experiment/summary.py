@@ -122,20 +122,16 @@ def _gaps(arms: TaskArms, outcomes: Mapping[str, Outcome], design: Design, seed:
     if "base" not in arms.references:
         return dict.fromkeys(outcomes, Ratio(None, None, "no arm is the base model alone"))
     if "tuned" not in arms.references:
-        return dict.fromkeys(outcomes, Ratio(None, None, _no_tuned(arms)))
+        return dict.fromkeys(outcomes, Ratio(None, None, arms.no_tuned))
     base, tuned = (outcomes[arms.references[reference]].values for reference in ("base", "tuned"))
     values = {name: outcome.values for name, outcome in outcomes.items()}
     return gaps_closed(values, base, tuned, design, seed=seed)
 
 
-def _no_tuned(arms: TaskArms) -> str:
-    return "; ".join(arms.missing.values()) or "no arm is the tuned model alone"
-
-
 def _arm_record(arms: TaskArms, name: str, outcomes: Mapping[str, Outcome], design: Design, gap: Ratio) -> ArmRecord:
     arm, outcome = arms.present[name], outcomes[name]
     estimate = mean(outcome.values, design)
-    relative = Ratio(None, None, _no_tuned(arms))
+    relative = Ratio(None, None, arms.no_tuned)
     if "tuned" in arms.references:
         relative = relative_performance(estimate, mean(outcomes[arms.references["tuned"]].values))
     weights = _weights(arm, outcome)
