@@ -13,7 +13,9 @@ class UserError(Exception):
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names and the whole list."""
     options = sorted(allowed)
-    near = difflib.get_close_matches(str(name), options, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    group = str(name)[: str(name).rfind(".") + 1]
+    ends = {option.removeprefix(group): option for option in options}  # what keys share does not make them alike
+    near = difflib.get_close_matches(str(name).removeprefix(group), ends, n=1)
+    hint = f" Did you mean {ends[near[0]]!r}?" if near else ""
     listing = ", ".join(options) if options else "none"
     return UserError(f"unknown {kind} {name!r}.{hint} Known: {listing}")

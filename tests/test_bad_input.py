@@ -61,6 +61,14 @@ COMMAND = {
     "key of a rule": Bad(["run", "arms.proxy.weights=0.5"], ["Did you mean 'arms.proxy.rule.weights'?"]),
     "key of a group": Bad(["run", "data_dir=x"], ["'data_dir'", "Did you mean 'task.data_dir'?"]),
     "key to add": Bad(["run", "arms.mild.model=base"], ["'arms.mild'", "; to add an entry: +arms.mild=..."]),
+    "key of a source": Bad(
+        [*LOCAL, "task=gsm8k", "models.base.dtype=float8"],
+        ["'models.base.dtype'. Known: models.base.path; to add an entry: +models.base.dtype=..."],
+    ),
+    "number type": Bad(
+        [*LOCAL, "task=gsm8k", "+models.base.dtype=float8"],
+        ["models.base.dtype='float8'", "bfloat16 or float16"],
+    ),
     "added key": Bad(["run", "+sed=1"], ["unknown key 'sed'", "Did you mean 'seed'?"]),
     "added key of an arm": Bad(
         ["run", "+arms.a={model: base, expert: all}"], ["'arms.a.expert'", "Did you mean 'arms.a.experts'?"]

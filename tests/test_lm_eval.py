@@ -188,6 +188,14 @@ def test_a_task_whose_data_is_only_local_is_refused_before_a_model_loads(tasks: 
     assert error.count("\n") == 1
 
 
+def test_without_a_network_the_error_says_what_reads_local_files(folders: dict[str, str], capsys):
+    asked = ["--model", "proxytune", "--model_args", f"base={folders['base']}", "--tasks", "gsm8k_liu2024"]
+    assert main(["lm-eval", *asked, "--limit", "1"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("proxytune: --tasks: cannot load the data of a task from the hub (")
+    assert "openai/gsm8k" in last and "task.data_dir=FOLDER" in last
+
+
 @pytest.mark.parametrize(
     ("given", "path"),
     [

@@ -308,7 +308,8 @@ def card_in(folder) -> dict:
 @pytest.mark.parametrize("training", ["lora", "full"])
 def test_the_command_trains_what_a_run_takes_up(command, training, tmp_path, capsys):
     assert main([*command, f"training={training}", "which=all"]) == 0
-    said = capsys.readouterr().out
+    said, log = capsys.readouterr()
+    assert (said + log).count("training.max_steps=1 decides: training.epochs has no effect") == 1  # of two models
     cards = {what: card_in(tmp_path / "trained" / what / "gsm8k") for what in ("experts", "tuned")}
     assert "experts gsm8k: trained, 1 steps of 2 on 2 examples" in said
     assert cards["experts"]["libraries"]["trl"]
@@ -546,6 +547,8 @@ def test_a_tuned_model_that_does_not_fit_is_refused_before_the_experts_are_train
         (["training.epochz=2"], "training.epochs"),
         (["training=liu2024_lara"], "liu2024_lora"),
         (["training.device_batch=3"], "training: device_batch=3 must divide batch=2"),
+        (["training.device_batch=4"], "must divide batch=2: give training.device_batch=2"),
+        (["training.batch=9", "training.device_batch=6"], "must divide batch=9: give training.device_batch=3"),
         (["training.prompt_loss=-1"], "training.prompt_loss=-1 is not allowed: it is a number from 0"),
         (["training.learning_rate=nan"], "training.learning_rate=nan is not allowed"),
         (

@@ -22,11 +22,18 @@ from proxytune.errors import UserError
 def main(arguments: Sequence[str]) -> int:
     """Runs lm-eval's command line with `arguments`; returns its exit status, 0 if it sets none.
 
-    Raises UserError for a task of ours whose data is only ever local: lm-eval's command line can't say where.
+    Raises UserError for a task of ours whose data is only ever local, as lm-eval's command line can't say where, and
+    for one whose data is on the hub, which cannot be reached.
     """
     from proxytune.compat.lm_eval import run_command_line
 
-    run_command_line(arguments, _complete)
+    try:
+        run_command_line(arguments, _complete)
+    except ConnectionError as error:
+        if "on the Hub" not in str(error):  # the words of `datasets`
+            raise
+        advice = "proxytune run reads local files of our tasks with task.data_dir=FOLDER"
+        raise UserError(f"--tasks: cannot load the data of a task from the hub ({error}): {advice}") from error
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from proxytune.validation import FilePath, Strict
 if TYPE_CHECKING:
     from proxytune.training import Tuning
     from proxytune.training.planned import Training
+
+log = logging.getLogger(__name__)
 
 
 class TrainConfig(Strict):
@@ -66,6 +69,8 @@ def work(config: DictConfig, output_dir: Path) -> None:
     trainings = plan(models, _kinds(settings.which), examples, tuning, output_dir)
     cards = [training.finished() for training in trainings]
     check_memory([training for training, card in zip(trainings, cards, strict=True) if card is None])
+    if None not in (tuning.epochs, tuning.max_steps):
+        log.info("training.max_steps=%d decides: training.epochs has no effect", tuning.max_steps)
     lines, overrides = [], family.beside(config, models)
     for training, card in zip(trainings, cards, strict=True):
         with resume_hint(str(output_dir)):

@@ -102,7 +102,8 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
             loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **overrides}]})
     except OSError as error:  # no network, no such data set, gated
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        advice = "give local files with task.data_dir=PATH"
+        local = "give local files with task.data_dir=PATH"
+        advice = local if entry.extras.files else "it has no local form (task.data_dir): load it once with a network"
         raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}): {advice}") from error
     except TemplateError as error:
         raise UserError(f"{entry.file}: a template cannot be filled in: {error}") from error

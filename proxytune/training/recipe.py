@@ -28,7 +28,7 @@ class Tuning:
     method: Literal["lora", "full"] = "lora"
     """lora (writes an adapter over the model) or full (writes a whole model)"""
     epochs: Positive | None = 2.0
-    """a number above 0, or null: passes over the examples. Has no effect beside `max_steps`, which is reported."""
+    """a number above 0, or null: passes over the examples. Has no effect beside `max_steps`: the command says so."""
     max_steps: Count | None = None
     """an integer from 1, or null: stop after this many optimiser steps"""
     batch: Count = 128
@@ -74,7 +74,9 @@ class Tuning:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("epochs and max_steps are null: give one of them")
         if self.batch % self.device_batch:
-            raise ValueError(f"device_batch={self.device_batch} must divide batch={self.batch}")
+            fits = max(size for size in range(1, self.device_batch) if self.batch % size == 0)
+            why = f"device_batch={self.device_batch} must divide batch={self.batch}"
+            raise ValueError(f"{why}: give training.device_batch={fits}")
 
     def accumulation(self, processes: int) -> int:
         """Forward passes of one process in an optimiser step. Raises UserError if the batch cannot be divided so."""

@@ -8,7 +8,6 @@ whatever the step is divided into: forward passes, devices.
 from __future__ import annotations
 
 import ctypes
-import logging
 import sys
 import time
 from pathlib import Path
@@ -30,8 +29,6 @@ from proxytune.errors import UserError
 from proxytune.training import folder as files
 from proxytune.training.examples import FILLER, StepSampler, WeightedCollator
 from proxytune.training.recipe import Tuning
-
-log = logging.getLogger(__name__)
 
 LORA_TARGETS = "all-linear"
 
@@ -199,8 +196,6 @@ def _check_packing(model: PreTrainedModel) -> None:
 
 
 def _arguments(tuning: Tuning, folder: Path) -> SFTConfig:
-    if tuning.epochs is not None and tuning.max_steps is not None:
-        log.info("training.max_steps=%d decides: training.epochs has no effect", tuning.max_steps)
     arguments = SFTConfig(
         output_dir=str(folder),
         num_train_epochs=tuning.epochs or 1,  # has no effect beside max_steps
