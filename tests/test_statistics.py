@@ -202,11 +202,13 @@ def test_mean_gap_of_the_published_figures():
         assert np.mean(gaps) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 24, 200])
+@pytest.mark.parametrize("n", [1, 2, 4, 24, 40, 200])
 def test_wilsons_interval_equals_scipys(n):
     for right in range(n + 1):
         expected = stats.binomtest(right, n).proportion_ci(method="wilson")
-        assert wilson(right / n, n) == pytest.approx((expected.low, expected.high))
+        low, high = wilson(right / n, n)
+        assert (low, high) == pytest.approx((expected.low, expected.high))
+        assert 0 <= low <= right / n <= high <= 1
 
 
 @pytest.mark.parametrize("n", [2, 4, 24, 200])

@@ -117,7 +117,8 @@ def paired_difference(a: Values, b: Values, design: Design = INDEPENDENT) -> Est
 def wilson(value: float, n: float) -> tuple[float, float]:
     """The 95 % interval of a proportion `value` of n items (Wilson 1927)."""
     centre, half = (value + Z**2 / (2 * n)) / (1 + Z**2 / n), Z * wilson_error(value, n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not leave a value of 0 or 1 out of its own interval.
+    return min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half))
 
 
 def wilson_error(value: float, n: float) -> float:

@@ -129,7 +129,7 @@ class FamilySpec:
     """refuse or base_only: what to do where members know different tokens. See
     `proxytune.models.vocabulary.MissingTokens`."""
     end_tokens: Annotated[tuple[str, ...], Field(strict=False)] | None = None
-    """a list of tokens that end an answer, or null: all that end it for a member. See `Ensemble.ends`."""
+    """a list of tokens like "</s>" that end an answer, or null: all that end it for a member. See `Ensemble.ends`."""
     data_dir: PathText | None = None
     """a folder of task data that belongs to the family (the miniature brings its own)"""
 
