@@ -308,6 +308,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def test_no_miniature_is_trained_for_more_examples_than_there_are(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "new"))
+    result = command("run", "miniature=tiny", "num_fewshot=17", "output=here")
+    assert result.status == 1
+    assert "num_fewshot=17 is not allowed: task 'miniature_gsm' has examples for at most 16" in result.err
+    assert [path.name for path in (tmp_path / "new" / "miniature").glob("*/*")] == ["data"]
+    assert not (tmp_path / "here").exists()
+
+
 def test_the_tiny_miniature_runs_from_the_command_to_the_table(
     command: Command, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -22,6 +22,9 @@ from proxytune.record import Record
 from proxytune.reporting.headline import headline, headline_arm
 from proxytune.tracking import Logger
 
+MINIATURE_DATA = "proxytune.miniature.data_folder"
+"""Makes the data of the miniature, and no models."""
+
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune run [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
@@ -49,8 +52,21 @@ def check(config: DictConfig) -> None:
     """Raises UserError for whatever in `config` is wrong by itself, and for a folder that is another run's."""
     asked = prepare(config)
     run_folder.check_folder(Path(HydraConfig.get().runtime.output_dir), config)
+    _check_examples(asked.settings, asked.tasks)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         _check_data(asked)
+
+
+def _check_examples(settings: schema.RunConfig, tasks: Sequence[str]) -> None:
+    """No miniature is trained for a number of examples that its tasks do not have."""
+    if settings.num_fewshot is None or settings.miniature is None or settings.task.data_dir is not None:
+        return
+    from proxytune.tasks import brought_by_family, load_task
+
+    folder = build.build({"_target_": MINIATURE_DATA, "recipe": settings.miniature})
+    for task in tasks:
+        with brought_by_family(task, folder):
+            load_task(task, folder, settings.num_fewshot)
 
 
 def _check_data(asked: Experiment) -> None:

@@ -44,11 +44,7 @@ def family(recipe: Mapping[str, Any] | None = None, prompt_loss: bool = False) -
     `recipe` holds the fields of `Recipe` and `train`, as conf/miniature does. With `prompt_loss` the experts are those
     trained with some loss on the prompt (`Recipe.prompt_loss`). Raises UserError as `build` does.
     """
-    values = dict(recipe or {})
-    train = values.pop("train", False)
-    if not isinstance(train, bool):
-        raise UserError(f"miniature.train={train!r} is not allowed: it is true or false")
-    folder = build(recipe_from(values), train)
+    folder = build(*_asked(recipe or {}))
     names = (*TASKS, MULTITASK)
     suffix = "-prompt-loss" if prompt_loss else ""
     return FamilySpec(
@@ -60,6 +56,20 @@ def family(recipe: Mapping[str, Any] | None = None, prompt_loss: bool = False) -
     )
 
 
+def data_folder(recipe: Mapping[str, Any]) -> Path:
+    """The data of the miniature that `family` makes of `recipe`; no model is trained. Raises as `family` does."""
+    return _untrained(*_asked(recipe), cache_folder()) / "data"
+
+
+def _asked(values: Mapping[str, Any]) -> tuple[Recipe, bool]:
+    """The recipe, and whether its models are to be trained even if the package has them."""
+    fields = dict(values)
+    train = fields.pop("train", False)
+    if not isinstance(train, bool):
+        raise UserError(f"miniature.train={train!r} is not allowed: it is true or false")
+    return recipe_from(fields), train
+
+
 def build(recipe: Recipe, train: bool = False, cache: Path | None = None, workers: int | None = None) -> Path:
     """The folder of the miniature, made first where the cache lacks it.
 
@@ -67,31 +77,31 @@ def build(recipe: Recipe, train: bool = False, cache: Path | None = None, worker
     other recipe only with `train` (`workers`: see `train_all`).
     Raises UserError for another recipe, if the cache cannot be written, or if the trained base recalls too few facts.
     """
-    folder = _models(recipe, train, cache or cache_folder(), workers)
-    rows = unseen_rows(make_world(recipe.world, recipe.seed))
-    _make(folder / "data" / UNSEEN, lambda target: _write_rows(rows, target / "test.jsonl"))
-    return folder
-
-
-def _models(recipe: Recipe, train: bool, root: Path, workers: int | None) -> Path:
-    """The folder with the models and with the data of the tasks that they were tuned on."""
-    if not train and recipe == Recipe():
-        folder = root / f"shipped-{shipped.file_hash()}"
-        _make(folder, lambda target: _unpack(recipe, target))
-        return folder
-    if not train and recipe != replace(Recipe(), seed=recipe.seed):
-        raise UserError(
-            "miniature: the models that ship with the package belong to the default recipe; give miniature.train=true "
-            f"to train models of your own ({TRAINING_TIME})"
-        )
-    folder = root / fingerprint(recipe)
-    _make(folder / "data", lambda target: _write_data(recipe, target))
+    folder = _untrained(recipe, train, cache or cache_folder())
     if any(not (folder / one.name).exists() for one in BUILDS):
         from proxytune.miniature.schedule import train_all
 
         why = "as miniature.train=true asks" if train else "the shipped ones belong to miniature.seed=0"
         log.info("the models of the miniature are trained here, %s (full size: %s)", why, TRAINING_TIME)
         train_all(recipe, folder, load_examples(folder / "data"), workers)
+    return folder
+
+
+def _untrained(recipe: Recipe, train: bool, root: Path) -> Path:
+    """The folder of the miniature with its data, and with the models if the package has them."""
+    if not train and recipe == Recipe():
+        folder = root / f"shipped-{shipped.file_hash()}"
+        _make(folder, lambda target: _unpack(recipe, target))
+    elif not train and recipe != replace(Recipe(), seed=recipe.seed):
+        raise UserError(
+            "miniature: the models that ship with the package belong to the default recipe; give miniature.train=true "
+            f"to train models of your own ({TRAINING_TIME})"
+        )
+    else:
+        folder = root / fingerprint(recipe)
+        _make(folder / "data", lambda target: _write_data(recipe, target))
+    rows = unseen_rows(make_world(recipe.world, recipe.seed))
+    _make(folder / "data" / UNSEEN, lambda target: _write_rows(rows, target / "test.jsonl"))
     return folder
 
 
