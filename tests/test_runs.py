@@ -105,6 +105,21 @@ def test_runs_are_chosen_by_tag_task_and_key(wanted: list[str], names: str, tmp_
     assert capsys.readouterr().err == "proxytune: .: none of 2 finished runs has tag=none\n"
 
 
+def test_runs_are_sorted_by_a_key(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, limit in {"a": "all", "b": 10, "c": 9}.items():
+        _run(Path(name), when=1e9)
+        record = json.loads(Path(name, "results.json").read_text())
+        record["provenance"] = {"config": {"limit": limit}}
+        Path(name, "results.json").write_text(json.dumps(record))
+    _run(Path("d"), when=1e8)
+    assert main(["runs", "list", ".", "sort=limit"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "".join(line.split()[0] for line in lines if " open " in line) == "cbad"
+    assert main(["runs", "list", ".", "sort=limti"]) == 1
+    assert capsys.readouterr().err == "proxytune: sort=limti: no run has this key in its configuration\n"
+
+
 def _given(folder: Path, *overrides: str) -> None:
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides))

@@ -11,8 +11,9 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.folders import cache_root
 
 ACTIONS = {
-    "list": "list [FOLDER] [tag=TAG] [task=TASK] [key=value ...]: the finished runs under FOLDER (default: outputs), "
-    "how they differ and what came out; only those with the tag, a task whose name begins so, and these values of keys",
+    "list": "list [FOLDER] [tag=TAG] [task=TASK] [key=value ...] [sort=KEY]: the finished runs under FOLDER "
+    "(default: outputs), how they differ and what came out; only those with the tag, a task whose name begins so, and "
+    "these values of keys; by date, or by the value of KEY",
     "show": "show FOLDER: the tables of a finished run",
     "gc": "gc [store=FILE] [older_than=DAYS] [dry_run=true]: removes from the store of answers what is damaged, what "
     "another version wrote, and what is older than DAYS; dry_run only counts",
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     if action == "show":
         runs.show_run(folders[0])
     else:
-        runs.list_runs(folders[0] if folders else "outputs", wanted=dict(pair.split("=", 1) for pair in wanted))
+        pairs = dict(pair.split("=", 1) for pair in wanted)
+        sort = pairs.pop("sort", None)
+        runs.list_runs(folders[0] if folders else "outputs", wanted=pairs, sort=sort)
     return 0
 
 

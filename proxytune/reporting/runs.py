@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
@@ -25,10 +26,15 @@ def show_run(folder: str | Path, console: Console | None = None) -> None:
     show(read_record(folder), console)
 
 
-def list_runs(folder: str | Path, console: Console | None = None, wanted: Mapping[str, str] | None = None) -> None:
+def list_runs(
+    folder: str | Path,
+    console: Console | None = None,
+    wanted: Mapping[str, str] | None = None,
+    sort: str | None = None,
+) -> None:
     """Prints every finished run under `folder`, the oldest first, with its tasks beside it; raises UserError if none.
 
-    Only those that are `wanted` (key -> value, see `_is_wanted`).
+    Only those that are `wanted` (key -> value, see `_is_wanted`), and in the order of the key `sort`, if given.
 
     A run is named by its folder, when it was finished, and those of its overrides that not all of the runs were given.
     """
@@ -47,7 +53,7 @@ def list_runs(folder: str | Path, console: Console | None = None, wanted: Mappin
     if runs and not chosen:
         asked = " ".join(f"{key}={value}" for key, value in (wanted or {}).items())
         raise UserError(f"{folder}: none of {len(runs)} finished runs has {asked}")
-    console.print(_listing(chosen))
+    console.print(_listing(chosen if sort is None else _sorted(chosen, sort)))
     for fault in faults:
         console.print(Text(fault, style="dim"))
 
@@ -71,6 +77,25 @@ def _is_wanted(record: Record, wanted: Mapping[str, str]) -> bool:
         if not found:
             return False
     return True
+
+
+def _sorted(runs: Sequence[_Run], key: str) -> list[_Run]:
+    """By the value of a key of their configurations: numbers, then texts, then the runs that lack it."""
+    values = [_text(run.record.provenance.config or {}, key.split(".")) for run in runs]
+    if not any(value is not None for value in values):
+        raise UserError(f"sort={key}: no run has this key in its configuration")
+    order = sorted(range(len(runs)), key=lambda number: _rank(values[number]))
+    return [runs[number] for number in order]
+
+
+def _rank(value: str | None) -> tuple[int, float, str]:
+    if value is None:
+        return 2, 0.0, ""
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    return (1, 0.0, value) if math.isnan(number) else (0, number, "")
 
 
 def _text(config: Any, path: Sequence[str]) -> str | None:
