@@ -10,6 +10,11 @@ class UserError(Exception):
     """A mistake in what the user gave: one line that says what is wrong, where, what is allowed and what to do."""
 
 
+def error_line(error: Exception) -> str:
+    """The kind of an error and what it says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names and the whole list."""
     options = sorted(allowed)

@@ -7,6 +7,7 @@ the meaning of a field changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,6 +242,15 @@ class Record(_Part):
         if value != FORMAT:
             raise ValueError(f"{value} is not a format that this version of proxytune reads; it reads {FORMAT}")
         return value
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration, each under its full key (`arms.proxy.rule.weights`)."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def read_record(path: str | Path) -> Record:

@@ -22,7 +22,7 @@ from proxytune.cli.hydra_errors import COMPOSING, one_line
 from proxytune.cli.hydra_security import check_hydra
 from proxytune.cli.run_folder import NOTES
 from proxytune.compat.hydra import Hydra, application, swept
-from proxytune.errors import UserError
+from proxytune.errors import UserError, error_line
 from proxytune.folders import config_dir
 
 log = logging.getLogger("proxytune")
@@ -70,8 +70,7 @@ class Job:
 
 
 def _line(error: Exception) -> str:
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return " ".join(text.split())
+    return " ".join(str(error).split()) if isinstance(error, UserError) else error_line(error)
 
 
 class Command(NamedTuple):

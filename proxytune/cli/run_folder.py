@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from proxytune.atomic import make_output_folder, write_json
 from proxytune.cli import secrets
 from proxytune.errors import UserError
-from proxytune.record import FILE
+from proxytune.record import FILE, flattened
 from proxytune.validation import shown
 
 RUN, LOCK = "run.json", ".lock"
@@ -70,18 +70,10 @@ def _earlier(folder: Path) -> dict[str, Any] | None:
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    old, new = dict(_flat(before)), dict(_flat(now))
+    old, new = dict(flattened(before)), dict(flattened(now))
     keys = [key for key in (*old, *(new.keys() - old)) if old.get(key) != new.get(key)]
     told = [f"{key}={shown(old.get(key))} there, {shown(new.get(key))} here" for key in sorted(keys)[:2]]
     return "; ".join([*told, f"and {len(keys) - 2} more"] if len(keys) > 2 else told)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _free(folder: Path) -> Path:

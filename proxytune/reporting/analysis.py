@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from proxytune.errors import UserError
-from proxytune.reporting.frames import Frames
+from proxytune.reporting.frames import Frames, clustered_error
 from proxytune.reporting.papers.figures import reference_folder
 
 ARM = ["run", "task", "arm"]
@@ -77,18 +77,11 @@ def _shift(traced: pd.DataFrame) -> pd.DataFrame:
 
 def _means(rows: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
     """`keys`, tokens, `value` (the mean over tokens) and stderr, in the order of `rows`."""
-    made = [
-        (*key, len(part), part[value].mean(), _clustered_error(part, value))
-        for key, part in rows.groupby(keys, sort=False)
-    ]
+    made = []
+    for key, part in rows.groupby(keys, sort=False):
+        items = part.groupby("item")[value].agg(["sum", "size"])
+        made.append((*key, len(part), part[value].mean(), clustered_error(items["sum"], items["size"])))
     return pd.DataFrame(made, columns=[*keys, "tokens", value, "stderr"])
-
-
-def _clustered_error(rows: pd.DataFrame, value: str) -> float:
-    """Of the mean over tokens, where the tokens of an item depend on one another; nan for a single item."""
-    items = (rows[value] - rows[value].mean()).groupby(rows["item"]).sum()
-    n = len(items)
-    return math.sqrt(n / (n - 1) * float((items**2).sum())) / len(rows) if n > 1 else math.nan
 
 
 def _with_sides(traced: pd.DataFrame) -> pd.DataFrame:

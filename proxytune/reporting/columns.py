@@ -9,6 +9,8 @@ from typing import Any
 from proxytune.record import ArmRecord, TaskRecord
 
 NO_VARIATION = "no variation between the items: the error is Wilson's, that of a gap Agresti and Min's"
+NORMAL_95 = 1.96
+"""Standard errors in half a 95 % interval, where the record has no interval of its own."""
 _DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -58,10 +60,15 @@ class Column:
     """The table has only arms with a rule, and stands in `table.md` but not in the terminal."""
 
 
+def scale_and_digits(task: TaskRecord) -> tuple[float, int]:
+    """By what a score is multiplied to be shown, and its digits: percent for fractions."""
+    return (100.0, 1) if task.is_fraction else (1.0, 3)
+
+
 def _score(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell | None:
     if arm.value is None:
         return None
-    scale, digits = (100.0, 1) if task.is_fraction else (1.0, 3)
+    scale, digits = scale_and_digits(task)
     error = "" if arm.stderr is None else f" ± {arm.stderr * scale:.{digits}f}"
     mark = notes.mark(NO_VARIATION) if arm.stderr_method == "wilson" else ""
     value = arm.value * scale

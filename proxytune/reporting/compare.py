@@ -15,10 +15,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from proxytune.errors import UserError
-from proxytune.record import Record, TaskRecord, read_record
+from proxytune.record import Record, TaskRecord, flattened, read_record
+from proxytune.reporting.columns import NORMAL_95, scale_and_digits
 
 APART = ("output", "store", "tags", "note", "headline")
-Z = 1.96
 
 
 class Difference(NamedTuple):
@@ -34,7 +34,7 @@ class Difference(NamedTuple):
         value = f"{self.value * scale:+.{digits}f}"
         if self.error is None:
             return value
-        low, high = ((self.value + sign * Z * self.error) * scale for sign in (-1, 1))
+        low, high = ((self.value + sign * NORMAL_95 * self.error) * scale for sign in (-1, 1))
         return f"{value} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
@@ -55,7 +55,7 @@ def compare_runs(folders: Sequence[str], console: Console | None = None) -> None
 
 
 def _show_configurations(runs: Sequence[tuple[Path, Record]], console: Console) -> None:
-    flat = [dict(_flat(record.provenance.config or {})) for _, record in runs]
+    flat = [dict(flattened(record.provenance.config or {})) for _, record in runs]
     keys = sorted({key for one in flat for key in one if key.split(".")[0] not in APART})
     differing = [key for key in keys if len({json.dumps(one.get(key), sort_keys=True) for one in flat}) > 1]
     table = RichTable(title="What differs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -73,14 +73,6 @@ def _show_configurations(runs: Sequence[tuple[Path, Record]], console: Console) 
         console.print(Text("The runs were made by different versions of the code."))
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def _tables(first: tuple[Path, Record], other: tuple[Path, Record]) -> Iterator[RichTable]:
     """One for each task that both runs have."""
     for name, task in first[1].tasks.items():
@@ -96,17 +88,13 @@ def _tables(first: tuple[Path, Record], other: tuple[Path, Record]) -> Iterator[
             table.add_column(heading, justify="left" if heading == "arm" else "right")
         for arm in arms:
             found = difference(*(_scores(items, arm, task.metric) for items in rows))
-            text = "–" if found is None else found.scaled(*_scale(task))
+            text = "–" if found is None else found.scaled(*scale_and_digits(task))
             table.add_row(Text(arm), _value(task, arm), _value(there, arm), text, str(found.n if found else 0))
         yield table
 
 
-def _scale(task: TaskRecord) -> tuple[float, int]:
-    return (100.0, 1) if task.is_fraction else (1.0, 3)
-
-
 def _value(task: TaskRecord, arm: str) -> str:
-    value, (scale, digits) = task.arms[arm].value, _scale(task)
+    value, (scale, digits) = task.arms[arm].value, scale_and_digits(task)
     return "–" if value is None else f"{value * scale:.{digits}f}"
 
 

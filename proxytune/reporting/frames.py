@@ -17,11 +17,9 @@ import pandas as pd
 
 from proxytune.errors import UserError
 from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_record
+from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.files import tidy
 from proxytune.reporting.traces import COLUMNS, read_traces
-
-NORMAL_95 = 1.96
-"""Standard errors in half a 95 % interval, where the record has no interval of its own."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,15 @@ def frames(run_folder: str | Path) -> Frames:
         traces=_traces(folder, record),
         costs=_costs(record),
     )
+
+
+def clustered_error(sums: pd.Series, sizes: pd.Series) -> float:
+    """Of the mean over tokens, from the sum and the number of tokens of each item; nan for a single item.
+
+    The tokens of an item depend on one another: this is the standard error of a ratio of sums over items.
+    """
+    n, mean = len(sums), sums.sum() / sizes.sum()
+    return float(np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum()) if n > 1 else np.nan
 
 
 def _results(record: Record) -> pd.DataFrame:

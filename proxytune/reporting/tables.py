@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from proxytune.record import ArmRecord, Record, TaskRecord, TraceRecord
-from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes
+from proxytune.reporting.columns import COLUMNS, NORMAL_95, Cell, Column, Notes, scale_and_digits
 
 Tasks = Mapping[str, TaskRecord]
 
@@ -37,8 +37,6 @@ class Report:
 
 _KINDS = ("base", "antiexpert", "expert", "tuned", "fused")
 """The order of rows; arms of one kind keep that of the configuration."""
-_SIGNIFICANT = 1.96
-"""Standard errors from which a difference is one, two-sided at 5 %."""
 
 
 def tabulate(record: Record, *, full: bool = True) -> Report:
@@ -215,11 +213,11 @@ def _is_worse(task: TaskRecord, arm: ArmRecord) -> bool:
     if arm.rule is None or estimate is None or estimate.value is None or estimate.stderr is None:
         return False
     gain = estimate.value if task.higher_is_better else -estimate.value
-    return gain < 0 and -gain > _SIGNIFICANT * estimate.stderr
+    return gain < 0 and -gain > NORMAL_95 * estimate.stderr
 
 
 def _signed(task: TaskRecord, arm: ArmRecord) -> str:
     estimate = arm.differences["base"]
     assert estimate.value is not None and estimate.stderr is not None
-    scale, digits = (100.0, 1) if task.is_fraction else (1.0, 3)
+    scale, digits = scale_and_digits(task)
     return f"{estimate.value * scale:+.{digits}f} ± {estimate.stderr * scale:.{digits}f}"

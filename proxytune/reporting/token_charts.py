@@ -6,8 +6,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
+from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.figure_style import bands, dots, notes, panels
-from proxytune.reporting.frames import NORMAL_95, Frames
+from proxytune.reporting.frames import Frames, clustered_error
 
 BINS = 20
 """Of the distribution of weights, over the range of all."""
@@ -128,10 +129,7 @@ def _changed_tokens(traces: pd.DataFrame, results: pd.DataFrame, columns: int) -
 
 def _share(items: pd.DataFrame) -> pd.Series:
     """In percent, of the tokens of all items; the error is that of a ratio of sums over items."""
-    changed, tokens, n = items["sum"].to_numpy(), items["size"].to_numpy(), len(items)
-    share = changed.sum() / tokens.sum()
-    error = np.nan
-    if n > 1:
-        error = np.sqrt(n / (n - 1) * ((changed - share * tokens) ** 2).sum()) / tokens.sum()
+    changed, tokens = items["sum"], items["size"]
+    share, error = changed.sum() / tokens.sum(), clustered_error(changed, tokens)
     low, high = max(0.0, share - NORMAL_95 * error), min(1.0, share + NORMAL_95 * error)
     return pd.Series({"share": 100 * share, "low": 100 * low, "high": 100 * high, "n": tokens.sum()})

@@ -19,6 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from proxytune.atomic import atomic_write
+from proxytune.errors import error_line
 from proxytune.progress import Progress
 from proxytune.record import Record
 from proxytune.reporting import tidy
@@ -70,7 +71,7 @@ class Wandb:
             try:
                 return WandbTracker(self.open(folder, config, group, mode))
             except Exception as error:
-                log.warning("W&B fails (mode=%s): %s", mode, _line(error))
+                log.warning("W&B fails (mode=%s): %s", mode, error_line(error))
                 wandb.teardown()  # or else the run's id would stay in use
         return WandbTracker(None)
 
@@ -154,7 +155,9 @@ class WandbTracker:
             act(self._run)
         except Exception as error:
             if not self._warned:
-                log.warning("W&B fails, and nothing more is logged; the results are not affected: %s", _line(error))
+                log.warning(
+                    "W&B fails, and nothing more is logged; the results are not affected: %s", error_line(error)
+                )
             self._warned = True
 
 
@@ -203,7 +206,3 @@ def _run_id(folder: Path) -> str:
         with atomic_write(file) as text:
             text.write(secrets.token_hex(8))
     return file.read_text(encoding="utf-8")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
 from proxytune.engines.requests import Answer, Generated, GenerateRequest, Request, Scored, ScoreRequest
-from proxytune.errors import UserError
+from proxytune.errors import UserError, error_line
 from proxytune.experiment.answers.keys import Keys
 from proxytune.experiment.answers.stopping import Stopping
 from proxytune.experiment.answers.store import AnswerStore
@@ -251,7 +251,9 @@ class SharedAnswers:
             raise
         except Exception as error:
             if len(names) > 1:
-                log.warning("%s: %s with %d arms together; trying each alone", self.label, _line(error), len(names))
+                log.warning(
+                    "%s: %s with %d arms together; trying each alone", self.label, error_line(error), len(names)
+                )
                 for name in names:
                     self._pass(requests, [name], advance)
                 return
@@ -274,14 +276,14 @@ class SharedAnswers:
             except UserError:
                 raise
             except Exception as alone:
-                failed[one.keys[name]] = Failed(_line(alone))
+                failed[one.keys[name]] = Failed(error_line(alone))
         if answers or name in self._able:
             message = "%s: arm %s failed at %d of %d requests, which are left out"
             log.error(message, self.label, name, len(failed), len(requests), exc_info=error)
             self._failed_items |= failed
         else:
             log.error("%s: arm %s failed and is left out", self.label, name, exc_info=error)
-            self._failed[self.keys.of_arm[name]] = _line(error)
+            self._failed[self.keys.of_arm[name]] = error_line(error)
         return answers
 
     def _answered(
@@ -332,7 +334,3 @@ def _keyed(requests: Sequence[Request], keys: Sequence[Mapping[str, str]]) -> li
         if new:
             keyed.append(KeyedRequest(request, new))
     return sorted(keyed, key=lambda one: (-len(one.request.prompt.tokens), one.request.prompt.tokens))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

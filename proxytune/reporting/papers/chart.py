@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import altair as alt
 import pandas as pd
 
+from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.figure_style import KINDS, panels
-from proxytune.reporting.frames import NORMAL_95
 from proxytune.reporting.papers.table import PaperTable
 
 OURS = "this run"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from proxytune.record import Estimate, Record, TaskRecord
-from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes
+from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes, scale_and_digits
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.tables import Table
 
@@ -98,7 +98,7 @@ def _difference(task: TaskRecord, difference: Estimate | None) -> Cell:
         return Cell("–")
     if difference.stderr_method == "exact":
         return Cell("·")
-    scale, digits = (100.0, 1) if task.is_fraction else (1.0, 3)
+    scale, digits = scale_and_digits(task)
     text = f"{difference.value * scale:+z.{digits}f}".replace("-", "−")
     if difference.stderr is None:
         return Cell(text)
