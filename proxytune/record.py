@@ -244,6 +244,18 @@ class Record(_Part):
         return value
 
 
+DECIDE_NOTHING = {
+    *("hydra", "output", "store", "allow_targets", "headline", "tags", "note", "logger", "report"),
+    *("trace", "trace_items", "trace_missing"),
+}
+"""Keys of a configuration that change no answer and no score: where files are, what a run is called, what is kept."""
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the results."""
+    return {key: value for key, value in config.items() if key not in DECIDE_NOTHING}
+
+
 def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a configuration, each under its full key (`arms.proxy.rule.weights`)."""
     for key, value in config.items():

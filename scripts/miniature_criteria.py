@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from proxytune.experiment.statistics import Values, paired_difference
 from proxytune.record import read_record
 from proxytune.reporting.frames import frames
+from proxytune.statistics import Values, paired_difference
 
 STATIC = ("static_0_5", "proxy", "static_1_5")
 ERRORS = 2

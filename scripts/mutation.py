@@ -43,7 +43,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "fusion": ("proxytune/fusion", "fusion rules every_rule plausible arms"),
-    "statistics": ("proxytune/experiment/statistics.py", "statistics"),
+    "statistics": ("proxytune/statistics.py", "statistics"),
     "metrics": ("proxytune/tasks/metrics.py", "metrics tasks"),
     "keys": ("proxytune/experiment/answers/keys.py", "keys store"),
     "engines": ("proxytune/engines/hf", "engine fused"),

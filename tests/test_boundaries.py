@@ -14,10 +14,11 @@ import proxytune
 PACKAGE = Path(proxytune.__file__).parent
 ROOMS = (
     *("cli", "tracking", "reporting", "experiment", "miniature", "training", "tasks", "engines", "models", "fusion"),
-    *("record", "provenance", "compat", "live", "progress", "console", "validation", "atomic", "folders", "errors"),
+    *("statistics", "record", "provenance", "compat", "live", "progress", "console", "validation", "atomic"),
+    *("folders", "errors"),
 )
 """From the top to the bottom."""
-ALONE = {"reporting": {"record", "validation", "atomic", "folders", "errors"}, "fusion": set()}
+ALONE = {"reporting": {"statistics", "record", "validation", "atomic", "folders", "errors"}, "fusion": set()}
 """Rooms that may use less than what lies below them: reporting knows no model, fusion is pure maths."""
 NOT_IMPORTED = {"miniature"}
 """Configurations name it; nothing imports it."""

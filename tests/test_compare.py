@@ -26,12 +26,31 @@ def write_run(folder: Path, scores: list[float], seed: int = 0, task: str = "t",
     (folder / "items" / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_difference_is_paired() -> None:
-    found = difference({"1": 1.0, "2": 0.0, "3": 0.5}, {"1": 0.0, "2": 0.0, "4": 1.0})
-    assert found is not None
+def rows(scores: dict[str, float | None], **more: object) -> dict[str, dict]:
+    return {item: {"arms": {"proxy": {"acc": score}}, **more} for item, score in scores.items()}
+
+
+def test_the_difference_is_paired_over_the_items_of_both_runs() -> None:
+    task = TaskRecord(metric="acc", higher_is_better=True, n=3, arms={"proxy": ArmRecord(value=0.5, n=3)})
+    found = difference(task, rows({"1": 1.0, "2": 0.0, "3": 0.5}), rows({"1": 0.0, "2": 0.0, "4": 1.0}), "proxy")
     assert (found.value, found.n) == (-0.5, 2)
-    assert found.error == pytest.approx(math.sqrt(0.5) / math.sqrt(2))  # standard deviation of -1 and 0, over root 2
-    assert difference({"1": 1.0}, {"2": 1.0}) is None
+    assert found.stderr == pytest.approx(math.sqrt(0.5) / math.sqrt(2))  # standard deviation of -1 and 0, over root 2
+    assert difference(task, rows({"1": 1.0}), rows({"2": 1.0}), "proxy").value is None
+
+
+def test_where_no_pair_differs_the_interval_is_agresti_and_mins() -> None:
+    task = TaskRecord(metric="acc", higher_is_better=True, n=4, arms={"proxy": ArmRecord(value=1.0, n=4)})
+    same = rows(dict.fromkeys("abcd", 1.0))
+    found = difference(task, same, same, "proxy")
+    assert (found.value, found.stderr, found.stderr_method) == (0.0, pytest.approx(1 / 6), "agresti-min")
+
+
+def test_items_that_do_not_say_their_group_have_no_error() -> None:
+    task = TaskRecord(
+        metric="acc", higher_is_better=True, n=2, grouped_by="subject", arms={"proxy": ArmRecord(value=0.5, n=2)}
+    )
+    found = difference(task, rows({"1": 1.0, "2": 0.0}), rows({"1": 0.0, "2": 0.0}), "proxy")
+    assert (found.value, found.stderr) == (-0.5, None)
 
 
 def test_two_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -30,7 +30,7 @@ from proxytune.fusion.plausible import Plausible
 from proxytune.models import FamilySpec, load
 from proxytune.progress import Progress
 from proxytune.record import read_record
-from proxytune.reporting import tabulate
+from proxytune.reporting import compare, tabulate
 from proxytune.tasks import registry
 
 N = 24
@@ -247,6 +247,26 @@ def test_items_of_a_subject_and_repeated_prompts_are_clustered_and_said(go, tmp_
     remarks = tabulate(read_record(tmp_path / "out")).remarks
     assert "grouped: errors and intervals are clustered by subject (5 groups)." in remarks
     assert go(["open"])["tasks"]["open"]["grouped_by"] is None
+
+
+def test_compare_finds_the_differences_that_a_record_has(go, tmp_path):
+    """An arm of one run against that of another, as two arms of one run: grouped by subject, by prompt, and not."""
+    (tmp_path / "data").mkdir()
+    choices = [" 12 apples", " the sea", " London"]
+    rows = [{"question": _question(i), "subject": f"s{i % 5}", "choices": choices, "gold": i % 3} for i in range(N)]
+    _write(tmp_path / "data" / "grouped.jsonl", rows)
+    _write(tmp_path / "data" / "choice.jsonl", [row | {"question": _question(i // 4)} for i, row in enumerate(rows)])
+    tasks = ["grouped", "choice"]
+    together = go(tasks, arms={arm: ARMS[arm] for arm in ("base", "tuned", "expert")}, data_dir=tmp_path / "data")
+    assert {task["grouped_by"] for task in together["tasks"].values()} == {"subject", "prompt"}
+    for name in ("base", "tuned"):
+        go(tasks, arms={"one": ARMS[name]}, data_dir=tmp_path / "data", output_dir=tmp_path / name)
+    for task in tasks:
+        entry = read_record(tmp_path / "base").tasks[task]
+        items = (compare.items_of(tmp_path / name, task) for name in ("base", "tuned"))
+        found = compare.difference(entry, *items, "one")
+        assert found.stderr_method == "clustered"
+        assert found.model_dump() == together["tasks"][task]["arms"]["tuned"]["differences"]["base"]
 
 
 def test_three_right_answers_are_not_certain(go):

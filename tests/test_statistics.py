@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from proxytune.experiment import statistics
-from proxytune.experiment.statistics import (
+from proxytune import statistics
+from proxytune.statistics import (
     Design,
     as_values,
     gaps_closed,

@@ -15,14 +15,12 @@ from omegaconf import DictConfig
 from proxytune.atomic import make_output_folder, write_json
 from proxytune.cli import secrets
 from proxytune.errors import UserError
-from proxytune.record import FILE, flattened
+from proxytune.record import FILE, deciding, flattened
 from proxytune.validation import shown
 
 RUN, LOCK = "run.json", ".lock"
 NOTES = {".hydra", "proxytune.log", RUN, LOCK}
 """What a folder holds before there are any results."""
-APART = {"hydra", "output", "store", "allow_targets", "headline", "tags", "note", "logger", "report"}
-"""Keys that decide no result; so do those of traces."""
 
 
 def check_folder(folder: Path, config: DictConfig) -> None:
@@ -51,7 +49,7 @@ def claimed(folder: Path, config: DictConfig) -> Iterator[None]:
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a configuration that decides the results, as JSON has it."""
-    kept = {key: value for key, value in config.items() if key not in APART and not key.startswith("trace")}
+    kept = deciding(config)
     kept.pop("experiment", None)  # a file's name, which the record adds
     return json.loads(json.dumps(kept))
 

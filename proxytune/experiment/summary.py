@@ -13,17 +13,19 @@ from proxytune.experiment.answers.keys import rule_facts
 from proxytune.experiment.answers.shared import Failed
 from proxytune.experiment.arms import TaskArms
 from proxytune.experiment.lm_eval.arm_model import ItemAnswer, is_ruled_out
-from proxytune.experiment.statistics import (
+from proxytune.fusion.arm import Arm
+from proxytune.record import NO_FRACTIONS, ArmRecord, DataRecord, Estimate, RuleRecord, TaskRecord, Weights
+from proxytune.statistics import (
     Design,
     Ratio,
     Values,
+    are_fractions,
     gaps_closed,
+    groups,
     mean,
     paired_difference,
     relative_performance,
 )
-from proxytune.fusion.arm import Arm
-from proxytune.record import NO_FRACTIONS, ArmRecord, DataRecord, Estimate, RuleRecord, TaskRecord, Weights
 from proxytune.tasks import TaskInfo
 
 _GROUPS = {
@@ -86,6 +88,7 @@ def item_rows(info: TaskInfo, arms: TaskArms, outcomes: Mapping[str, Outcome]) -
             "prompt": sample["arguments"][0][0],
             "choices": [arguments[1] for arguments in sample["arguments"]] if _is_choice(sample) else None,
             "target": sample["target"],
+            **({} if sample["doc"].get("subject") is None else {"subject": sample["doc"]["subject"]}),
             "truncated_tokens": sum(one.cut for one in answers),
             "arms": {name: _item_arm(info, arms.present[name], outcome, i) for name, outcome in outcomes.items()},
         }
@@ -107,13 +110,12 @@ def _item_arm(info: TaskInfo, arm: Arm, outcome: Outcome, i: int) -> dict[str, A
 def _design(info: TaskInfo, outcomes: Mapping[str, Outcome]) -> tuple[str | None, Design]:
     """What makes items depend on one another (their subject, or else a repeated prompt); what statistics must know."""
     values = np.concatenate([outcome.values for outcome in outcomes.values()])
-    in_range = np.isnan(values) | ((values >= 0) & (values <= 1))
-    fraction = info.metric not in NO_FRACTIONS and bool(in_range.all())
+    fraction = info.metric not in NO_FRACTIONS and are_fractions(values)
     samples = next(iter(outcomes.values())).samples
     for name, of in _GROUPS.items():
-        groups = np.unique([str(of(sample)) for sample in samples], return_inverse=True)[1]
-        if 0 < groups.max(initial=0) < len(samples) - 1:
-            return name, Design(groups, fraction, info.higher_is_better)
+        numbers = groups([str(of(sample)) for sample in samples])
+        if 0 < numbers.max(initial=0) < len(samples) - 1:
+            return name, Design(numbers, fraction, info.higher_is_better)
     return None, Design(None, fraction, info.higher_is_better)
 
 

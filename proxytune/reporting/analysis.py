@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from proxytune.errors import UserError
-from proxytune.reporting.frames import Frames, clustered_error
+from proxytune.reporting.frames import Frames
 from proxytune.reporting.papers.figures import reference_folder
+from proxytune.statistics import ratio_error
 
 ARM = ["run", "task", "arm"]
 POSITIONS = {"first": (0, 0), "2 to 5": (1, 4), "6 to 20": (5, 19), "later": (20, math.inf)}
@@ -79,8 +80,8 @@ def _means(rows: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
     """`keys`, tokens, `value` (the mean over tokens) and stderr, in the order of `rows`."""
     made = []
     for key, part in rows.groupby(keys, sort=False):
-        items = part.groupby("item")[value].agg(["sum", "size"])
-        made.append((*key, len(part), part[value].mean(), clustered_error(items["sum"], items["size"])))
+        sums, sizes = part.groupby("item")[value].agg(["sum", "size"]).to_numpy(float).T
+        made.append((*key, len(part), part[value].mean(), ratio_error(sums, sizes)))
     return pd.DataFrame(made, columns=[*keys, "tokens", value, "stderr"])
 
 

@@ -3,39 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from proxytune.errors import UserError
-from proxytune.record import Record, TaskRecord, flattened, read_record
+from proxytune.record import Estimate, Record, TaskRecord, read_record
 from proxytune.reporting.columns import NORMAL_95, scale_and_digits
+from proxytune.reporting.configurations import differing
+from proxytune.statistics import Design, Values, are_fractions, as_values, groups, paired_difference
 
-APART = ("output", "store", "tags", "note", "headline")
-
-
-class Difference(NamedTuple):
-    """Of the same items' scores: second minus first."""
-
-    value: float
-    error: float | None
-    """Standard error of the mean difference; None with fewer than two items."""
-    n: int
-
-    def scaled(self, scale: float, digits: int) -> str:
-        """Difference [95 % interval]."""
-        value = f"{self.value * scale:+.{digits}f}"
-        if self.error is None:
-            return value
-        low, high = ((self.value + sign * NORMAL_95 * self.error) * scale for sign in (-1, 1))
-        return f"{value} [{low:+.{digits}f}, {high:+.{digits}f}]"
+Items = Mapping[str, Mapping[str, Any]]
+"""Rows of an items' file by item and prompt: an item of the same number but with another prompt is another item."""
 
 
 def compare_runs(folders: Sequence[str], console: Console | None = None) -> None:
@@ -51,25 +36,19 @@ def compare_runs(folders: Sequence[str], console: Console | None = None) -> None
         raise UserError(f"{', '.join(folders)}: the runs have no task and arm in common")
     for table in tables:
         console.print(table)
-    console.print(Text("Differences are paired over the items that both runs judged; 95 % intervals.", style="dim"))
+    console.print(Text("Differences are paired over the items that both runs have; 95 % intervals.", style="dim"))
 
 
 def _show_configurations(runs: Sequence[tuple[Path, Record]], console: Console) -> None:
-    flat = [dict(flattened(record.provenance.config or {})) for _, record in runs]
-    keys = sorted({key for one in flat for key in one if key.split(".")[0] not in APART})
-    differing = [key for key in keys if len({json.dumps(one.get(key), sort_keys=True) for one in flat}) > 1]
+    rows = differing([record.provenance.config or {} for _, record in runs])
     table = RichTable(title="What differs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("key", overflow="fold")
     for path, _ in runs:
         table.add_column(Text(str(path)), overflow="fold")
-    for key in differing:
-        table.add_row(Text(key), *(Text("–" if key not in one else json.dumps(one[key])) for one in flat))
-    sources = {record.provenance.code.get("source") for _, record in runs}
-    if differing:
-        console.print(table)
-    else:
-        console.print(Text("The configurations are the same."))
-    if len(sources) > 1:
+    for key, values in sorted(rows.items()):
+        table.add_row(Text(key), *map(Text, values))
+    console.print(table if rows else Text("The configurations are the same."))
+    if len({record.provenance.code.get("source") for _, record in runs}) > 1:
         console.print(Text("The runs were made by different versions of the code."))
 
 
@@ -80,17 +59,47 @@ def _tables(first: tuple[Path, Record], other: tuple[Path, Record]) -> Iterator[
         arms = [arm for arm in task.arms if there and arm in there.arms and task.metric == there.metric]
         if there is None or not arms:
             continue
-        rows = [_items(folder, name) for folder in (first[0], other[0])]
-        table = RichTable(
-            title=f"{name} ({task.metric}): {other[0]} − {first[0]}", title_justify="left", box=box.SIMPLE_HEAD
-        )
+        before, after = (items_of(folder, name) for folder in (first[0], other[0]))
+        title = f"{name} ({task.metric}): {other[0]} − {first[0]}"
+        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for heading in ("arm", "first", "second", "difference", "n"):
             table.add_column(heading, justify="left" if heading == "arm" else "right")
         for arm in arms:
-            found = difference(*(_scores(items, arm, task.metric) for items in rows))
-            text = "–" if found is None else found.scaled(*scale_and_digits(task))
-            table.add_row(Text(arm), _value(task, arm), _value(there, arm), text, str(found.n if found else 0))
+            found = difference(task, before, after, arm)
+            table.add_row(Text(arm), _value(task, arm), _value(there, arm), _text(task, found), str(found.n))
         yield table
+
+
+def difference(task: TaskRecord, first: Items, second: Items, arm: str) -> Estimate:
+    """The arm's score in `second` minus that in `first`, over the items of both, as a record has differences of arms.
+
+    Without an error where the items' files do not have what the task's items are grouped by (older runs).
+    """
+    rows = [(row, second[key]) for key, row in first.items() if key in second]
+    before, after = (_scores(task, (pair[side] for pair in rows), arm) for side in (0, 1))
+    every = [_scores(task, (pair[side] for pair in rows), name) for side in (0, 1) for name in task.arms]
+    fraction = task.is_fraction and are_fractions(np.concatenate(every))
+    labels = None if task.grouped_by is None else [row.get(task.grouped_by) for row, _ in rows]
+    if labels is None or None in labels:
+        found = paired_difference(after, before, Design(None, fraction))
+        return found if labels is None else found.model_copy(update={"stderr": None, "stderr_method": None})
+    return paired_difference(after, before, Design(groups(map(str, labels)), fraction))
+
+
+def _scores(task: TaskRecord, rows: Iterator[Mapping[str, Any]], arm: str) -> Values:
+    return as_values(row["arms"].get(arm, {}).get(task.metric) for row in rows)
+
+
+def _text(task: TaskRecord, found: Estimate) -> str:
+    """Difference [95 % interval]."""
+    if found.value is None:
+        return "–"
+    scale, digits = scale_and_digits(task)
+    value = f"{found.value * scale:+.{digits}f}"
+    if found.stderr is None:
+        return value
+    low, high = ((found.value + sign * NORMAL_95 * found.stderr) * scale for sign in (-1, 1))
+    return f"{value} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _value(task: TaskRecord, arm: str) -> str:
@@ -98,28 +107,11 @@ def _value(task: TaskRecord, arm: str) -> str:
     return "–" if value is None else f"{value * scale:.{digits}f}"
 
 
-def _items(folder: Path, task: str) -> list[dict[str, Any]]:
+def items_of(folder: Path, task: str) -> Items:
+    """The items of a task; raises UserError if they cannot be read."""
     path = (folder if folder.is_dir() else folder.parent) / "items" / f"{task}.jsonl"
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}, which has the scores of single items: {error}") from error
-
-
-def _scores(items: Sequence[Mapping[str, Any]], arm: str, metric: str) -> dict[str, float]:
-    """By item and prompt: an item of the same number but with another prompt is another item."""
-    scores = {}
-    for item in items:
-        value = item["arms"].get(arm, {}).get(metric)
-        if value is not None and math.isfinite(value):
-            scores[f"{item['doc_id']} {item['prompt']}"] = float(value)
-    return scores
-
-
-def difference(first: Mapping[str, float], second: Mapping[str, float]) -> Difference | None:
-    """The mean over the items that both have; None if there are none."""
-    pairs = [second[item] - first[item] for item in first if item in second]
-    if not pairs:
-        return None
-    error = stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
-    return Difference(fmean(pairs), error, len(pairs))
+    return {f"{row['doc_id']} {row['prompt']}": row for row in rows}

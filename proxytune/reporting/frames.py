@@ -59,15 +59,6 @@ def frames(run_folder: str | Path) -> Frames:
     )
 
 
-def clustered_error(sums: pd.Series, sizes: pd.Series) -> float:
-    """Of the mean over tokens, from the sum and the number of tokens of each item; nan for a single item.
-
-    The tokens of an item depend on one another: this is the standard error of a ratio of sums over items.
-    """
-    n, mean = len(sums), sums.sum() / sizes.sum()
-    return float(np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum()) if n > 1 else np.nan
-
-
 def _results(record: Record) -> pd.DataFrame:
     """`results.csv`, and what a figure must know of each arm beside it."""
     rows = [

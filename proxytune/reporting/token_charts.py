@@ -8,7 +8,8 @@ import pandas as pd
 
 from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.figure_style import bands, dots, notes, panels
-from proxytune.reporting.frames import Frames, clustered_error
+from proxytune.reporting.frames import Frames
+from proxytune.statistics import ratio_error
 
 BINS = 20
 """Of the distribution of weights, over the range of all."""
@@ -129,7 +130,7 @@ def _changed_tokens(traces: pd.DataFrame, results: pd.DataFrame, columns: int) -
 
 def _share(items: pd.DataFrame) -> pd.Series:
     """In percent, of the tokens of all items; the error is that of a ratio of sums over items."""
-    changed, tokens = items["sum"], items["size"]
-    share, error = changed.sum() / tokens.sum(), clustered_error(changed, tokens)
+    changed, tokens = items["sum"].to_numpy(float), items["size"].to_numpy(float)
+    share, error = changed.sum() / tokens.sum(), ratio_error(changed, tokens)
     low, high = max(0.0, share - NORMAL_95 * error), min(1.0, share + NORMAL_95 * error)
     return pd.Series({"share": 100 * share, "low": 100 * low, "high": 100 * high, "n": tokens.sum()})

@@ -15,9 +15,9 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.experiment.lm_eval.arm_model import ArmLM
 from proxytune.experiment.planning import Items
-from proxytune.experiment.statistics import Values, as_values, mean
 from proxytune.experiment.summary import Outcome
 from proxytune.fusion.arm import Arm
+from proxytune.statistics import Values, as_values, mean
 from proxytune.tasks import TaskInfo, data_record
 
 

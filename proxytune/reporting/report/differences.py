@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from proxytune.record import Estimate, Record, TaskRecord
 from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes, scale_and_digits
+from proxytune.reporting.configurations import differing
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.tables import Table
 
 REFERENCES = ("base", "expert", "tuned")
-HERE = ("output", "store")
-"""Keys of a configuration that say where files are, not what is evaluated."""
 
 
 def names(runs: Sequence[Run]) -> list[str]:
@@ -33,25 +31,14 @@ def _short(override: str) -> str:
 
 
 def configurations(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Full key -> each run's value as JSON, for keys that differ; "–" where a run has no such key."""
-    flat = [dict(_flat(_facts(run))) for run in runs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    rows = {key: [values.get(key, "–") for values in flat] for key in keys if key not in HERE}
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+    """What differs in the runs' configurations, and in their versions of code and libraries."""
+    return differing([_facts(run) for run in runs])
 
 
 def _facts(run: Run) -> dict[str, Any]:
     """The configuration and the versions of code and libraries."""
     code = run.record.provenance.code
     return {**run.config, "commit": code.get("commit"), "libraries": run.record.provenance.libraries}
-
-
-def _flat(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(node, Mapping) and node:
-        for name, child in node.items():
-            yield from _flat(child, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node if isinstance(node, str) else json.dumps(node, ensure_ascii=False)
 
 
 def comparisons(runs: Sequence[Run], names: Sequence[str], notes: Notes) -> list[Table]:

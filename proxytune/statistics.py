@@ -73,6 +73,16 @@ def as_values(items: Iterable[float | bool | None]) -> Values:
     return np.where(np.isfinite(values), values, math.nan)
 
 
+def groups(labels: Iterable[str]) -> Groups:
+    """[n] groups numbered from 0: items with equal labels are a group."""
+    return np.unique(list(labels), return_inverse=True)[1]
+
+
+def are_fractions(values: Values) -> bool:
+    """Whether all valid values lie between 0 and 1."""
+    return bool((np.isnan(values) | ((values >= 0) & (values <= 1))).all())
+
+
 def mean(values: Values, design: Design = INDEPENDENT) -> Mean:
     """Mean and its standard error; where every value is 0 or 1 also Wilson's interval."""
     valid = ~np.isnan(values)
@@ -164,6 +174,15 @@ def _influence(values: Values) -> Values | None:
     if not valid.any():
         return None
     return np.where(valid, values - np.nanmean(values), 0.0) / valid.mean()
+
+
+def ratio_error(sums: Values, sizes: Values) -> float:
+    """Standard error of a mean over tokens, from the sum [n] and the number of tokens [n] of each item; nan for n = 1.
+
+    The tokens of an item depend on one another: this is the error of a ratio of sums over items.
+    """
+    n, mean = len(sums), sums.sum() / sizes.sum()
+    return float(np.sqrt(n / (n - 1) * ((sums - mean * sizes) ** 2).sum()) / sizes.sum()) if n > 1 else math.nan
 
 
 def gaps_closed(
