@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -15,11 +16,13 @@ from typing import ClassVar
 import pytest
 import torch
 from engine_reference import plain_logits
-from tiny import save_adapter_family
+from tiny import _wide, save_adapter_family, tiny_llama
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from proxytune.engines.vllm import installed
+from proxytune.engines.vllm.copies import place_of
+from proxytune.engines.vllm.heads import head_width, pad_heads, paddable
 from proxytune.engines.vllm.launch import engine_arguments
-from proxytune.engines.vllm.merged import place_of
 from proxytune.engines.vllm.rows import COLUMNS, Rows, columns
 from proxytune.engines.vllm.server import ArmChoice, _check_port, with_arm
 from proxytune.engines.vllm.settings import Asked, FusedSettings, Place, arm_from_dict, arm_to_dict, asked, check_asked
@@ -276,3 +279,67 @@ def test_an_adapter_is_merged_into_a_folder_once(tmp_path: Path, monkeypatch):
     torch.testing.assert_close(merged, adapted, atol=1e-4, rtol=1e-4)
     plain = load(FamilySpec.of({"base": paths["antiexpert"]}))
     assert (merged - plain_logits(plain, "base", tokens)).abs().max() > 0.1
+
+
+def _with_biases(model: PreTrainedModel) -> PreTrainedModel:
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(weight, std=0.5)
+    return model
+
+
+def _qwen2(vocab_size: int) -> PreTrainedModel:
+    config = Qwen2Config(
+        vocab_size=vocab_size,
+        hidden_size=60,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    return _wide(Qwen2ForCausalLM, config, 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "width"),
+    [
+        pytest.param(lambda: tiny_llama(300, seed=1, hidden=48, heads=4, kv_heads=2), 32, id="llama 12 to 32"),
+        pytest.param(lambda: tiny_llama(300, seed=1, hidden=64, heads=4, kv_heads=4), 64, id="llama 16 to 64"),
+        pytest.param(lambda: _qwen2(300), 32, id="qwen2 10 to 32"),
+    ],
+)
+def test_padded_heads_change_no_logits(make: Callable[[], PreTrainedModel], width: int):
+    model = _with_biases(make())
+    assert paddable(model.config) and head_width(model.config) < width
+    padded = pad_heads(model, width)
+    assert head_width(padded.config) == width
+    tokens = torch.randint(0, 300, (3, 100), generator=torch.Generator().manual_seed(0))
+    expected, found = model(tokens).logits, padded(tokens).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 0.5  # so that the tolerance says something
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(n_embd=24, n_head=2),
+        LlamaConfig(hidden_size=48, num_attention_heads=4, rope_parameters={"rope_type": "linear", "factor": 2.0}),
+    ],
+    ids=["learned positions", "scaled positions"],
+)
+def test_heads_of_other_architectures_and_positions_are_not_padded(config: PreTrainedConfig):
+    assert not paddable(config)
+
+
+def test_a_member_with_narrow_heads_gets_a_padded_copy(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    paths = save_adapter_family(tmp_path)
+    source = Source(str(paths["antiexpert"]), adapter=str(paths["expert:math"]))
+    padded, merged = place_of("expert:math", source, 32), place_of("expert:math", source)
+    assert padded != merged and place_of("expert:math", source, 32) == padded
+    ensemble = load(FamilySpec.of({"base": merged.path, "antiexpert": padded.path}))
+    assert head_width(ensemble["antiexpert"].config) == 32 != head_width(ensemble["base"].config)
+    tokens = tuple(range(5, 25))
+    expected, found = (plain_logits(ensemble, role, tokens) for role in ("base", "antiexpert"))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from families import prompts, save, wrong
-from tiny import WINDOW, save_family
+from families import TOKENIZER, V, prompts, save, wrong
+from tiny import WINDOW, save_member, tiny_gpt2
 from vllm import LLM, SamplingParams
 
 from proxytune.engines.requests import GenerateRequest, Prompt
@@ -53,8 +53,7 @@ def test_chunks_preemption_and_shared_prefixes_change_nothing(tmp_path: Path):
 
 
 def test_heads_without_a_kernel_are_one_line(tmp_path: Path):
-    paths = save_family(tmp_path)
-    family = FamilySpec.of({"base": paths["base"]})
+    family = FamilySpec.of({"base": save_member(tmp_path, tiny_gpt2(V, seed=1), TOKENIZER)})
     with pytest.raises(UserError, match="base: its attention heads are 12 wide; on a CPU vLLM knows 32, 64"):
         engine_arguments(describe(family), family)
 

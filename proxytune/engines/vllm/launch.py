@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from proxytune.engines.vllm.merged import place_of
+from proxytune.engines.vllm.copies import place_of
+from proxytune.engines.vllm.heads import head_width, paddable
 from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
@@ -43,7 +44,7 @@ def engine_arguments(
     """
     members = _checked(members, family)
     sources = {role: family.sources[role] for role in members.members}
-    places = {role: place_of(role, source) for role, source in sources.items()}
+    places = {role: place_of(role, source, _padding(role, members[role])) for role, source in sources.items()}
     named = None if arms is None else {arm.name: arm for arm in arms}
     for arm in (named or {}).values():
         arm_to_dict(arm)  # refuses rules that the engine's process cannot build
@@ -87,7 +88,7 @@ def _checked(members: Members[MemberFacts] | None, family: FamilySpec) -> Member
             raise UserError(f"{role}: missing_tokens=base_only is not supported inside vLLM: use engine=hf")
         check_head(member, members.vocab_size, (), role)
         _check_known(role, member)
-        _check_heads(role, member)
+        _padding(role, member)
     return members
 
 
@@ -109,22 +110,27 @@ def _check_known(role: str, member: MemberFacts) -> None:
         raise UserError(f"{role}: vLLM knows no architecture {kind}: use engine=hf, or another model")
 
 
-def _check_heads(role: str, member: MemberFacts) -> None:
-    """UserError for heads that vLLM's attention on a CPU has no kernel for, which it would notice in the run only."""
+def _padding(role: str, member: MemberFacts) -> int | None:
+    """The width that its heads need for vLLM's attention on a CPU, which knows a few; None: they fit.
+
+    Raises UserError where they cannot be padded: vLLM would notice in the run only.
+    """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return
+        return None
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    text = member.config.get_text_config()
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    known = CPUAttentionBackend.get_supported_head_sizes()
-    if width not in known:
+    width, known = head_width(member.config), CPUAttentionBackend.get_supported_head_sizes()
+    if width in known:
+        return None
+    wider = min((size for size in known if size > width), default=None)
+    if wider is None or not paddable(member.config):
         listed = ", ".join(map(str, known))
         raise UserError(
             f"{role}: its attention heads are {width} wide; on a CPU vLLM knows {listed}: use engine=hf, or a GPU"
         )
+    return wider
 
 
 def _dtype(members: Members[MemberFacts]) -> str:
