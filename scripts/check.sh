@@ -11,5 +11,7 @@ check mypy
 [ $status -eq 0 ] || echo "a linter or the type checker failed: see above"
 command -v chromium chromium-browser google-chrome >/dev/null ||
   echo "there is no Chromium: the tests of the report in a browser are skipped (Debian: apt install chromium)"
+command -v bwrap >/dev/null ||
+  echo "there is no bubblewrap: the tests of isolated code are skipped (Debian: apt install bubblewrap)"
 check pytest -n 2 --dist worksteal "$@"
 exit $status

@@ -14,8 +14,8 @@ import proxytune
 PACKAGE = Path(proxytune.__file__).parent
 ROOMS = (
     *("cli", "tracking", "reporting", "experiment", "miniature", "training", "tasks", "engines", "models", "fusion"),
-    *("statistics", "record", "provenance", "compat", "live", "progress", "console", "validation", "atomic"),
-    *("folders", "errors"),
+    *("execution", "statistics", "record", "provenance", "compat", "live", "progress", "console", "validation"),
+    *("atomic", "folders", "errors"),
 )
 """From the top to the bottom."""
 ALONE = {"reporting": {"statistics", "record", "validation", "atomic", "folders", "errors"}, "fusion": set()}
