@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from proxytune.engines.hf import HFEngine
+from proxytune.engines.hf import HFEngine, work
 from proxytune.experiment import run
 from proxytune.experiment.answers import shared
+from proxytune.experiment.answers.store import AnswerStore
 from proxytune.fusion import MatchKL, Static
 from proxytune.models import FamilySpec
 from proxytune.record import read_record
@@ -127,6 +129,28 @@ def test_a_killed_run_starts_again_where_it_stopped_and_ends_with_the_same_bytes
     go(world, "whole", store="other.sqlite")
     assert _results(world, "child") == _results(world, "whole")
     assert sorted(path.name for path in (world / "child").rglob("*")) == ["items", f"{TASK}.jsonl", "results.json"]
+
+
+def test_requests_that_take_long_are_stored_a_few_at_a_time_and_resumed_so(world, monkeypatch):
+    """By the count of parameters and tokens: 4 rows fill a batch, so that blocks of one request are the smallest."""
+    engine = partial(HFEngine, batch_size=4)
+    monkeypatch.setattr(work, "CPU", 1e5)
+    sizes = []
+    put = AnswerStore.put
+
+    def stored(self, answers):
+        put(self, answers)
+        sizes.append(len(answers))
+        if len(sizes) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnswerStore, "put", stored)
+    with pytest.raises(KeyboardInterrupt, match="25 of 60 answers are stored, 0 finished ones are lost"):
+        go(world, "stopped", engine)
+    assert go(world, "stopped", engine)["answers"][TASK] == {"computed": ANSWERS - 25, "from_store": 25}
+    assert sizes == [len(ARMS)] * ITEMS
+    go(world, "whole", engine, store="other.sqlite")
+    assert _results(world, "stopped") == _results(world, "whole")
 
 
 def test_two_runs_share_a_store_at_the_same_time(world, child):

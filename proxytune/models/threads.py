@@ -17,7 +17,7 @@ ONE_THREAD = 5_000_000
 def few_threads(members: Iterable[Member]) -> Iterator[None]:
     """One thread where all `members` are small and on a CPU; the number of threads is restored at the end."""
     before = torch.get_num_threads()
-    if all(member.device.type == "cpu" and _parameters(member) < ONE_THREAD for member in members):
+    if all(member.device.type == "cpu" and parameters(member) < ONE_THREAD for member in members):
         torch.set_num_threads(1)
     try:
         yield
@@ -25,5 +25,5 @@ def few_threads(members: Iterable[Member]) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _parameters(member: Member) -> int:
+def parameters(member: Member) -> int:
     return sum(weight.numel() for weight in member.model.parameters())

@@ -9,7 +9,8 @@ from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.decode import generate_all
 from proxytune.engines.hf.score import score_some
-from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
+from proxytune.engines.hf.work import portion
+from proxytune.engines.requests import Generated, GenerateRequest, Request, Scored, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
@@ -39,11 +40,16 @@ class HFEngine:
             )
         self.ensemble = ensemble
         self.batches = Batches(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
+        self._asked_size = self.batches.size
 
     @property
     def batch_size(self) -> int:
         """Requests worked on together; the size that fits, once memory has run out."""
         return self.batches.size
+
+    def portion(self, requests: Sequence[Request], arms: Sequence[Arm]) -> int:
+        """How many of the first `requests` are about a minute's work, by the size of the models and what is asked."""
+        return portion(self._distinct(requests, arms), requests, arms, self._asked_size)
 
     def score(
         self, requests: Sequence[ScoreRequest], arms: Sequence[Arm], progress: Progress | None = None
@@ -90,12 +96,15 @@ class HFEngine:
         windows = {role: self.ensemble[role].window for arm in arms for role in arm.roles}
         for index, request in enumerate(requests):
             check_length(index, request, new_tokens(request), windows)
-        prompts = {id(request.prompt): request.prompt for request in requests}.values()
-        roles = (role for arm in arms for role in arm.roles)
-        members = DistinctMembers(self.ensemble, roles, lambda role: tuple(prompt.of(role) for prompt in prompts))
+        members = self._distinct(requests, arms)
         pending = [Pending(index, request, tuple(arms)) for index, request in enumerate(requests)]
         pending.sort(key=lambda one: order(one.request))
         return self._on_few_threads(self.batches.run(pending, lambda queue: answer(members, arms, queue), progress))
+
+    def _distinct(self, requests: Sequence[Request], arms: Sequence[Arm]) -> DistinctMembers:
+        prompts = {id(request.prompt): request.prompt for request in requests}.values()
+        roles = (role for arm in arms for role in arm.roles)
+        return DistinctMembers(self.ensemble, roles, lambda role: tuple(prompt.of(role) for prompt in prompts))
 
     def _on_few_threads(self, answers: Iterator[Finished]) -> Iterator[Finished]:
         with few_threads(self.ensemble.members.values()):

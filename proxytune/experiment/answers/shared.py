@@ -19,8 +19,9 @@ from proxytune.models.facts import Members
 
 log = logging.getLogger(__name__)
 BLOCK = 128
-"""Requests that are answered and stored together: a few batches of the engine, and the most that a killed run loses.
-Answers are stored only with their whole block: see `SharedAnswers`."""
+"""Requests that are answered and stored together: a few batches of the engine, or fewer where the engine says so
+(`portion`). It is the most that a killed run loses, since answers are stored only with their whole block: see
+`SharedAnswers`."""
 
 
 class Engine(Protocol):
@@ -70,6 +71,9 @@ class LazyEngine:
     ) -> Iterator[tuple[int, str, Generated]]:
         return self.load().generate(requests, arms)
 
+    def portion(self, requests: Sequence[Request], arms: Sequence[Arm]) -> int:
+        return getattr(self.load(), "portion", lambda requests, arms: len(requests))(requests, arms)
+
     @property
     def batch_size(self) -> int | None:
         """None where nothing was loaded."""
@@ -98,9 +102,9 @@ class SharedAnswers:
 
     Arms that answer alike (the task's expert and "expert:<name>", say) and equal requests are computed once.
 
-    The task alone decides which requests a block holds, and a block's answers are stored together: the last digits of
-    batched matrix products depend on which rows share the batch, so a resumed run gives the very numbers of an
-    uninterrupted one only if it continues with whole blocks.
+    The task, the arms and the models alone decide which requests a block holds, never the clock, and a block's answers
+    are stored together: the last digits of batched matrix products depend on which rows share the batch, so a resumed
+    run gives the very numbers of an uninterrupted one only if it continues with whole blocks.
     """
 
     def __init__(
@@ -126,6 +130,8 @@ class SharedAnswers:
         self.read = 0
         """Answers that the store had."""
         self._answers: dict[str, Answer] = {}
+        self._at_work: set[str] = set()
+        """Keys of the finished answers of the block at work."""
         self._failed: dict[str, str] = {}
         """The error of each arm that failed, by the hash of how it answers."""
         self._failed_items: dict[str, Failed] = {}
@@ -196,16 +202,29 @@ class SharedAnswers:
             stopping.step()
 
         try:
-            for start in range(0, len(keyed), BLOCK):
-                block = keyed[start : start + BLOCK]
+            for block in self._blocks(keyed):
                 stopping.begin(sum(not self._is_done(key) for one in block for key in one.keys.values()))
+                self._at_work.clear()
                 self._compute(block, step)
                 stopping.end()
         except KeyboardInterrupt as stop:
-            total, stored = sum(len(one.keys) for one in keyed), 0 if self.store.path is None else len(self._answers)
-            lost = stopping.lost + len(self._answers) - stored
-            said = f"{self.label}: {stored} of {total} answers are stored, {lost} finished ones are lost"
-            raise KeyboardInterrupt(said) from stop
+            raise KeyboardInterrupt(self._kept({key for one in keyed for key in one.keys.values()})) from stop
+
+    def _kept(self, keys: set[str]) -> str:
+        """How many answers the store has, asked anew: a Ctrl-C may come between storing and noting it."""
+        stored = set() if self.store.path is None else self.store.get(list(keys)).keys()
+        lost = (self._answers.keys() | self._at_work) & keys - stored - self._failed_items.keys()
+        return f"{self.label}: {len(stored)} of {len(keys)} answers are stored, {len(lost)} finished ones are lost"
+
+    def _blocks(self, keyed: Sequence[KeyedRequest]) -> Iterator[Sequence[KeyedRequest]]:
+        """What is answered and stored together, whatever of it is stored already."""
+        portion = getattr(self.engine, "portion", None)
+        for start in range(0, len(keyed), BLOCK):
+            block = keyed[start : start + BLOCK]
+            while block:
+                size = len(block) if portion is None else portion([one.request for one in block], self.arms)
+                yield block[:size]
+                block = block[size:]
 
     def _defined(self, requests: Sequence[KeyedRequest], answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Those of `answers` that hold no NaN or infinity; the others become failed items."""
@@ -294,6 +313,7 @@ class SharedAnswers:
         for i, name, answer in self._run([one.request for one in requests], names):
             key = requests[i].keys[name]
             answers[key] = answer
+            self._at_work.add(key)
             advance()
             if self.watch:
                 self.watch.answered(key, answer, computed=True)

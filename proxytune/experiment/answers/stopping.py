@@ -41,11 +41,6 @@ class Stopping:
     def step(self) -> None:
         self.done += 1
 
-    @property
-    def lost(self) -> int:
-        """Finished answers of the block at work; one that was tried again counts once."""
-        return min(self.done, self._total)
-
     def end(self) -> None:
         """The block is stored; raises KeyboardInterrupt if that was waited for."""
         self.done = self._total = 0
