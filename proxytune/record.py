@@ -194,6 +194,29 @@ class Answers(_Part):
     from_store: int = 0
 
 
+class ArmCost(_Part):
+    """What the answers of an arm cost that were computed, not found in the store."""
+
+    seconds: FiniteFloat
+    """Of its models and its rule, as if it had not shared the models' passes with other arms (docs/figures.md)."""
+    tokens: int
+    """Generated or scored."""
+    weights: int
+    """Bytes of the weights of its models."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+
+class TaskCosts(_Part):
+    """Where the time went in which the models ran."""
+
+    arms: dict[str, ArmCost] = {}
+    members: dict[str, FiniteFloat] = {}
+    """Role -> seconds in which its model read; a model with several roles runs once, in the first of them."""
+
+
 class Timings(_Part):
     """The only part of a record that differs when a run is repeated."""
 
@@ -206,6 +229,8 @@ class Timings(_Part):
     """Task -> what the engine ended with: less than it was given where memory ran out."""
     peak_memory: dict[str, int] = {}
     """Task -> the most bytes in use until its end: of the GPUs where there are any, or else of the process."""
+    costs: dict[str, TaskCosts] = {}
+    """Task -> costs of its arms; absent where the engine does not measure them, or computed no answer."""
     damaged_store_entries: int = 0
 
 

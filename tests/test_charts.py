@@ -252,6 +252,23 @@ def test_the_cost_is_that_of_all_arms_together(run: Path, record: dict[str, Any]
     assert "not of the whole work: text." in json.dumps(chart.to_dict())
 
 
+def test_the_cost_of_each_arm_is_its_own(run: Path, record: dict[str, Any]):
+    assert "arm_cost" not in charts([frames(run)]), "older runs have none"
+    costs = {"base": {"seconds": 2.0, "tokens": 30, "weights": 2**30}, "proxy": {"seconds": 6.0, "tokens": 30}}
+    costs["proxy"]["weights"] = 3 * 2**30
+    empty = {"base": {"seconds": 0.0, "tokens": 0, "weights": 2**31}}
+    record["provenance"]["timings"]["costs"] = {"gsm": {"arms": costs}, "text": {"arms": empty}}
+    (run / "results.json").write_text(json.dumps(record))
+    chart = charts([frames(run)])["arm_cost"]
+    cells = {(row["arm"], row["panel"]): row["value"] for row in data(chart).to_dict("records")}
+    assert cells == {
+        ("base", "gsm: tokens per second"): 15.0,
+        ("proxy", "gsm: tokens per second"): 5.0,
+        ("base", "weights of its models, GiB"): 2.0,
+        ("proxy", "weights of its models, GiB"): 3.0,
+    }
+
+
 def test_two_runs_are_told_apart(tmp_path: Path, record: dict[str, Any]):
     folders = [run_folder(tmp_path / where / "run", record, {}) for where in ("a", "b")]
     rows = data(charts([frames(folder) for folder in folders])["scores"])

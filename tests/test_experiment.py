@@ -319,6 +319,9 @@ def test_provenance_says_what_was_run_and_on_what(go, spec):
     assert {"python", "torch", "transformers", "lm-eval"} <= set(record["libraries"])
     assert record["timings"]["answers"] == {"open": {"computed": 12, "from_store": 0}}
     assert record["timings"]["batch_size"] == {"open": 32}
+    costs = record["timings"]["costs"]["open"]
+    assert set(costs["arms"]) == set(ARMS) and set(costs["members"]) == set(record["members"])
+    assert costs["arms"]["proxy"]["seconds"] > costs["arms"]["base"]["seconds"] > 0
 
 
 def test_limit_takes_the_first_items(go, tmp_path):

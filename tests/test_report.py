@@ -48,6 +48,14 @@ def test_tables_and_paired_differences_need_no_script(tmp_path: Path):
     assert "base + a (expert - antiexpert)" in shown
 
 
+def test_the_cost_of_each_arm_is_a_table(tmp_path: Path):
+    cost = {"seconds": 2.5, "tokens": 50, "weights": 3 * 2**20}
+    timings = {"costs": {"sums": {"arms": {"proxy": cost}}}}
+    shown = text_of(written(write_run(tmp_path, {"sums": items(4)}, provenance={"timings": timings})))
+    assert "weights proxy 2.5 s, 20/s 3 MiB" in shown
+    assert "Cost of each arm" not in text_of(written(write_run(tmp_path, {"sums": items(4)})))
+
+
 def test_a_run_with_a_failed_arm_and_lost_items_says_what_is_missing(tmp_path: Path):
     write_run(
         tmp_path, {"sums": items(4), "words": items(4)}, failed={"sums": {"dynamic": "ValueError: no <b>luck</b>"}}

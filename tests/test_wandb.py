@@ -152,6 +152,9 @@ def check_summary(logged: Logged, record: Record) -> None:
         answers = record.provenance.timings.answers[task_name]
         assert logged.summary[f"cost/{task_name}/computed"] == answers.computed
         assert logged.summary[f"cost/{task_name}/tokens"] == sum(arm.tokens or 0 for arm in task.arms.values())
+        for arm_name, cost in record.provenance.timings.costs[task_name].arms.items():
+            assert logged.summary[f"cost/{task_name}/{arm_name}/seconds"] == cost.seconds
+            assert logged.summary[f"cost/{task_name}/{arm_name}/weights"] == cost.weights > 0
     assert logged.summary["cost/total_seconds"] == record.provenance.timings.total_seconds
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from proxytune.experiment.answers.shared import SharedAnswers
 from proxytune.models import FamilySpec, Members
 from proxytune.provenance import code_facts, library_versions, machine_facts, peak_memory
-from proxytune.record import Answers, MemberRecord, Provenance, Timings
+from proxytune.record import Answers, ArmCost, MemberRecord, Provenance, TaskCosts, Timings
 
 
 class Ledger:
@@ -25,6 +25,7 @@ class Ledger:
         self._answers: dict[str, Answers] = {}
         self._batch_sizes: dict[str, int | None] = {}
         self._memory: dict[str, int] = {}
+        self._costs: dict[str, TaskCosts] = {}
 
     @contextmanager
     def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
@@ -38,6 +39,8 @@ class Ledger:
         self._answers[task] = Answers(computed=shared.computed, from_store=shared.read)
         self._batch_sizes[task] = getattr(shared.engine, "batch_size", None)
         self._memory[task] = peak_memory()
+        if (costs := _costs(shared)).arms:
+            self._costs[task] = costs
         self._members |= {role: _member(family, shared.ensemble, role) for role in shared.roles}
 
     def provenance(self, **asked: Any) -> Provenance:
@@ -55,9 +58,25 @@ class Ledger:
                 peak_memory=self._memory,
                 answers=self._answers,
                 batch_size=self._batch_sizes,
+                costs=self._costs,
                 damaged_store_entries=self.damaged,
             ),
         )
+
+
+def _costs(shared: SharedAnswers) -> TaskCosts:
+    """What the engine says; arms that answer like another one, which was computed for both, have its costs."""
+    taken: TaskCosts = getattr(shared.engine, "take_costs", TaskCosts)()
+    alike = {shared.keys.of_arm[name]: cost for name, cost in taken.arms.items()}
+    keys = {arm.name: shared.keys.of_arm[arm.name] for arm in shared.arms}
+    return TaskCosts(
+        arms={name: _rounded(alike[key]) for name, key in keys.items() if key in alike},
+        members={role: round(seconds, 3) for role, seconds in taken.members.items()},
+    )
+
+
+def _rounded(cost: ArmCost) -> ArmCost:
+    return cost.model_copy(update={"seconds": round(cost.seconds, 3)})
 
 
 def _member(family: FamilySpec, ensemble: Members[Any], role: str) -> MemberRecord:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
+from proxytune.models.clock import Clock
 from proxytune.models.facts import Members
 from proxytune.models.member import KVState, Member
 
@@ -36,6 +37,8 @@ class Ensemble(Members[Member]):
     ) -> None:
         """`end_tokens` are what ends an answer; None: whatever ends it for a member (`ends`)."""
         super().__init__(members, tokenizer, end_tokens)
+        self.clock = Clock()
+        """Times what each role reads, as ("prompts", role) and ("answers", role)."""
         for member in self.members.values():
             if member.vocab_size != self.vocab_size:
                 raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}")
@@ -45,8 +48,13 @@ class Ensemble(Members[Member]):
 
     def step(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         """Every role reads its tokens; logits by role, each [B_role, K, V], on one device. Rows may differ by role."""
-        read = {role: self[role].read(i.state, i.tokens, i.mask, i.keep) for role, i in inputs.items()}
+        read = {role: self._timed(role, i) for role, i in inputs.items()}
         return {role: logits.to(self.device) for role, logits in read.items()}
+
+    def _timed(self, role: str, inputs: Inputs) -> Tensor:
+        what = "answers" if inputs.state.mask.shape[1] else "prompts"
+        with self.clock.time((what, role), self[role].device):
+            return self[role].read(inputs.state, inputs.tokens, inputs.mask, inputs.keep)
 
     @property
     def device(self) -> torch.device:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import altair as alt
 import pandas as pd
 
-from proxytune.reporting import token_charts
-from proxytune.reporting.figure_style import HEIGHT, KINDS, SERIES, by_series, dots, notes, panels
+from proxytune.reporting import cost_charts, token_charts
+from proxytune.reporting.figure_style import HEIGHT, KINDS, by_series, dots, notes, panels
 from proxytune.reporting.frames import Frames
 
 
@@ -23,13 +23,13 @@ def charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.Chart]:
     """The figures that the data of `frames` (one per run) allow, by name; `columns` panels stand side by side.
 
     Names: scores, gap_closed, alpha_sweep, static_dynamic, alpha_steps, alpha_distribution, changed_tokens,
-    delta_position, cost.
+    delta_position, cost, arm_cost.
     """
     runs = _distinct_names(frames)
     results = _headline(runs)
     made = {name: draw(results, columns) for name, draw in _OF_RESULTS.items()}
     made |= token_charts.charts(runs, results, columns)
-    made["cost"] = _cost(runs, columns)
+    made |= cost_charts.charts(runs, results, columns)
     return {name: chart for name, chart in made.items() if chart is not None}
 
 
@@ -145,36 +145,6 @@ def _static_dynamic(results: pd.DataFrame, columns: int) -> alt.Chart | None:
     return dots(rows, ("value", "low", "high"), title, columns, notes("", rows, rows), bars=True)
 
 
-def _cost(runs: dict[str, Frames], columns: int) -> alt.Chart | None:
-    """Time, speed and memory of each task, of all arms together: they share the models' passes."""
-    costs = pd.concat([one.costs.assign(run=run) for run, one in runs.items()], ignore_index=True)
-    computed = costs["from_store"].fillna(0) == 0
-    costs["speed"] = (costs["tokens"] / costs["seconds"]).where(computed)
-    costs["gib"] = costs["memory"] / 2**30
-    names = dict(zip(_COSTS, _COST_NAMES, strict=True))
-    rows = costs.melt(["run", "task"], list(names), "panel", "value").dropna(subset=["value"])
-    if rows.empty:
-        return None
-    rows["panel"] = rows["panel"].map(names)
-    bars = (
-        alt.Chart()
-        .mark_bar(height=alt.RelativeBandSize(0.7))
-        .encode(
-            x=alt.X("value:Q", title=None, axis=alt.Axis(tickCount=5)),
-            y=alt.Y("task:N", title=None, sort=list(dict.fromkeys(rows["task"]))),
-            color=by_series("run", "run", list(runs)) if len(runs) > 1 else alt.value(SERIES[0]),
-            tooltip=["run", "task", alt.Tooltip("value:Q", format=".3g")],
-        )
-    )
-    bars = bars.encode(yOffset="run:N") if len(runs) > 1 else bars
-    note = "All arms together: they share the models' work."
-    if partly := ", ".join(dict.fromkeys(costs.loc[~computed, "task"])):
-        note += f"\nSome answers came from the store, so that the times are not of the whole work: {partly}."
-    return panels([bars], rows, "Cost of each task", columns, note)
-
-
-_COSTS = ("seconds", "load_seconds", "speed", "gib")
-_COST_NAMES = ("seconds", "seconds to load", "tokens per second", "peak memory, GiB")
 _OF_RESULTS: dict[str, Callable[[pd.DataFrame, int], alt.Chart | None]] = {
     "scores": _scores,
     "gap_closed": _gap_closed,

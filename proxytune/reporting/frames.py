@@ -41,6 +41,9 @@ class Frames:
     costs: pd.DataFrame
     """A row per task, of all arms together: seconds, load_seconds, computed and from_store (answers), tokens (of the
     answers, None in older records) and memory (bytes at the peak)."""
+    arm_costs: pd.DataFrame
+    """A row per task and arm whose answers were computed and timed: seconds, tokens, speed (tokens per second,
+    NaN where none) and weights (bytes), as in `proxytune.record.ArmCost`."""
 
 
 def frames(run_folder: str | Path) -> Frames:
@@ -56,6 +59,7 @@ def frames(run_folder: str | Path) -> Frames:
         weights=_weights(rows),
         traces=_traces(folder, record),
         costs=_costs(record),
+        arm_costs=_arm_costs(record),
     )
 
 
@@ -163,3 +167,14 @@ def _costs(record: Record) -> pd.DataFrame:
     columns = ["task", "seconds", "load_seconds", "computed", "from_store", "tokens", "memory"]
     numbers = dict.fromkeys(["seconds", "tokens", "memory"], float)
     return pd.DataFrame(rows, columns=columns).astype(numbers)
+
+
+def _arm_costs(record: Record) -> pd.DataFrame:
+    rows = [
+        (task, arm, cost.seconds, cost.tokens, cost.tokens_per_second, cost.weights)
+        for task, found in record.provenance.timings.costs.items()
+        for arm, cost in found.arms.items()
+        if task in record.tasks and arm in record.tasks[task].arms
+    ]
+    columns = ["task", "arm", "seconds", "tokens", "speed", "weights"]
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))

@@ -45,9 +45,17 @@ def summary_values(record: Record) -> dict[str, float]:
 
 
 def costs(frames: Frames) -> dict[str, float]:
-    """cost/<task>/<what>: seconds, load_seconds, computed, from_store, tokens and memory, as far as they are known."""
-    rows = frames.costs.melt("task").dropna(subset=["value"])
-    return {f"cost/{task}/{what}": float(value) for task, what, value in rows.itertuples(index=False)}
+    """cost/<task>/<what> and cost/<task>/<arm>/<what>, as far as they are known.
+
+    Of a task: seconds, load_seconds, computed, from_store, tokens and memory; of an arm seconds, tokens, speed (tokens
+    per second) and weights (bytes).
+    """
+    tasks = frames.costs.melt("task").dropna(subset=["value"])
+    arms = frames.arm_costs.melt(["task", "arm"]).dropna(subset=["value"])
+    named = {f"cost/{task}/{what}": float(value) for task, what, value in tasks.itertuples(index=False)}
+    return named | {
+        f"cost/{task}/{arm}/{what}": float(value) for task, arm, what, value in arms.itertuples(index=False)
+    }
 
 
 def _arm_values(task: TaskRecord, arm: ArmRecord) -> Iterator[tuple[str, float | None]]:

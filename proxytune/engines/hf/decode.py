@@ -139,7 +139,9 @@ class Decoding:
             if not numbers:
                 continue
             branches = [self.branches[number] for number in numbers]
-            fused, weights_Tn = arm.answer(self._logits(arm, branches))
+            logits = self._logits(arm, branches)
+            with self.members.ensemble.clock.time(("rule", arm.name), self.members.ensemble.device):
+                fused, weights_Tn = arm.answer(logits)
             steps = [(branch.pending.request, len(branch.tokens)) for branch in branches]
             tokens = choose(fused, steps, noise).where(fused.amax(-1).isfinite(), UNDEFINED)
             self.tracer.note(arm, branches, fused, tokens)

@@ -7,6 +7,7 @@ from typing import ClassVar, TypeVar
 
 from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
+from proxytune.engines.hf.costs import added, costs
 from proxytune.engines.hf.decode import generate_all
 from proxytune.engines.hf.score import score_some
 from proxytune.engines.hf.work import portion
@@ -16,6 +17,7 @@ from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.threads import few_threads
+from proxytune.record import TaskCosts
 
 DEFAULT_BATCH_SIZE = 32
 Finished = TypeVar("Finished")
@@ -39,6 +41,7 @@ class HFEngine:
                 f"engine.batch_size = {batch_size}: give a number of requests >= 1, or null for {DEFAULT_BATCH_SIZE}"
             )
         self.ensemble = ensemble
+        self._costs = TaskCosts()
         self.batches = Batches(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
         self._asked_size = self.batches.size
 
@@ -99,7 +102,32 @@ class HFEngine:
         members = self._distinct(requests, arms)
         pending = [Pending(index, request, tuple(arms)) for index, request in enumerate(requests)]
         pending.sort(key=lambda one: order(one.request))
-        return self._on_few_threads(self.batches.run(pending, lambda queue: answer(members, arms, queue), progress))
+        answers = self.batches.run(pending, lambda queue: answer(members, arms, queue), progress)
+        return self._on_few_threads(self._charged(answers, members, requests, arms))
+
+    def _charged(
+        self,
+        answers: Iterator[tuple[int, str, AnswerT]],
+        members: DistinctMembers,
+        requests: Sequence[RequestT],
+        arms: Sequence[Arm],
+    ) -> Iterator[tuple[int, str, AnswerT]]:
+        """`answers`; once all are there, what they cost is added to the costs."""
+        clock, tokens = self.ensemble.clock, {arm.name: dict[int, Sequence[int]]() for arm in arms}
+        clock.running = True
+        clock.read()
+        try:
+            for index, name, answer in answers:
+                tokens[name][index] = _tokens(requests[index], answer)
+                yield index, name, answer
+        finally:
+            clock.running = False
+        self._costs = added(self._costs, costs(members, arms, tokens, clock.read()))
+
+    def take_costs(self) -> TaskCosts:
+        """What the answers since the last call of this cost."""
+        taken, self._costs = self._costs, TaskCosts()
+        return taken
 
     def _distinct(self, requests: Sequence[Request], arms: Sequence[Arm]) -> DistinctMembers:
         prompts = {id(request.prompt): request.prompt for request in requests}.values()
@@ -109,3 +137,8 @@ class HFEngine:
     def _on_few_threads(self, answers: Iterator[Finished]) -> Iterator[Finished]:
         with few_threads(self.ensemble.members.values()):
             yield from answers
+
+
+def _tokens(request: ScoreRequest | GenerateRequest, answer: Scored | Generated) -> Sequence[int]:
+    """What the members read of an answer."""
+    return answer.tokens if isinstance(answer, Generated) else getattr(request, "continuation", ())

@@ -110,7 +110,8 @@ def _score_targets(
         at = torch.tensor([n for n, _ in aimed], device=device)
         tokens = torch.tensor([target.token for _, target in aimed], device=device)
         for arm in arms:
-            new = _token_scores(arm, members.by_role(arm.roles, logits_NV), at, tokens)
+            with members.ensemble.clock.time(("rule", arm.name), device):
+                new = _token_scores(arm, members.by_role(arm.roles, logits_NV), at, tokens)
             for (_, target), score in zip(aimed, new, strict=True):
                 scores[target.request, arm.name].append(score)
 

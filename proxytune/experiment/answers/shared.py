@@ -16,6 +16,7 @@ from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.answers.tracing import NO_TRACES, Tracing, lacks_trace
 from proxytune.fusion.arm import Arm
 from proxytune.models.facts import Members
+from proxytune.record import TaskCosts
 
 log = logging.getLogger(__name__)
 BLOCK = 128
@@ -73,6 +74,10 @@ class LazyEngine:
 
     def portion(self, requests: Sequence[Request], arms: Sequence[Arm]) -> int:
         return getattr(self.load(), "portion", lambda requests, arms: len(requests))(requests, arms)
+
+    def take_costs(self) -> TaskCosts:
+        """As `HFEngine.take_costs`; nothing where nothing was loaded."""
+        return getattr(self._engine, "take_costs", TaskCosts)()
 
     @property
     def batch_size(self) -> int | None:

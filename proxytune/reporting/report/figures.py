@@ -46,7 +46,7 @@ def _frames(run: Run) -> list[Frames]:
         run.missing.append(f"The figures are without this run: {error}.")
         return []
     # Characters that end a line end an expression of Vega too.
-    names = ("results", "items", "weights", "traces", "costs")
+    names = ("results", "items", "weights", "traces", "costs", "arm_costs")
     shown: dict[str, Any] = {name: _visible(getattr(found, name)) for name in names}
     return [replace(found, **shown)]
 

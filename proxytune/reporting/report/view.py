@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -10,10 +10,13 @@ from typing import Any
 
 import yaml
 
-from proxytune.record import FILE, ArmRecord, MemberRecord, TaskRecord
+from proxytune.record import FILE, ArmCost, ArmRecord, MemberRecord, TaskRecord
+from proxytune.reporting.columns import Cell
 from proxytune.reporting.report.differences import paired
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.tables import Report, Table, tabulate
+
+COSTS = "Cost of each arm: seconds, tokens per second"
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class View:
         return paired(self.run.record)
 
     @property
+    def costs(self) -> Table:
+        """Arms down, tasks across: seconds and tokens per second of each arm, and last the size of its models."""
+        costs = self.run.record.provenance.timings.costs
+        arms = dict.fromkeys(arm for task in costs.values() for arm in task.arms)
+        rows = {arm: [task.arms.get(arm) for task in costs.values()] for arm in arms}
+        return Table(
+            COSTS, [*costs, "weights"], {arm: [*map(_cost, found), _size(found)] for arm, found in rows.items()}
+        )
+
+    @property
     def config(self) -> str:
         return yaml.safe_dump(self.run.config, sort_keys=False, allow_unicode=True) if self.run.config else ""
 
@@ -84,6 +97,19 @@ def _roles(task: TaskRecord, arm: ArmRecord) -> Iterator[str]:
     for role in arm.roles:
         kind, _, name = role.partition(":")
         yield f"{kind} of the task" if name and name == task.expert else role
+
+
+def _cost(cost: ArmCost | None) -> Cell:
+    if cost is None:
+        return Cell("·")
+    speed = cost.tokens_per_second
+    return Cell(f"{cost.seconds:.3g} s" + ("" if speed is None else f", {speed:.3g}/s"))
+
+
+def _size(costs: Sequence[ArmCost | None]) -> Cell:
+    """The most that any task takes."""
+    most = max(cost.weights for cost in costs if cost is not None)
+    return Cell(f"{most / 2**30:.3g} GiB" if most > 2**30 else f"{most / 2**20:.3g} MiB")
 
 
 def source(member: MemberRecord) -> str:

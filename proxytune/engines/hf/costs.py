@@ -1,0 +1,72 @@
+"""What an arm's answers cost, though arms share the models' passes.
+
+An arm is charged what it would have taken without the others: the whole time in which its models read the prompts; of
+the time in which they read answers, the part of its own tokens among all different ones that the model read; and the
+time of its rule. A pass that three arms share therefore counts for each, and the arms' seconds add up to more than the
+task's. The part by tokens is an estimate: a batch with fewer rows takes more time for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+
+from proxytune.fusion.arm import Arm
+from proxytune.models.distinct import DistinctMembers
+from proxytune.models.ensemble import Ensemble
+from proxytune.record import ArmCost, TaskCosts
+
+Answers = Mapping[str, Mapping[int, Sequence[int]]]
+"""Arm -> request -> the tokens of its answer."""
+
+
+def costs(
+    members: DistinctMembers, arms: Sequence[Arm], answers: Answers, seconds: Mapping[Hashable, float]
+) -> TaskCosts:
+    """Of one call of the engine, from the `seconds` of its clock."""
+    read = {role: _different(role, members, arms, answers) for role in members.roles}
+    found = {}
+    for arm in arms:
+        tokens = sum(map(len, answers[arm.name].values()))
+        spent = seconds.get(("rule", arm.name), 0.0)
+        for role in members.needed(arm.roles):
+            part = tokens / read[role] if read[role] else 0.0
+            spent += seconds.get(("prompts", role), 0.0) + part * seconds.get(("answers", role), 0.0)
+        found[arm.name] = ArmCost(seconds=spent, tokens=tokens, weights=weight_bytes(members.ensemble, arm.roles))
+    by_member = {role: sum(seconds.get((what, role), 0.0) for what in ("prompts", "answers")) for role in members.roles}
+    return TaskCosts(arms=found, members=by_member)
+
+
+def added(one: TaskCosts, other: TaskCosts) -> TaskCosts:
+    """The costs of both."""
+    arms = dict(one.arms)
+    for name, cost in other.arms.items():
+        before = arms.get(name, ArmCost(seconds=0.0, tokens=0, weights=0))
+        arms[name] = ArmCost(
+            seconds=before.seconds + cost.seconds, tokens=before.tokens + cost.tokens, weights=cost.weights
+        )
+    roles = {**one.members, **other.members}
+    members = {role: one.members.get(role, 0.0) + other.members.get(role, 0.0) for role in roles}
+    return TaskCosts(arms=arms, members=members)
+
+
+def weight_bytes(ensemble: Ensemble, roles: Sequence[str]) -> int:
+    """Of the weights that are loaded for `roles`; a model with adapters that several roles share counts once."""
+    models = {id(ensemble[role].model): ensemble[role].model for role in roles}
+    return sum(weight.nbytes for model in models.values() for weight in model.parameters())
+
+
+def _different(role: str, members: DistinctMembers, arms: Sequence[Arm], answers: Answers) -> int:
+    """How many tokens of answers `role` reads if equal beginnings of the answers to a request are read once."""
+    sharing = [answers[arm.name] for arm in arms if role in members.needed(arm.roles)]
+    requests = dict.fromkeys(index for of_arm in sharing for index in of_arm)
+    return sum(_nodes(of_arm[index] for of_arm in sharing if index in of_arm) for index in requests)
+
+
+def _nodes(sequences: Iterable[Sequence[int]]) -> int:
+    """The different beginnings, each counted once and the empty one not."""
+    children: dict[tuple[int, int], int] = {}
+    for sequence in sequences:
+        node = 0
+        for token in sequence:
+            node = children.setdefault((node, token), len(children) + 1)
+    return len(children)

@@ -1,0 +1,58 @@
+"""Seconds of what models and rules do, also on a GPU, which is still at work when a call returns."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+_KEPT = 4096
+"""Pairs of CUDA events before the oldest, long past, are read."""
+
+
+class Clock:
+    """Seconds by key while it is running; stopped, it costs nothing."""
+
+    def __init__(self) -> None:
+        self.running = False
+        self._seconds: dict[Hashable, float] = defaultdict(float)
+        self._events: list[tuple[Hashable, torch.cuda.Event, torch.cuda.Event]] = []
+
+    def time(self, key: Hashable, device: torch.device) -> AbstractContextManager[None]:
+        """The time on `device` of what is within is added to that of `key`."""
+        if not self.running:
+            return nullcontext()
+        return self._on_gpu(key, device) if device.type == "cuda" else self._here(key)
+
+    def read(self) -> dict[Hashable, float]:
+        """The seconds since the last reading; waits for the GPUs."""
+        self._settle(len(self._events))
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return seconds
+
+    @contextmanager
+    def _here(self, key: Hashable) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[key] += time.perf_counter() - start
+
+    @contextmanager
+    def _on_gpu(self, key: Hashable, device: torch.device) -> Iterator[None]:
+        stream = torch.cuda.current_stream(device)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        yield
+        end.record(stream)
+        self._events.append((key, start, end))
+        if len(self._events) > _KEPT:
+            self._settle(_KEPT // 2)
+
+    def _settle(self, count: int) -> None:
+        """The oldest `count` events become seconds."""
+        for key, start, end in self._events[:count]:
+            end.synchronize()
+            self._seconds[key] += start.elapsed_time(end) / 1000
+        del self._events[:count]
