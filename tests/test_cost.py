@@ -9,6 +9,7 @@ from tiny import tiny_family
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.hf.costs import added, costs, weight_bytes
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
+from proxytune.experiment import ledger
 from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
 from proxytune.models import clock as clocks
@@ -90,6 +91,27 @@ def test_scored_answers_cost_what_they_cost_alone(family, ticks) -> None:
         list(engine.score(requests, [arm]))
         assert together.arms[arm.name] == engine.take_costs().arms[arm.name]
     assert together.arms["proxy"].tokens == 5 + 6 + 7 + 8
+
+
+def test_loading_is_taken_off_a_tasks_time_only_where_it_is_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(ledger.time, "perf_counter", lambda: now[0])
+    noted = ledger.Ledger()
+
+    def take(seconds: float) -> None:
+        now[0] += seconds
+
+    with noted.time("load_seconds", "before"):
+        take(5.0)
+    with noted.time("task_seconds", "before"):
+        take(2.0)
+    with noted.time("task_seconds", "within"):
+        take(1.0)
+        with noted.time("load_seconds", "within"):
+            take(3.0)
+    timings = noted.provenance(config=None, seed=0, limit=None, num_fewshot=None).timings
+    assert timings.task_seconds == {"before": 2.0, "within": 1.0}
+    assert timings.load_seconds == {"before": 5.0, "within": 3.0}
 
 
 def test_weights_of_a_shared_module_count_once(family, adapter_family) -> None:

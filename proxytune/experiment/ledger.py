@@ -30,9 +30,9 @@ class Ledger:
     @contextmanager
     def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
         """The time of what is within; that of loading a task's models is no part of the task's own."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._seconds["load_seconds"].get(task, 0.0)
         yield
-        loading = 0.0 if what == "load_seconds" else self._seconds["load_seconds"].get(task, 0.0)
+        loading = 0.0 if what == "load_seconds" else self._seconds["load_seconds"].get(task, 0.0) - before
         self._seconds[what][task] = round(_since(start) - loading, 3)
 
     def note(self, task: str, family: FamilySpec, shared: SharedAnswers) -> None:
