@@ -16,10 +16,21 @@ from typing import ClassVar
 import pytest
 import torch
 from engine_reference import plain_logits
-from tiny import _wide, save_adapter_family, tiny_llama
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import _wide, save_adapter_family, save_member, tiny_llama, tiny_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from proxytune.engines.vllm import installed
+from proxytune.engines.vllm.adapters import is_plain_lora, lora_weights
 from proxytune.engines.vllm.copies import place_of
 from proxytune.engines.vllm.heads import head_width, pad_heads, paddable
 from proxytune.engines.vllm.launch import engine_arguments
@@ -32,6 +43,8 @@ from proxytune.fusion.arm import Arm
 from proxytune.fusion.contrastive import Contrastive
 from proxytune.models import FamilySpec, Source, load
 
+TOKENIZER = tiny_tokenizer()
+V = len(TOKENIZER)
 BOTH = ("expert:math", "expert:code")
 ARMS = (
     Arm("proxy", rule=Static(1.0), experts=BOTH[:1]),
@@ -343,3 +356,53 @@ def test_a_member_with_narrow_heads_gets_a_padded_copy(tmp_path: Path, monkeypat
     tokens = tuple(range(5, 25))
     expected, found = (plain_logits(ensemble, role, tokens) for role in ("base", "antiexpert"))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "plain"),
+    [
+        ({}, True),
+        ({"use_rslora": True}, True),
+        ({"use_dora": True}, False),
+        ({"bias": "all"}, False),
+        ({"rank_pattern": {"q_proj": 2}}, False),
+        ({"target_modules": ["lm_head"]}, False),
+        ({"init_lora_weights": "pissa"}, False),
+    ],
+    ids=str,
+)
+def test_which_adapters_are_two_matrices_beside_each_layer(tmp_path: Path, changes: dict, plain: bool):
+    path = save_member(tmp_path / "model", tiny_llama(V, seed=1), TOKENIZER)
+    config = LoraConfig(r=2, **({"target_modules": ["q_proj"], "task_type": "CAUSAL_LM"} | changes))
+    get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(tmp_path / "adapter")
+    source = Source(str(path), adapter=str(tmp_path / "adapter"))
+    assert is_plain_lora(source, AutoConfig.from_pretrained(path)) is plain
+    assert not is_plain_lora(source, GPT2Config())
+
+
+def test_the_scaled_matrices_are_what_peft_adds(tmp_path: Path):
+    path = save_member(tmp_path / "model", tiny_llama(V, seed=1), TOKENIZER)
+    plain = AutoModelForCausalLM.from_pretrained(path)
+    config = LoraConfig(r=4, lora_alpha=7, use_rslora=True, target_modules=["v_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(path), config).save_pretrained(tmp_path / "adapter")
+    found = list(lora_weights(Place(str(path), adapter=str(tmp_path / "adapter"))))
+    assert [name for name, *_ in found] == [f"model.layers.{i}.self_attn.v_proj" for i in range(2)]
+    merged = PeftModel.from_pretrained(plain, tmp_path / "adapter").merge_and_unload()
+    before = AutoModelForCausalLM.from_pretrained(path)
+    for name, a, b in found:
+        difference = merged.get_submodule(name).weight - before.get_submodule(name).weight
+        torch.testing.assert_close(b @ a, difference, atol=1e-6, rtol=1e-4)
+
+
+def test_members_that_differ_in_adapters_alone_share_a_module():
+    small, other = Place("small", "a1"), Place("small", "b2")
+    members = {"base": Place("large"), "antiexpert": small, "expert:x": Place("other"), "expert:y": other}
+    assert FusedSettings(members, 9).modules == [("base",), ("antiexpert",), ("expert:x",), ("expert:y",)]
+    adapted = members | {"expert:math": Place("small", "a1", "adapter"), "tuned:twin": Place("large")}
+    assert FusedSettings(adapted, 9).modules == [
+        ("base",),
+        ("antiexpert", "expert:math"),
+        ("expert:x",),
+        ("expert:y",),
+        ("tuned:twin",),
+    ]

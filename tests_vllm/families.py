@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from engine_reference import fused_after
@@ -93,12 +94,14 @@ def save(kind: str, folder: Path) -> FamilySpec:
 
 
 def _save_adapters(folder: Path) -> FamilySpec:
+    """Two experts that are plain LoRA over the antiexpert, and one of another form, which is merged."""
     family = save("sliding_expert", folder)
     assert family.antiexpert is not None
     experts = {}
-    for seed, name in enumerate(("math", "trivia")):
+    for seed, name in enumerate(("math", "trivia", "dora")):
         torch.manual_seed(seed)
-        config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        form: dict[str, Any] = {"use_dora": name == "dora", "use_rslora": name == "trivia"}
+        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **form)
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(family.antiexpert.path), config)
         for key, weight in adapted.named_parameters():
             if "lora_" in key:

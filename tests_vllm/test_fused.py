@@ -51,7 +51,7 @@ class Both:
             Arm("zero", rule=Static(0.0), experts=one),
             Arm("mixed", rule=Static(mixed), experts=several),
             Arm("dynamic", rule=MatchKL(), experts=one),
-            Arm("joint", rule=MatchKL(low=-0.5, high=1.5, experts="joint"), experts=several),
+            Arm("joint", rule=MatchKL(low=-0.5, high=1.5, experts="joint"), experts=several[:2]),
             Arm("contrastive", rule=Contrastive()),
             Arm("small base", base=one[0], rule=Static(-0.5), experts=("base",)),
         ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from families import save
 from vllm.engine.arg_utils import EngineArgs
 
 from proxytune.engines.vllm.launch import engine_arguments
 from proxytune.engines.vllm.members import member_config
-from proxytune.engines.vllm.settings import Place
-from proxytune.models import describe
+from proxytune.engines.vllm.settings import FusedSettings, Place
+from proxytune.models import FamilySpec, describe
 
 
 def test_window_sizes_and_compile_key_are_the_members_own(tmp_path: Path):
@@ -35,3 +37,24 @@ def test_window_sizes_and_compile_key_are_the_members_own(tmp_path: Path):
     ]
     assert len({one.compute_hash() for one in own.values()}) == 3, "equal shapes must not share compiled code"
     assert all(one.quant_config is None for one in own.values())
+
+
+def test_plain_lora_experts_go_through_the_weights_of_their_model_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An adapter of another form, one without company and a second process have a merged copy instead."""
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    family = save("adapters", tmp_path)
+    assert family.antiexpert is not None
+    settings = _settings(family)
+    together = ("antiexpert", "expert:math", "expert:trivia")
+    assert settings.modules == [("base",), together, ("expert:dora",)]
+    assert settings.members["expert:dora"].path.startswith(str(tmp_path / "cache"))
+    apart = _settings(family, tensor_parallel=2)
+    assert [len(roles) for roles in apart.modules] == [1] * 5
+    alone = FamilySpec.of({"base": family.base, "tuned": {"math": family.experts["math"]}})
+    assert all(place.adapter is None for place in _settings(alone).members.values())
+
+
+def _settings(family: FamilySpec, **options: Any) -> FusedSettings:
+    return FusedSettings.from_dict(engine_arguments(describe(family), family, **options)["hf_overrides"]["proxytune"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from proxytune.engines.vllm.adapters import is_plain_lora
 from proxytune.engines.vllm.copies import place_of
 from proxytune.engines.vllm.heads import head_width, paddable
-from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, arm_to_dict
+from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, Place, arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.facts import MemberFacts, Members
@@ -44,7 +46,11 @@ def engine_arguments(
     """
     members = _checked(members, family)
     sources = {role: family.sources[role] for role in members.members}
-    places = {role: place_of(role, source, _padding(role, members[role])) for role, source in sources.items()}
+    shared = _shared(sources, members) if tensor_parallel == 1 else frozenset()
+    places = {
+        role: _beside(source) if role in shared else place_of(role, source, _padding(role, members[role]))
+        for role, source in sources.items()
+    }
     named = None if arms is None else {arm.name: arm for arm in arms}
     for arm in (named or {}).values():
         arm_to_dict(arm)  # refuses rules that the engine's process cannot build
@@ -108,6 +114,23 @@ def _check_known(role: str, member: MemberFacts) -> None:
     if not set(named) & set(ModelRegistry.get_supported_archs()):
         kind = ", ".join(named) or member.config.model_type
         raise UserError(f"{role}: vLLM knows no architecture {kind}: use engine=hf, or another model")
+
+
+def _shared(sources: Mapping[str, Source], members: Members[MemberFacts]) -> frozenset[str]:
+    """The roles whose LoRA adapters need no copy of the model under them: another member reads the same model."""
+    uses = Counter(source.module for source in sources.values())
+    return frozenset(
+        role
+        for role, source in sources.items()
+        if source.adapter is not None
+        and uses[source.module] > 1
+        and _padding(role, members[role]) is None
+        and is_plain_lora(source, members[role].config)
+    )
+
+
+def _beside(source: Source) -> Place:
+    return Place(source.path, source.revision, source.adapter, source.adapter_revision)
 
 
 def _padding(role: str, member: MemberFacts) -> int | None:

@@ -5,26 +5,31 @@ Shapes: n rows, H the sum of the members' hidden sizes, V the family's vocabular
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, VllmConfig
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.sequence import IntermediateTensors
 
+from proxytune.engines.vllm.adapters import add_lora, lora_weights, share_attention
 from proxytune.engines.vllm.members import member_config
 from proxytune.engines.vllm.rows import COLUMNS, Group
 from proxytune.engines.vllm.runners import V1Rows, V2State, rows_of
-from proxytune.engines.vllm.settings import KEY, FusedSettings
+from proxytune.engines.vllm.settings import KEY, FusedSettings, Place
 from proxytune.fusion.rule import Fused
 
 
 class FusedForCausalLM(nn.Module):
-    """Members of any text architecture that vLLM knows, each with layers and KV caches of its own.
+    """Members of any text architecture that vLLM knows, each with KV caches of its own.
+
+    Members that differ in their LoRA adapters alone go through the same weights together.
 
     vLLM finds their attention layers by name and sizes KV blocks for all of them together.
     """
@@ -36,16 +41,17 @@ class FusedForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         self.settings = FusedSettings.from_dict(getattr(vllm_config.model_config.hf_config, KEY))
-        self.names = {role: f"member_{i}" for i, role in enumerate(self.settings.members)}
+        self.roles = {f"member_{i}": roles for i, roles in enumerate(self.settings.modules)}
+        self.names = {role: name for name, roles in self.roles.items() for role in roles}
         self.sizes: dict[str, int] = {}
         self.secondary_weights: list[DefaultModelLoader.Source] = []
         self.width = vllm_config.model_config.get_vocab_size()
-        for role, place in self.settings.members.items():
-            name = self.names[role]
-            config = member_config(vllm_config, place, name)
-            self.add_module(name, initialize_model(config, prefix=name))
-            self.sizes[role] = config.model_config.get_hidden_size()
-            if self.sizes.keys() != {role}:
+        for name, roles in self.roles.items():
+            place = self.settings.members[roles[0]]
+            module, size = _module(vllm_config, place, name, len(roles))
+            self.add_module(name, module)
+            self.sizes |= dict.fromkeys(roles, size)
+            if name != "member_0":
                 self.secondary_weights.append(
                     DefaultModelLoader.Source(
                         place.path,
@@ -74,7 +80,11 @@ class FusedForCausalLM(nn.Module):
         columns: Tensor | None = None,
     ) -> Tensor:
         """[n, H + COLUMNS]: the members' hidden states side by side, then whose row it is (`rows`)."""
-        hidden = [self.member(role)(input_ids, positions) for role in self.names]
+        hidden = []
+        for name, roles in self.roles.items():
+            parts = len(roles)
+            states = self.get_submodule(name)(*(x.repeat(parts) if parts > 1 else x for x in (input_ids, positions)))
+            hidden += states.chunk(parts)
         if columns is None:
             columns = V1Rows.columns(positions)
         return torch.cat([*hidden, columns.to(hidden[0])], dim=-1)
@@ -106,7 +116,15 @@ class FusedForCausalLM(nn.Module):
             member: Any = self.get_submodule(name)
             inner = member.load_weights((key.removeprefix(f"{name}."), weight) for key, weight in own)
             loaded |= {f"{name}.{key}" for key in inner}
+        self._load_adapters()
         return loaded
+
+    def _load_adapters(self) -> None:
+        for name, roles in self.roles.items():
+            for part, role in enumerate(roles):
+                place = self.settings.members[role]
+                if place.adapter is not None:
+                    add_lora(self.get_submodule(name), lora_weights(place), part, len(roles))
 
     def _member_of(self, weight: str) -> str:
         name = weight.partition(".")[0]
@@ -115,6 +133,21 @@ class FusedForCausalLM(nn.Module):
     def get_model_state_cls(self) -> type[V2State]:
         """vLLM's hook: what the V2 runner keeps for each request."""
         return V2State
+
+
+def _module(config: VllmConfig, place: Place, name: str, parts: int) -> tuple[nn.Module, int]:
+    """The model at `place` and its hidden size; with `parts` > 1 it reads the rows of so many members, one after
+    another, each with KV caches of its own."""
+    own = member_config(config, place, name)
+    if parts > 1:
+        # Compiled code is made for at most as many rows as a batch has tokens.
+        own.compilation_config = copy.copy(own.compilation_config)
+        own.compilation_config.mode = CompilationMode.NONE
+    module = initialize_model(own, prefix=name)
+    if parts > 1:
+        others = [initialize_model(own, prefix=f"{name}_part_{part}") for part in range(1, parts)]
+        share_attention(module, others, Attention)
+    return module, own.model_config.get_hidden_size()
 
 
 def _answer(group: Group, members: dict[str, tuple[Tensor, dict[int, int]]]) -> Fused:

@@ -29,6 +29,9 @@ class Place:
 
     path: str
     revision: str | None = None
+    adapter: str | None = None
+    """A LoRA adapter over them, which other members at the same place do not have."""
+    adapter_revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,16 @@ class FusedSettings:
         arms = None if values["arms"] is None else [arm_from_dict(arm) for arm in values["arms"]]
         members = {role: Place(**place) for role, place in values["members"].items()}
         return cls(members, values["vocab_size"], None if arms is None else {arm.name: arm for arm in arms})
+
+    @property
+    def modules(self) -> list[tuple[str, ...]]:
+        """The roles that go through the same weights together: those that differ in their adapters alone."""
+        groups: dict[object, list[str]] = {}
+        adapted = {(place.path, place.revision) for place in self.members.values() if place.adapter is not None}
+        for role, place in self.members.items():
+            where = place.path, place.revision
+            groups.setdefault(where if where in adapted else role, []).append(role)
+        return [tuple(roles) for roles in groups.values()]
 
     @property
     def widest(self) -> Arm:

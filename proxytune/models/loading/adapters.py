@@ -36,13 +36,13 @@ def modules_of(sources: Mapping[str, Source]) -> dict[str, Hashable]:
     found, types = {role: _module_of(source) for role, source in sources.items()}, dict[Hashable, str]()
     for role, source in sources.items():
         if source.adapter is not None:
-            kind, module = str(_config(source).peft_type), found[role]
+            kind, module = str(adapter_config(source).peft_type), found[role]
             found[role] = module if types.setdefault(module, kind) == kind else (module, kind)
     return found
 
 
 def _module_of(source: Source) -> Hashable:
-    if source.adapter is None or not alters(_config(source)):
+    if source.adapter is None or not alters(adapter_config(source)):
         return source.module
     return source.module, source.adapter, source.adapter_revision
 
@@ -65,7 +65,7 @@ def over_changed_module(config: PeftConfig) -> dict[str, Any]:
 
 def check_adapter(source: Source) -> None:
     """UserError for an adapter that cannot be used, from its configuration alone."""
-    config = _config(source)
+    config = adapter_config(source)
     check_kind(config, repr(source.adapter))
     if _initialised(config).startswith(_NOT_SAVED):
         raise UserError(
@@ -110,7 +110,7 @@ def load_adapter(model: Module, role: str, source: Source, name: str) -> PeftMod
     """Puts the adapter of `source` on `model` under `name`; UserError where it does not fit to the last tensor."""
     adapter = str(source.adapter)
     misfit = f"{role}: adapter {adapter!r} does not fit {source.path!r}: "
-    config = _config(source)
+    config = adapter_config(source)
     config.inference_mode = True
     try:
         if not isinstance(model, PeftModel):
@@ -132,7 +132,7 @@ def _missing(model: PeftModel, names: Sequence[str]) -> list[str]:
 
 def needs_others_first(source: Source) -> bool:
     """Whether PEFT can put no adapter without trainable tokens on the module after this one."""
-    return source.adapter is not None and bool(getattr(_config(source), "trainable_token_indices", None))
+    return source.adapter is not None and bool(getattr(adapter_config(source), "trainable_token_indices", None))
 
 
 def hashes(model: Module) -> dict[str, str]:
@@ -147,7 +147,7 @@ def _hash(weight: Tensor) -> str:
     return hashlib.sha256(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
-def _config(source: Source) -> PeftConfig:
+def adapter_config(source: Source) -> PeftConfig:
     """UserError for a kind of adapter, or a setting of one, that the installed PEFT does not know."""
     path, revision = str(source.adapter), source.adapter_revision
     settings = read_json(cast(Path, locate(path, "adapter_config.json", revision)))
