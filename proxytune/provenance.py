@@ -66,6 +66,14 @@ def source_hash() -> str:
 
 
 @lru_cache(maxsize=1)
+def package_hash() -> str:
+    """Hash of all code and configurations of this package: what makes results of answers, too."""
+    package = Path(proxytune.__file__).parent
+    files = sorted(path for kind in ("*.py", "*.yaml") for path in package.rglob(kind))
+    return digest(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes()))
+
+
+@lru_cache(maxsize=1)
 def code_version() -> str:
     """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored beside each answer."""
     facts = [source_hash(), version("torch"), version("transformers")]

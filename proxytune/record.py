@@ -17,6 +17,8 @@ from proxytune.errors import UserError
 
 FORMAT = 1
 FILE = "results.json"
+ERROR = "error.txt"
+"""Why a job of a sweep has no results, beside where they would be."""
 NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bits", "bleu", "chrf", "ter"}
 """Metrics that are not between 0 and 1; all others are, and are shown in percent."""
 

@@ -125,6 +125,15 @@ def test_a_sweep_with_failures_has_its_table_and_says_which_failed(command: Comm
     assert "| 1 | 9 | – |" in Path("sweep/sweep.md").read_text()
 
 
+def test_a_failed_job_is_told_of_in_its_folder_until_it_is_run_again(command: Command, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_TOKEN", "the disk is")
+    assert command("-m", "arms.proxy.rule.weights=9,3", "output=sweep")[0] == 1
+    assert Path("sweep/0/error.txt").read_text() == "*** full\n"  # as in a log, nothing that is secret
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: Record(tasks={}))
+    assert command("-m", "arms.proxy.rule.weights=9,3", "output=sweep")[0] == 0
+    assert not Path("sweep/0/error.txt").exists()
+
+
 @pytest.mark.parametrize(("headline", "cell"), [("base", "25.0 ± 1.0"), ("proxy", "20.0 ± 2.0")])
 def test_the_headline_arm_stands_in_the_table(command: Command, headline: str, cell: str) -> None:
     assert command("-m", "arms.proxy.rule.weights=2,4", f"headline={headline}", "output=sweep")[0] == 0

@@ -6,7 +6,7 @@ import copy
 import logging
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from proxytune.cli import secrets
 from proxytune.cli.arguments import flag_parser, help_text, parse
 from proxytune.cli.hydra_errors import COMPOSING, one_line
 from proxytune.cli.hydra_security import check_hydra
-from proxytune.cli.run_folder import NOTES
+from proxytune.cli.run_folder import NOTES, note_failure
 from proxytune.compat.hydra import Hydra, application, swept
 from proxytune.errors import UserError, error_line
 from proxytune.folders import config_dir
@@ -31,9 +31,8 @@ Check = Callable[[DictConfig], object]
 """What looks at a composed configuration before anything is written or loaded; raises UserError."""
 Work = Callable[[DictConfig, Path], object]
 """What is done with a composed configuration and the job's output folder; what it returns is for an optimiser."""
-AfterSweep = Callable[[Path, Sequence[Sequence[str]], Mapping[tuple[str, ...], str], DictConfig], object]
-"""What is done when a sweep is over: its folder, the overrides of its jobs, what became of those that failed, and the
-sweep's own configuration."""
+AfterSweep = Callable[[Path, Sequence[Sequence[str]], DictConfig], object]
+"""What is done when a sweep is over: its folder, the overrides of its jobs, and the sweep's own configuration."""
 
 
 class OurError(Exception):
@@ -49,8 +48,6 @@ class Job:
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        self.errors: dict[tuple[str, ...], str] = {}
-        """Of the jobs of a sweep that failed in this process, by their overrides."""
 
     def __call__(self, config: DictConfig) -> object:
         """What the work returns, or its error."""
@@ -58,12 +55,12 @@ class Job:
         try:
             return self.work(config, folder)
         except Exception as error:
-            self.errors[tuple(HydraConfig.get().overrides.task)] = _line(error)
-            if isinstance(error, UserError):
-                _remove_notes(folder)
             # Hydra announces a raised error with a line of its own: useful only where it says which job failed.
             if HydraConfig.get().mode != RunMode.MULTIRUN:
+                if isinstance(error, UserError):
+                    _remove_notes(folder)
                 return OurError(error)
+            note_failure(folder, _line(error))
             if isinstance(error, UserError):
                 log.error(error)
             raise OurError(error) from error
@@ -123,7 +120,7 @@ class Command(NamedTuple):
         finally:
             sweep, jobs = swept(hydra)
             if self.after_sweep is not None and sweep is not None:
-                self.after_sweep(Path(sweep.hydra.sweep.dir), jobs, job.errors, sweep)
+                self.after_sweep(Path(sweep.hydra.sweep.dir), jobs, sweep)
 
 
 def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:

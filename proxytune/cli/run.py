@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,11 +114,16 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
 
     from proxytune import experiment, reporting
 
+    family = build.build(settings.models)
+    before = run_folder.finished(output_dir, resolved) if hydra.mode == RunMode.MULTIRUN else None
+    if before is not None and experiment.is_of(before, family):
+        print(f"Results: {output_dir} (finished before)")
+        return _headline(before, settings)
     gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
     claimed = run_folder.claimed(output_dir, config)
     with resume_hint(settings.store), claimed, tracked(logger, output_dir, resolved) as tracker:
         record = experiment.run(
-            build.build(settings.models),
+            family,
             tasks,
             arms,
             engine,
@@ -142,9 +147,14 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
             tracker.finish(record, output_dir, status=1 if record.failed else 0)
     print(f"Results: {output_dir}")
     _check_failures(record, output_dir)
-    if settings.headline is None and hydra.mode != RunMode.MULTIRUN:
+    return _headline(record, settings)
+
+
+def _headline(record: Record, settings: schema.RunConfig) -> float | None:
+    hydra = HydraConfig.get()
+    if not record.tasks or (settings.headline is None and hydra.mode != RunMode.MULTIRUN):
         return None
-    return headline(record, headline_arm(record, settings.headline, hydra.overrides.task)) if record.tasks else None
+    return headline(record, headline_arm(record, settings.headline, hydra.overrides.task))
 
 
 @cache
@@ -155,13 +165,11 @@ def _kept_models() -> Any:
     return LoadedModels()
 
 
-def after_sweep(
-    folder: Path, jobs: Sequence[Sequence[str]], errors: Mapping[tuple[str, ...], str], config: DictConfig
-) -> None:
+def after_sweep(folder: Path, jobs: Sequence[Sequence[str]], config: DictConfig) -> None:
     """Prints the sweep's table and writes it into the sweep's folder."""
     from proxytune.reporting.sweep import summarise
 
-    summarise(folder, jobs, errors, config.headline)
+    summarise(folder, jobs, config.headline)
 
 
 def _write_report(output_dir: Path) -> None:

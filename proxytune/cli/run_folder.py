@@ -15,11 +15,12 @@ from omegaconf import DictConfig
 from proxytune.atomic import make_output_folder, write_json
 from proxytune.cli import secrets
 from proxytune.errors import UserError
-from proxytune.record import FILE, deciding, flattened
+from proxytune.provenance import library_versions, package_hash
+from proxytune.record import ERROR, FILE, Record, deciding, flattened, read_record
 from proxytune.validation import shown
 
 RUN, LOCK = "run.json", ".lock"
-NOTES = {".hydra", "proxytune.log", RUN, LOCK}
+NOTES = {".hydra", "proxytune.log", RUN, LOCK, ERROR}
 """What a folder holds before there are any results."""
 
 
@@ -38,13 +39,39 @@ def claimed(folder: Path, config: DictConfig) -> Iterator[None]:
     try:
         with FileLock(folder / LOCK, timeout=0):
             check_folder(folder, config)
-            with suppress(
-                UserError
-            ):  # on a full disk the answers are stored elsewhere, and the results say why they fail
-                write_json(folder / RUN, {"config": _deciding(secrets.resolved(config))})
+            (folder / ERROR).unlink(missing_ok=True)
+            _note(folder, config)
             yield
+            _note(folder, config, finished=_made_by())
     except Timeout as error:
         raise UserError(f"output={folder}: another run is at work there; give output={_free(folder)}") from error
+
+
+def finished(folder: Path, config: Mapping[str, Any]) -> Record | None:
+    """The results of this very configuration, resolved, by this very code; None: there are none, or an arm failed."""
+    try:
+        noted = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        record = read_record(folder)
+    except (OSError, ValueError, UserError):
+        return None
+    same = record.provenance.config == json.loads(json.dumps(config))
+    return record if same and noted.get("finished") == _made_by() and not record.failed else None
+
+
+def note_failure(folder: Path, error: str) -> None:
+    """Why a job of a sweep has no results, for the sweep's table: the job may be in another process."""
+    with suppress(OSError):
+        (folder / ERROR).write_text(secrets.hidden(error) + "\n", encoding="utf-8")
+
+
+def _note(folder: Path, config: DictConfig, **more: Any) -> None:
+    # On a full disk the answers are stored elsewhere, and the results say why they fail.
+    with suppress(UserError):
+        write_json(folder / RUN, {"config": _deciding(secrets.resolved(config)), **more})
+
+
+def _made_by() -> dict[str, Any]:
+    return {"package": package_hash(), "libraries": library_versions()}
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
+from proxytune.errors import UserError
 from proxytune.experiment.answers.shared import SharedAnswers
-from proxytune.models import FamilySpec, Members
+from proxytune.models import FamilySpec, Members, identity
 from proxytune.provenance import code_facts, library_versions, machine_facts, peak_memory
-from proxytune.record import Answers, ArmCost, MemberRecord, Provenance, TaskCosts, Timings
+from proxytune.record import Answers, ArmCost, MemberRecord, Provenance, Record, TaskCosts, Timings
 
 
 class Ledger:
@@ -87,6 +90,17 @@ def _member(family: FamilySpec, ensemble: Members[Any], role: str) -> MemberReco
         source={name: value for name, value in asdict(family.sources[role]).items() if value is not None},
         ignored=dict(ensemble[role].ignored),
     )
+
+
+def is_of(record: Record, family: FamilySpec) -> bool:
+    """Whether the family's models and the files of data are still those that the record was made of."""
+    members = record.provenance.members
+    data = [(task.data.file, task.data.sha256) for task in record.tasks.values() if task.data.file is not None]
+    try:
+        same = all(identity(family.sources[role]) == member.identity for role, member in members.items())
+        return same and all(sha256(Path(file).read_bytes()).hexdigest() == digest for file, digest in data)
+    except (KeyError, OSError, UserError):
+        return False
 
 
 def _since(start: float) -> float:

@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from proxytune.atomic import atomic_write
-from proxytune.record import FILE, Record, TaskRecord, read_record
+from proxytune.record import ERROR, FILE, Record, TaskRecord, read_record
 from proxytune.reporting.headline import arm_of, headline_arm
 from proxytune.reporting.runs import overrides_of
 
@@ -47,16 +47,15 @@ class Row(NamedTuple):
 def summarise(
     folder: Path,
     jobs: Sequence[Sequence[str]],
-    errors: Mapping[tuple[str, ...], str],
     arm: str | None = None,
     console: Console | None = None,
 ) -> None:
     """Writes `sweep.csv` and `sweep.md` into the sweep's folder and prints the table, if any job has results.
 
-    `jobs` are the overrides of each job, `errors` what became of those that failed, `arm` is the one to show (None:
-    the arm that the sweep changes, or the best fused arm of each task).
+    `jobs` are the overrides of each job (none: those that are in the folder, which an optimiser chose), `arm` is the
+    one to show (None: the arm that the sweep changes, or the best fused arm of each task).
     """
-    found = list(_found(folder, jobs, errors))
+    found = list(_found(folder, jobs))
     if not any(job.record for job in found):
         return
     keys = _swept(found)
@@ -69,19 +68,22 @@ def summarise(
     _show(["job", *keys, *tasks], rows, notes, console or Console())
 
 
-def _found(folder: Path, jobs: Sequence[Sequence[str]], errors: Mapping[tuple[str, ...], str]) -> Iterator[Job]:
-    """The jobs that were asked for, and then those that are in the folder besides (an optimiser chose them)."""
-    folders = {path.parent: tuple(overrides_of(path.parent)) for path in sorted(folder.rglob(FILE), key=_number)}
-    places = {overrides: place for place, overrides in folders.items()}
-    for number, job in enumerate(jobs):
-        overrides = tuple(job)
-        place = places.pop(overrides, None)
-        if overrides in errors or place is None:
-            yield Job(str(number), job, None, errors.get(overrides, "it did not end"))
-        else:
-            yield Job(str(place.relative_to(folder)), job, read_record(place))
-    for overrides, place in places.items() if not jobs else ():
-        yield Job(str(place.relative_to(folder)), overrides, read_record(place))
+def _found(folder: Path, jobs: Sequence[Sequence[str]]) -> Iterator[Job]:
+    """The jobs, wherever in the folder and in whatever process they were done."""
+    notes = sorted((path.parent for path in folder.rglob(".hydra/overrides.yaml")), key=_number)
+    places = {tuple(overrides_of(path.parent)): path.parent for path in notes}
+    for number, job in enumerate(jobs or places):
+        place = places.get(tuple(job))
+        name = str(number) if place is None else str(place.relative_to(folder))
+        error = "it did not begin" if place is None else _error(place)
+        yield Job(name, job, None if place is None or error else read_record(place), error)
+
+
+def _error(place: Path) -> str:
+    """Why a job has no results; empty if it has."""
+    if (place / ERROR).exists():
+        return (place / ERROR).read_text(encoding="utf-8").strip()
+    return "" if (place / FILE).exists() else "it did not end"
 
 
 def _number(path: Path) -> tuple[int, str]:
