@@ -211,12 +211,34 @@ class ArmCost(_Part):
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
+class Drafts(_Part):
+    """What came of drafted tokens, which are verified in one pass (docs/speculation.md)."""
+
+    passes: int = 0
+    """Rows read by the largest model, each as often as it was: where arms share a prefix, they share its row."""
+    drafted: int = 0
+    accepted: int = 0
+    """Those that some arm took."""
+
+    @property
+    def acceptance(self) -> float | None:
+        """None without drafts."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """1 without drafts; None where nothing was read but prompts."""
+        return 1 + self.accepted / self.passes if self.passes else None
+
+
 class TaskCosts(_Part):
     """Where the time went in which the models ran."""
 
     arms: dict[str, ArmCost] = {}
     members: dict[str, FiniteFloat] = {}
     """Role -> seconds in which its model read; a model with several roles runs once, in the first of them."""
+    drafts: Drafts = Drafts()
+    """All 0 where answers were scored, or in older records."""
 
 
 class Timings(_Part):

@@ -37,10 +37,10 @@ ARMS = [
 PROMPTS = [(5, 9, 200, 31, 77, 8, 3), (101, 44), (250, 17, 17, 40), (5, 9, 200, 31, 77, 8, 3), (7,)]
 
 
-def answers(ensemble, requests, arms, batch_size=None):
+def answers(ensemble, requests, arms, batch_size=None, speculate="auto"):
     """{(request index, arm name): Generated}"""
     found = {}
-    for index, name, generated in HFEngine(ensemble, batch_size).generate(requests, arms):
+    for index, name, generated in HFEngine(ensemble, batch_size, speculate).generate(requests, arms):
         assert (index, name) not in found
         found[index, name] = generated
     assert len(found) == len(requests) * len(arms)
@@ -146,10 +146,10 @@ def counting(family) -> tuple[Ensemble, dict[str, list[int]]]:
 def test_arms_that_agree_cost_one_and_members_without_an_arm_stop(family):
     ensemble, rows = counting(family)
     same = [ARMS[0], ARMS[3], Arm("again", rule=Static(0.0), experts=("expert:trivia",))]
-    list(HFEngine(ensemble).generate(GREEDY, [ARMS[0]]))
+    list(HFEngine(ensemble, speculate=0).generate(GREEDY, [ARMS[0]]))
     alone = list(rows["base"])
     rows["base"].clear()
-    list(HFEngine(ensemble).generate(GREEDY, same))
+    list(HFEngine(ensemble, speculate=0).generate(GREEDY, same))
     assert rows["base"] == alone
     assert rows["antiexpert"] == alone, "one antiexpert for two experts"
     assert rows["tuned:math"] == []
@@ -161,7 +161,7 @@ def test_arms_that_agree_cost_one_and_members_without_an_arm_stop(family):
     family_stopping = [replace(long[0], until=(family.tokenizer.decode(first[2:3]),))]
     for role in rows:
         rows[role].clear()
-    found = answers(ensemble, family_stopping, ARMS[:2])
+    found = answers(ensemble, family_stopping, ARMS[:2], speculate=0)
     assert len(found[0, "base"].tokens) < len(found[0, "expert"].tokens)
     assert len(rows["base"]) == len(found[0, "base"].tokens)
     assert len(rows["expert:trivia"]) == len(found[0, "expert"].tokens)

@@ -49,6 +49,8 @@ class GenerateRequest:
     """Noise is drawn from (seed, step) alone, so arms of one request share it and batches do not matter."""
     trace: TraceLevel = "none"
     """What is kept of each token beside the answer, which does not depend on it; an engine may keep nothing."""
+    drafts: tuple[tuple[int, ...], ...] = ()
+    """Tokens of answers that may resemble this one. No answer depends on them: an engine may use them to be quicker."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:

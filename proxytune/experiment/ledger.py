@@ -75,6 +75,7 @@ def _costs(shared: SharedAnswers) -> TaskCosts:
     return TaskCosts(
         arms={name: _rounded(alike[key]) for name, key in keys.items() if key in alike},
         members={role: round(seconds, 3) for role, seconds in taken.members.items()},
+        drafts=taken.drafts,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
-from proxytune.record import ArmCost, TaskCosts
+from proxytune.record import ArmCost, Drafts, TaskCosts
 
 Answers = Mapping[str, Mapping[int, Sequence[int]]]
 """Arm -> request -> the tokens of its answer."""
@@ -46,7 +46,8 @@ def added(one: TaskCosts, other: TaskCosts) -> TaskCosts:
         )
     roles = {**one.members, **other.members}
     members = {role: one.members.get(role, 0.0) + other.members.get(role, 0.0) for role in roles}
-    return TaskCosts(arms=arms, members=members)
+    counts = {name: getattr(one.drafts, name) + getattr(other.drafts, name) for name in Drafts.model_fields}
+    return TaskCosts(arms=arms, members=members, drafts=Drafts(**counts))
 
 
 def weight_bytes(ensemble: Ensemble, roles: Sequence[str]) -> int:

@@ -4,22 +4,27 @@
              |           +-- " dog"  {proxy}                 choose different tokens split it, caches included; arms
              +-- "A"  {expert}                               that agree share all work.
 
-Each member reads only the branches that some arm needs it for, and leaves when none does.
+Each member reads only the branches that some arm needs it for, and leaves when none does. A branch may bring a draft of
+what follows (`drafting.py`): an arm takes as many tokens at once as it would have chosen one by one.
 
-Shapes: B rows of one member, n branches of one arm, V vocabulary, T experts.
+Shapes: B rows of one member, t positions read of each, n places where one arm chooses, V vocabulary, T experts.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from proxytune.engines.hf.batching import Pending, Queue
+from proxytune.engines.hf.branch import Branch, Place
+from proxytune.engines.hf.drafting import Drafting
 from proxytune.engines.hf.kv import KVStates
+from proxytune.engines.hf.meter import Meter
 from proxytune.engines.hf.sampling import Noise, choose
 from proxytune.engines.hf.stopping import StopConditions
 from proxytune.engines.hf.tracing import Tracer
@@ -37,29 +42,22 @@ Measured (`scripts/benchmark.py`, refill): with answers of ragged length it save
 """
 
 
-@dataclass
-class Branch:
-    """One prefix of a request's answers, and the arms that have produced it."""
+class Choice(NamedTuple):
+    """An arm, the tokens by which it grows, and why its answer ends with them; None if it goes on."""
 
-    pending: Pending[GenerateRequest]
-    stops: dict[str, StopConditions]
-    """By the base of an arm; bases that read the same prompt have the same."""
-    arms: list[Arm]
-    tokens: tuple[int, ...] = ()
-    row: dict[str, int] = field(default_factory=dict)
-    """The row of this branch in the KV state of each member, by role."""
-
-    @property
-    def is_full(self) -> bool:
-        """Whether its answers may have no more tokens."""
-        return len(self.tokens) == self.pending.request.max_new_tokens
+    arm: Arm
+    tokens: tuple[int, ...]
+    end: str | None
 
 
 def generate_all(
-    members: DistinctMembers, arms: Sequence[Arm], queue: Queue[GenerateRequest]
+    members: DistinctMembers, arms: Sequence[Arm], queue: Queue[GenerateRequest], draft: int | None, meter: Meter
 ) -> Iterator[tuple[int, str, Generated]]:
-    """`arms` answer every request of the queue, which enter as others leave; yields answers as they are finished."""
-    decoding = Decoding(members, arms)
+    """`arms` answer every request of the queue, which enter as others leave; yields answers as they are finished.
+
+    `draft` is the number of tokens that a draft may have (0: no drafts); None: as many as pay. `meter` counts them.
+    """
+    decoding = Decoding(members, arms, draft, meter)
     while True:
         yield from decoding.admit(queue.take(at_least=decoding.entry(queue.size)))
         if not decoding.branches:
@@ -69,9 +67,9 @@ def generate_all(
 
 
 class Decoding:
-    """Branches that `grow` by the token each arm chooses; then the members `read` those tokens, and so on."""
+    """Branches that `grow` by the tokens each arm chooses; then the members `read` these and a draft, and so on."""
 
-    def __init__(self, members: DistinctMembers, arms: Sequence[Arm]) -> None:
+    def __init__(self, members: DistinctMembers, arms: Sequence[Arm], draft: int | None, meter: Meter) -> None:
         self.members = members
         self.arms = arms
         self.ends = {arm.name: set(members.ensemble.ends(arm.roles)) for arm in arms}
@@ -79,9 +77,14 @@ class Decoding:
         """The weights [T] at each token, by request and arm."""
         self.tracer = Tracer(members)
         self.states = KVStates(members.ensemble)
+        self.meter = meter
+        self.drafting = Drafting(members, self.states, self.ends, draft)
+        self.noise = Noise(members.ensemble.vocab_size)
         self.logits: dict[str, Tensor] = {}
-        """The logits after the rows that each member has read, by role: [B, V]."""
+        """The logits at the places of the rows that each member has read, by role: [B, t, V]."""
         self.branches: list[Branch] = []
+        self.answers: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+        """The tokens of finished answers to the requests that other arms are still answering."""
 
     def entry(self, size: int) -> int:
         """How many of `size` requests must have left before others enter."""
@@ -93,7 +96,7 @@ class Decoding:
     def admit(self, requests: Sequence[Pending[GenerateRequest]]) -> list[Finished]:
         """The members read the prompts; requests for no tokens are answered at once, the others become branches."""
         new = [Branch(one, self._stops(one), list(one.arms)) for one in requests]
-        finished = [self._answer(branch, arm, "length") for branch in new if branch.is_full for arm in branch.arms]
+        finished = [self._answer(branch, (), arm, "length") for branch in new if branch.is_full for arm in branch.arms]
         new = [branch for branch in new if not branch.is_full]
         if new:
             needed = self.members.needed(role for branch in new for arm in branch.arms for role in arm.roles)
@@ -101,75 +104,114 @@ class Decoding:
             read, places = self.states.prefill((branch.pending.request.prompt for branch in new), needed)
             for branch, place in zip(new, places, strict=True):
                 branch.row = {role: rows + place for role, rows in before.items()}
-            for role, logits in read.items():
-                present = [self.logits[role]] if role in self.logits else []
-                self.logits[role] = torch.cat([*present, logits[:, -1]])
+            self.logits |= {role: _stacked(self.logits.get(role), logits) for role, logits in read.items()}
         self.branches += new
         return finished
 
     @torch.inference_mode()
     def grow(self) -> list[Finished]:
-        """Each branch is replaced by one per token that its arms choose; returns the answers finished by that."""
-        finished, grown = [], []
-        for branch, choices in zip(self.branches, self._choices(), strict=True):
-            finished += [self._answer(branch, arm, "undefined") for arm in choices.pop(UNDEFINED, ())]
-            for token, arms in choices.items():
-                child = Branch(branch.pending, branch.stops, [], (*branch.tokens, token), dict(branch.row))
-                ends = {stop: stop.reached(child.tokens) for stop in {child.stops[arm.base] for arm in arms}}
-                for arm in arms:
-                    end = ends[child.stops[arm.base]]
-                    if token in self.ends[arm.name]:
-                        finished.append(self._answer(child, arm, "eos"))
-                    elif end is not None:
-                        finished.append(self._answer(child, arm, end))
-                    else:
-                        child.arms.append(arm)
-                if child.arms:
-                    grown.append(child)
+        """Each branch is replaced by one per prefix that its arms choose; returns the answers finished by that."""
+        finished: list[Finished] = []
+        grown: list[Branch] = []
+        for branch, chosen in zip(self.branches, self._choices(), strict=True):
+            children: dict[tuple[int, ...], Branch] = {}
+            for arm, tokens, end in chosen:
+                path = branch.tokens + tokens
+                if end is not None:
+                    finished.append(self._answer(branch, path, arm, end))
+                    continue
+                forgotten = len(branch.places) - len(tokens)
+                child = Branch(branch.pending, branch.stops, [], path, dict(branch.row), forgotten)
+                children.setdefault(tokens, child).arms.append(arm)
+            grown += children.values()
         self.branches = grown
         return finished
 
-    def _choices(self) -> list[dict[int, list[Arm]]]:
-        """For each branch the tokens chosen next, or UNDEFINED, each with the arms that choose it."""
-        noise = Noise(self.members.ensemble.vocab_size)
-        choices: list[dict[int, list[Arm]]] = [{} for _ in self.branches]
+    def _choices(self) -> list[list[Choice]]:
+        """For each branch what its arms choose."""
+        choices: list[list[Choice]] = [[] for _ in self.branches]
         self.tracer.look(self.logits)
         for arm in self.arms:
             numbers = [number for number, branch in enumerate(self.branches) if arm in branch.arms]
             if not numbers:
                 continue
-            branches = [self.branches[number] for number in numbers]
-            logits = self._logits(arm, branches)
+            places = [place for number in numbers for place in self.branches[number].places]
+            logits = self._logits(arm, places)
             with self.members.ensemble.clock.time(("rule", arm.name), self.members.ensemble.device):
                 fused, weights_Tn = arm.answer(logits)
-            steps = [(branch.pending.request, len(branch.tokens)) for branch in branches]
-            tokens = choose(fused, steps, noise).where(fused.amax(-1).isfinite(), UNDEFINED)
-            self.tracer.note(arm, branches, fused, tokens)
-            for number, token, weights in zip(numbers, tokens.tolist(), weights_Tn.T.tolist(), strict=True):
-                choices[number].setdefault(token, []).append(arm)
-                self.weights[self.branches[number].pending.index, arm.name].append(weights)
+            steps = [(place.branch.pending.request, place.step) for place in places]
+            tokens = choose(fused, steps, self.noise).where(fused.amax(-1).isfinite(), UNDEFINED)
+            ids, weights = iter(tokens.tolist()), iter(weights_Tn.T.tolist())
+            taken: list[int] = []
+            start = 0
+            for number in numbers:
+                branch = self.branches[number]
+                size = len(branch.places)
+                choice, used = self._walk(branch, arm, list(islice(ids, size)))
+                choices[number].append(choice)
+                self.weights[branch.pending.index, arm.name] += list(islice(weights, size))[:used]
+                taken += range(start, start + used)
+                start += size
+            self.tracer.note(arm, places, taken, fused, tokens)
+        for branch, chosen in zip(self.branches, choices, strict=True):
+            accepted = [_accepted(branch, tokens) for _, tokens, _ in chosen]
+            self.drafting.note(branch, accepted)
+            self.meter.passes += bool(branch.tokens)
+            self.meter.drafted += len(branch.draft)
+            self.meter.accepted += max(accepted)
         return choices
 
-    def _logits(self, arm: Arm, branches: Sequence[Branch]) -> dict[str, Tensor]:
-        """The logits of the arm's roles after its `branches`: [n, V], float32, by role."""
+    def _walk(self, branch: Branch, arm: Arm, ids: Sequence[int]) -> tuple[Choice, int]:
+        """What the arm takes of the tokens that it chooses at the branch's places, and at how many places that is.
+
+        It goes on to the next place as long as it chooses what was drafted.
+        """
+        taken: tuple[int, ...] = ()
+        for position, token in enumerate(ids):
+            if token == UNDEFINED:
+                return Choice(arm, taken, "undefined"), position + 1
+            taken += (token,)
+            stop = self._end(branch, arm, branch.tokens + taken)
+            if stop is not None or taken != branch.draft[: len(taken)]:
+                return Choice(arm, taken, stop), position + 1
+        raise AssertionError("a draft that an arm takes as a whole ends, or has a place after it")
+
+    def _end(self, branch: Branch, arm: Arm, tokens: tuple[int, ...]) -> str | None:
+        """Why the arm's answer ends with the last of `tokens`; None if it goes on."""
+        return "eos" if tokens[-1] in self.ends[arm.name] else branch.stops[arm.base].reached(tokens)
+
+    def _logits(self, arm: Arm, places: Sequence[Place]) -> dict[str, Tensor]:
+        """The logits of the arm's roles at its `places`: [n, V], float32, by role."""
         logits = {}
         for role in self.members.needed(arm.roles):
-            rows = [branch.row[role] for branch in branches]
-            whole = self.logits[role]
+            positions = self.logits[role].shape[1]
+            rows = [place.branch.row[role] * positions + place.position for place in places]
+            whole = self.logits[role].flatten(0, 1)
             logits[role] = (whole if rows == list(range(len(whole))) else whole[rows]).float()
         return self.members.by_role(arm.roles, logits)
 
     @torch.inference_mode()
     def read(self) -> None:
-        """Every member reads the last token of the branches that need it."""
+        """Every member reads the last token of the branches that need it, and a draft of what follows."""
         kept: dict[str, list[int]] = defaultdict(list)
-        tokens: dict[str, list[Sequence[int]]] = defaultdict(list)
+        forgotten: dict[str, list[int]] = defaultdict(list)
         for branch in self.branches:
-            for role in self.members.needed(role for arm in branch.arms for role in arm.roles):
+            for role in self.drafting.needed(branch):
                 kept[role].append(branch.row[role])
-                branch.row[role] = len(tokens[role])
-                tokens[role].append(branch.tokens[-1:])
-        self.logits = {role: logits[:, -1] for role, logits in self.states.extend(kept, tokens).items()}
+                forgotten[role].append(branch.forgotten)
+                branch.row[role] = len(kept[role]) - 1
+        self.states.keep(kept, forgotten)
+        self.noise = Noise(self.members.ensemble.vocab_size)
+        leading = {branch: expert for branch in self.branches if (expert := self._leading(branch)) is not None}
+        self.logits = self.drafting.read(self.branches, self.answers, leading, self.noise)
+
+    def _leading(self, branch: Branch) -> str | None:
+        """The expert with the largest weight at the last token of the branch, for its first arm that has experts."""
+        for arm in branch.arms:
+            if arm.experts:
+                weights = self.weights[branch.pending.index, arm.name][-1]
+                return self.members.of[arm.experts[max(range(len(weights)), key=weights.__getitem__)]]
+        return None
 
     def _stops(self, pending: Pending[GenerateRequest]) -> dict[str, StopConditions]:
         request, found = pending.request, dict[tuple[int, ...], StopConditions]()
@@ -177,13 +219,27 @@ class Decoding:
             found[prompt] = StopConditions(self.members.ensemble.tokenizer, request, prompt)
         return {arm.base: found[request.prompt.of(arm.base)] for arm in pending.arms}
 
-    def _answer(self, branch: Branch, arm: Arm, finish: str) -> Finished:
-        steps = self.weights.pop((branch.pending.index, arm.name), [])
+    def _answer(self, branch: Branch, tokens: tuple[int, ...], arm: Arm, finish: str) -> Finished:
+        index = branch.pending.index
+        self.answers[index].append(tokens)
+        steps = self.weights.pop((index, arm.name), [])
         generated = Generated(
-            tokens=branch.tokens,
-            text=branch.stops[arm.base].text(branch.tokens[:-1] if finish == "eos" else branch.tokens),
+            tokens=tokens,
+            text=branch.stops[arm.base].text(tokens[:-1] if finish == "eos" else tokens),
             weights=tuple(tuple(step[t] for step in steps) for t in range(len(arm.experts))),
             finish=finish,
-            trace=self.tracer.trace(branch, arm),
+            trace=self.tracer.trace(branch.pending, arm, len(tokens)),
         )
-        return branch.pending.index, arm.name, generated
+        return index, arm.name, generated
+
+
+def _stacked(present: Tensor | None, new: Tensor) -> Tensor:
+    """Logits [B, t, V] of the present rows and then [B', 1, V] of new ones, as [B + B', t, V]."""
+    if present is None:
+        return new
+    return torch.cat([present, torch.nn.functional.pad(new, (0, 0, 0, present.shape[1] - 1))])
+
+
+def _accepted(branch: Branch, tokens: tuple[int, ...]) -> int:
+    """How many tokens of the branch's draft an arm that takes `tokens` has accepted."""
+    return len(tokens) if tokens == branch.draft[: len(tokens)] else len(tokens) - 1

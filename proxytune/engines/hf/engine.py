@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, TypeVar
 
@@ -9,6 +10,8 @@ from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.costs import added, costs
 from proxytune.engines.hf.decode import generate_all
+from proxytune.engines.hf.kv import revisable
+from proxytune.engines.hf.meter import Meter
 from proxytune.engines.hf.score import score_some
 from proxytune.engines.hf.work import portion
 from proxytune.engines.requests import Generated, GenerateRequest, Request, Scored, ScoreRequest
@@ -17,9 +20,11 @@ from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.threads import few_threads
-from proxytune.record import TaskCosts
+from proxytune.record import Drafts, TaskCosts
 
+log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 32
+LONGEST_DRAFT = 64
 Finished = TypeVar("Finished")
 
 
@@ -34,13 +39,21 @@ class HFEngine:
     traces: ClassVar[bool] = True
     """Whether it keeps the traces that requests ask for."""
 
-    def __init__(self, ensemble: Ensemble, batch_size: int | None = None) -> None:
-        """`batch_size` is the number of requests worked on together; None: 32. Halved when memory runs out."""
+    def __init__(self, ensemble: Ensemble, batch_size: int | None = None, speculate: int | str = "auto") -> None:
+        """`batch_size` is the number of requests worked on together; None: 32. Halved when memory runs out.
+
+        `speculate` is how many tokens may be drafted and verified in one pass: "auto" as many as pay, "off" or 0 none.
+        It changes no token (docs/speculation.md).
+        """
         if batch_size is not None and batch_size < 1:
             raise UserError(
                 f"engine.batch_size = {batch_size}: give a number of requests >= 1, or null for {DEFAULT_BATCH_SIZE}"
             )
         self.ensemble = ensemble
+        self.draft = _draft(speculate)
+        self.meter = Meter()
+        """Of the last call of `generate`."""
+        self._said: set[str] = set()
         self._costs = TaskCosts()
         self.batches = Batches(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
         self._asked_size = self.batches.size
@@ -84,7 +97,22 @@ class HFEngine:
         def order(request: GenerateRequest) -> tuple[int, int]:
             return -len(request.prompt.tokens), -request.max_new_tokens
 
-        return self._answer(requests, arms, generate_all, order, lambda request: request.max_new_tokens, progress)
+        self.meter = Meter()
+
+        def answer(
+            members: DistinctMembers, arms: Sequence[Arm], queue: Queue[GenerateRequest]
+        ) -> Iterator[tuple[int, str, Generated]]:
+            return generate_all(members, arms, queue, self._draft_of(members), self.meter)
+
+        return self._answer(requests, arms, answer, order, lambda request: request.max_new_tokens, progress)
+
+    def _draft_of(self, members: DistinctMembers) -> int | None:
+        """Tokens of a draft at most (None: as many as pay): 0 where a member can't forget what it has read."""
+        fixed = [role for role in members.roles if not revisable(members.ensemble[role])]
+        if self.draft != 0 and not self._said.issuperset(fixed):
+            self._said |= set(fixed)
+            log.info("no speculation: %s can't forget what it has read (sliding window or state)", ", ".join(fixed))
+        return 0 if fixed else self.draft
 
     def _answer(
         self,
@@ -122,7 +150,8 @@ class HFEngine:
                 yield index, name, answer
         finally:
             clock.running = False
-        self._costs = added(self._costs, costs(members, arms, tokens, clock.read()))
+        spent = costs(members, arms, tokens, clock.read())
+        self._costs = added(self._costs, spent.model_copy(update={"drafts": Drafts(**vars(self.meter))}))
 
     def take_costs(self) -> TaskCosts:
         """What the answers since the last call of this cost."""
@@ -142,3 +171,14 @@ class HFEngine:
 def _tokens(request: ScoreRequest | GenerateRequest, answer: Scored | Generated) -> Sequence[int]:
     """What the members read of an answer."""
     return answer.tokens if isinstance(answer, Generated) else getattr(request, "continuation", ())
+
+
+def _draft(speculate: int | str) -> int | None:
+    """Tokens of a draft at most; None: as many as pay. `off` in YAML is false."""
+    if speculate == "auto":
+        return None
+    if speculate is False or speculate == "off":
+        return 0
+    if isinstance(speculate, int) and not isinstance(speculate, bool) and 0 <= speculate <= LONGEST_DRAFT:
+        return speculate
+    raise UserError(f"engine.speculate = {speculate}: give auto, off, or a number of tokens from 0 to {LONGEST_DRAFT}")

@@ -35,11 +35,29 @@ def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
     logits / temperature + noise is a sample of their softmax.
     """
     tokens = logits.argmax(dim=-1)
-    sampled = [row for row, (request, _) in enumerate(wanted) if request.temperature > 0]
+    sampled, scores, _ = _noisy(logits, wanted, noise)
     if sampled:
-        temperature = logits.new_tensor([wanted[row][0].temperature for row in sampled])
-        top_p = logits.new_tensor([wanted[row][0].top_p for row in sampled])
-        noises = torch.stack([noise.of(wanted[row][0].seed, wanted[row][1]) for row in sampled]).to(logits.device)
-        scores = nucleus(logits[sampled] / temperature[:, None], top_p)
-        tokens[sampled] = (scores + noises).argmax(dim=-1)
+        tokens[sampled] = scores.argmax(dim=-1)
     return tokens
+
+
+def confidence(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
+    """How far ahead the tokens of `choose` are [n]: their probabilities, with noise as a part of the logits."""
+    found = logits.softmax(dim=-1).amax(dim=-1)
+    sampled, scores, temperature = _noisy(logits, wanted, noise)
+    if sampled:
+        found[sampled] = (scores * temperature[:, None]).softmax(dim=-1).amax(dim=-1)
+    return found
+
+
+def _noisy(
+    logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise
+) -> tuple[list[int], Tensor, Tensor]:
+    """The m rows that are sampled, logits / temperature + noise of each [m, V], and their temperatures [m]."""
+    sampled = [row for row, (request, _) in enumerate(wanted) if request.temperature > 0]
+    if not sampled:
+        return [], logits[:0], logits[:0, 0]
+    temperature = logits.new_tensor([wanted[row][0].temperature for row in sampled])
+    top_p = logits.new_tensor([wanted[row][0].top_p for row in sampled])
+    noises = torch.stack([noise.of(wanted[row][0].seed, wanted[row][1]) for row in sampled]).to(logits.device)
+    return sampled, nucleus(logits[sampled] / temperature[:, None], top_p) + noises, temperature

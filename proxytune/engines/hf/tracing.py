@@ -1,6 +1,7 @@
 """What stood behind each token of an answer, noted while decoding for the requests that ask for it.
 
-Shapes: B rows of one member, n branches of one arm, V vocabulary, K = `TOP` likeliest tokens.
+Shapes: B rows of one member, t positions of each, n places after which one arm has chosen, V vocabulary, K = `TOP`
+likeliest tokens.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from proxytune.engines.requests import TopTokens, Trace
+from proxytune.engines.hf.batching import Pending
+from proxytune.engines.requests import GenerateRequest, TopTokens, Trace
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 
 if TYPE_CHECKING:
-    from proxytune.engines.hf.decode import Branch
+    from proxytune.engines.hf.branch import Place
 
 TOP = 5
 DECIMALS = 6
@@ -43,30 +45,30 @@ class Tracer:
         """By request index and arm."""
 
     def look(self, logits: Mapping[str, Tensor]) -> None:
-        """The logits of the step: [B, V] by the role that runs. They are looked at once for all arms, if at all."""
+        """The logits of the step: [B, t, V] by the role that runs. They are looked at once for all arms, if at all."""
         self._rows = {role: _Rows(some) for role, some in logits.items()}
 
-    def note(self, arm: Arm, branches: Sequence[Branch], fused: Tensor, tokens: Tensor) -> None:
-        """The arm's branches, its logits [n, V] after them and the tokens [n] that it takes."""
-        traced = [n for n, branch in enumerate(branches) if branch.pending.request.trace != "none"]
+    def note(self, arm: Arm, places: Sequence[Place], taken: Sequence[int], fused: Tensor, tokens: Tensor) -> None:
+        """Those of the arm's places, logits [n, V] and tokens [n] that are `taken` into its answers."""
+        traced = [n for n in taken if places[n].branch.pending.request.trace != "none"]
         if not traced:
             return
-        branches = [branches[n] for n in traced]
+        places = [places[n] for n in traced]
         tokens = _part(tokens, traced).clamp(min=0)  # a token may be undefined
-        own, rows = self._own(arm, branches, _part(fused, traced))
+        own, rows = self._own(arm, places, _part(fused, traced))
         p = own.probabilities(rows, tokens)
-        p_base, differs = self._of_base(arm, branches, tokens)
-        full = any(branch.pending.request.trace == "full" for branch in branches)
-        for n, branch in enumerate(branches):
-            top = self._top(arm, branch, own.top[rows[n]]) if full else {}
-            self._steps[branch.pending.index, arm.name].append(_Step(p[n], p_base[n], differs[n], top))
+        p_base, differs = self._of_base(arm, places, tokens)
+        full = any(place.branch.pending.request.trace == "full" for place in places)
+        for n, place in enumerate(places):
+            top = self._top(arm, place, own.top[rows[n]]) if full else {}
+            self._steps[place.branch.pending.index, arm.name].append(_Step(p[n], p_base[n], differs[n], top))
 
-    def trace(self, branch: Branch, arm: Arm) -> Trace | None:
-        """Of the answer that ends with `branch`; None where none is asked for."""
-        if branch.pending.request.trace == "none":
+    def trace(self, pending: Pending[GenerateRequest], arm: Arm, tokens: int) -> Trace | None:
+        """Of the arm's answer, which has so many tokens; None where none is asked for."""
+        if pending.request.trace == "none":
             return None
-        steps = self._steps.pop((branch.pending.index, arm.name), [])[: len(branch.tokens)]
-        names = ["fused", *(arm.roles if arm.rule else ())] if branch.pending.request.trace == "full" else []
+        steps = self._steps.pop((pending.index, arm.name), [])[:tokens]
+        names = ["fused", *(arm.roles if arm.rule else ())] if pending.request.trace == "full" else []
         return Trace(
             p=tuple(step.p for step in steps),
             p_base=tuple(step.p_base for step in steps if step.p_base is not None),
@@ -74,35 +76,42 @@ class Tracer:
             top={name: tuple(step.top[name] for step in steps) for name in names},
         )
 
-    def _own(self, arm: Arm, branches: Sequence[Branch], fused: Tensor) -> tuple[_Rows, list[int]]:
-        """The arm's logits, and the row of each branch in them: a model alone has those of its role."""
+    def _own(self, arm: Arm, places: Sequence[Place], fused: Tensor) -> tuple[_Rows, list[int]]:
+        """The arm's logits, and the row of each place in them: a model alone has those of its role."""
         if arm.rule is not None:
-            return _Rows(fused), list(range(len(branches)))
+            return _Rows(fused[:, None]), list(range(len(places)))
         role = self.members.of[arm.base]
-        return self._rows[role], [branch.row[role] for branch in branches]
+        return self._rows[role], self._rows[role].at(role, places)
 
     def _of_base(
-        self, arm: Arm, branches: Sequence[Branch], tokens: Tensor
+        self, arm: Arm, places: Sequence[Place], tokens: Tensor
     ) -> tuple[Sequence[float | None], Sequence[bool | None]]:
         """The base's probability of each token, and whether it finds another one likelier; None for a model alone."""
         if arm.rule is None:
-            return [None] * len(branches), [None] * len(branches)
+            return [None] * len(places), [None] * len(places)
         role = self.members.of[arm.base]
-        base, rows = self._rows[role], [branch.row[role] for branch in branches]
+        base, rows = self._rows[role], self._rows[role].at(role, places)
         return base.probabilities(rows, tokens), base.likelier(rows, tokens)
 
-    def _top(self, arm: Arm, branch: Branch, fused: TopTokens) -> dict[str, TopTokens]:
+    def _top(self, arm: Arm, place: Place, fused: TopTokens) -> dict[str, TopTokens]:
         """By role, and "fused"."""
-        of = self.members.of
-        roles = arm.roles if arm.rule else ()
-        return {"fused": fused, **{role: self._rows[of[role]].top[branch.row[of[role]]] for role in roles}}
+        top = {"fused": fused}
+        for role in arm.roles if arm.rule else ():
+            runs = self.members.of[role]
+            top[role] = self._rows[runs].top[self._rows[runs].at(runs, [place])[0]]
+        return top
 
 
 class _Rows:
-    """Logits [B, V] of one model, or of one arm, at one step."""
+    """Logits [B, t, V] of one model, or of one arm, at one step, as rows [B t, V]."""
 
     def __init__(self, logits: Tensor) -> None:
-        self._given = logits
+        self._given = logits.flatten(0, 1)
+        self._positions = logits.shape[1]
+
+    def at(self, role: str, places: Sequence[Place]) -> list[int]:
+        """The row of each place."""
+        return [place.branch.row[role] * self._positions + place.position for place in places]
 
     @cached_property
     def logits(self) -> Tensor:

@@ -41,8 +41,8 @@ class Keys:
 
     def of(self, arm: Arm, request: Request) -> str:
         """Hash of the arm and of what `request` asks of its roles."""
-        # A trace does not change the answer.
-        asked = {name: value for name, value in vars(request).items() if name not in ("prompt", "trace")}
+        # Traces and drafts do not change the answer.
+        asked = {name: value for name, value in vars(request).items() if name not in ("prompt", "trace", "drafts")}
         prompts = [request.prompt.of(role) for role in arm.roles]
         alike = all(prompt == prompts[0] for prompt in prompts)
         return _hash({"arm": self.of_arm[arm.name], "prompts": prompts[:1] if alike else prompts, **asked})

@@ -1,0 +1,65 @@
+"""What is decoded: one prefix of a request's answers, and the arms that have produced it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from proxytune.engines.hf.batching import Pending
+from proxytune.engines.hf.stopping import StopConditions
+from proxytune.engines.requests import GenerateRequest
+from proxytune.fusion.arm import Arm
+
+
+@dataclass(eq=False)
+class Branch:
+    """One prefix of a request's answers, the arms that have produced it, and a draft of what follows it.
+
+        tokens  … a b    draft  c d e      members read  b c d e      places 0 1 2 3 are after b, c, d, e
+
+    An arm that chooses c, d and then x goes on with … a b c d x: what was read of e is `forgotten`.
+    """
+
+    pending: Pending[GenerateRequest]
+    stops: dict[str, StopConditions]
+    """By the base of an arm; bases that read the same prompt have the same."""
+    arms: list[Arm]
+    tokens: tuple[int, ...] = ()
+    row: dict[str, int] = field(default_factory=dict)
+    """The row of this branch in the KV state of each member, by role."""
+    forgotten: int = 0
+    """The last so many tokens that its members have read are none of its own."""
+    draft: tuple[int, ...] = ()
+    drafter: str | None = None
+    """The name of the drafter that may draft for it."""
+    most: int = 0
+    """How many tokens it may draft."""
+    ended: bool = False
+    """Whether the last token of the draft ends the answers of all arms, so that nobody reads it."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether its answers may have no more tokens."""
+        return len(self.tokens) == self.pending.request.max_new_tokens
+
+    @property
+    def reading(self) -> tuple[int, ...]:
+        """What its members read next."""
+        return (self.tokens[-1], *(self.draft[:-1] if self.ended else self.draft))
+
+    @property
+    def places(self) -> list[Place]:
+        """After each token of `reading`, or after the prompt."""
+        return [Place(self, position) for position in range(1 + len(self.draft) - self.ended)]
+
+
+class Place(NamedTuple):
+    """Where a token is chosen: after the tokens of a branch and the first `position` of its draft."""
+
+    branch: Branch
+    position: int
+
+    @property
+    def step(self) -> int:
+        """The number of tokens before it in the answer."""
+        return len(self.branch.tokens) + self.position

@@ -1,0 +1,77 @@
+"""Which drafters pay, and how long their drafts should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from proxytune.engines.hf.branch import Branch
+from proxytune.models.costs import step_cost
+from proxytune.models.distinct import DistinctMembers
+from proxytune.models.drafting import Acceptance
+
+MOST = 8
+"""Tokens of a draft at most, where as many are drafted as pay."""
+PAYS = 1.05
+"""How many times as many tokens a second a draft must promise."""
+DRAFTERS = ("sibling", "expert", "ngram")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Drafts of at most `most` tokens promise `gain` times as many tokens a second as none."""
+
+    most: int
+    gain: float
+    role: str | None = None
+    """The expert that drafts."""
+
+
+class Plans:
+    """How often each drafter was right so far, and what follows from that and from the table of costs."""
+
+    def __init__(self, members: DistinctMembers, most: int | None) -> None:
+        """`most`: every draft may have so many tokens (0: none); None: as many as pay, up to `MOST`."""
+        self.members = members
+        self.most = most
+        self.acceptance = {name: Acceptance() for name in DRAFTERS}
+        self.costs = {role: step_cost(members.ensemble[role]) for role in members.roles} if most != 0 else {}
+
+    def note(self, branch: Branch, accepted: Sequence[int]) -> None:
+        """The number of tokens of the branch's draft that each of its arms accepted."""
+        if branch.drafter is None or (branch.drafter == "expert" and len(self._needed(branch)) == 1):
+            return  # an expert alone is always right about itself
+        # An expert that was not sure of more is as good as wrong: one pass confirms no more.
+        short = branch.drafter == "expert" and len(branch.draft) < branch.most and not branch.ended
+        for count in accepted:
+            self.acceptance[branch.drafter].note(count, rejected=count < len(branch.draft) or short)
+
+    def make(self, branches: Sequence[Branch], role: str | None) -> dict[str, Plan]:
+        """The drafters that may draft for `branches`, the best first; `role` is the expert that would draft."""
+        if self.most == 0 or not branches:
+            return {}
+        rows = Counter(needed for branch in branches for needed in self._needed(branch))
+        plans = {name: self._best(name, rows, len(branches), role) for name in DRAFTERS if role or name != "expert"}
+        chosen = {name: plan for name, plan in plans.items() if self.most is not None or plan.gain > PAYS}
+        return dict(sorted(chosen.items(), key=lambda item: -item[1].gain))
+
+    def _needed(self, branch: Branch) -> list[str]:
+        return self.members.needed(role for arm in branch.arms for role in arm.roles)
+
+    def _best(self, name: str, rows: Mapping[str, int], branches: int, role: str | None) -> Plan:
+        lengths = range(1, MOST + 1) if self.most is None else [self.most]
+        expert = role if name == "expert" else None
+        share = 1.0 if expert is None else rows[expert] / branches
+        found = [Plan(most, self._gain(name, most, rows, share, expert), expert) for most in lengths]
+        return max(found, key=lambda plan: plan.gain)
+
+    def _gain(self, name: str, most: int, rows: Mapping[str, int], share: float, expert: str | None) -> float:
+        """Tokens a second over those without drafts; `share` of the branches get any."""
+        plain = sum(self.costs[role].of(n) for role, n in rows.items())
+        drafted = sum(
+            (most + 1) * self.costs[role].of(n) if role == expert else self.costs[role].of(n * (most + 1))
+            for role, n in rows.items()
+        )
+        tokens = share * self.acceptance[name].tokens(most) + 1 - share
+        return tokens * plain / drafted

@@ -1,0 +1,54 @@
+"""What a step of a model costs, by a table: which drafts pay is decided from it.
+
+Nothing is timed while answers are computed: the same run makes the same decisions, and leaves the same bytes. Only
+ratios matter. `python scripts/speculation.py steps` measures the figures of a processor again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+from proxytune.models.member import Member
+
+
+class Machine(NamedTuple):
+    """Seconds of a step over n tokens: layers * per_layer + weights * (one if n = 1, else many + n * each)."""
+
+    per_layer: float
+    one: float
+    many: float
+    each: float
+
+
+MACHINES = {
+    # One thread in float32: up to 8 tokens cost about as much as 2, half as much again as one (AMD EPYC).
+    "cpu": Machine(0.35e-3, 0.43e-9, 0.6e-9, 0.025e-9),
+    # Without graphs the launches of a layer's kernels take 0.6 ms; then weights in 16 bits at 2 TB/s, and 200 TFLOP/s.
+    "cuda": Machine(0.6e-3, 1e-12, 1e-12, 1e-14),
+}
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one member."""
+
+    layers: int
+    weights: int
+    """Numbers that are read at each step: all but an embedding that is no head."""
+    machine: Machine
+
+    def of(self, tokens: int) -> float:
+        """Seconds, roughly, of a step that reads `tokens` of all rows together."""
+        _, one, many, each = self.machine
+        per_weight = one if tokens == 1 else many + tokens * each
+        return self.layers * self.machine.per_layer + self.weights * per_weight
+
+
+def step_cost(member: Member) -> StepCost:
+    """By its kind of device; devices without a line in the table count as a GPU."""
+    model, layers = cast(Any, member.model), member.config.get_text_config().num_hidden_layers
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    unread = 0 if head is None or embedding.weight is head.weight else embedding.weight.numel()
+    weights = sum(parameter.numel() for parameter in model.parameters()) - unread
+    return StepCost(layers, weights, MACHINES.get(member.device.type, MACHINES["cuda"]))
