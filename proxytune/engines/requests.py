@@ -45,6 +45,8 @@ class GenerateRequest:
     temperature: float = 0.0
     """0 is greedy decoding; ties go to the smallest token id."""
     top_p: float = 1.0
+    banned: tuple[int, ...] = ()
+    """Tokens that an answer never has."""
     seed: int = 0
     """Noise is drawn from (seed, step) alone, so arms of one request share it and batches do not matter."""
     trace: TraceLevel = "none"

@@ -140,7 +140,7 @@ def _beginning(file: IO[bytes]) -> str:
 
 def _python() -> list[str]:
     """The interpreter without the virtual environment around it: the standard library alone."""
-    return [os.path.realpath(sys._base_executable), "-I", "-S", "-c", _inside()]  # type: ignore[attr-defined]
+    return [os.path.realpath(sys.executable), "-I", "-S", "-c", _inside()]
 
 
 @cache

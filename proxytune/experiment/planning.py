@@ -12,10 +12,11 @@ import numpy as np
 from lm_eval.api.task import Task
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.execution import Isolation, Sandbox
 from proxytune.experiment.arm_spec import ArmSpec, arm_specs
 from proxytune.experiment.arms import TaskArms, own, resolve
 from proxytune.models import FamilySpec, check
-from proxytune.tasks import TaskInfo, brought_by_family, load_task, task_info
+from proxytune.tasks import RunsCode, TaskInfo, brought_by_family, load_task, task_info
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def check_run(
     limit: int | None = None,
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
+    execution: Isolation | None = None,
 ) -> None:
     """Raises UserError for what `run` would refuse before it loads a model; the arguments are those of `run`."""
-    make_plans(FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed))
+    make_plans(FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed), execution)
 
 
 def make_plans(
@@ -84,9 +86,15 @@ def make_plans(
     arms: Mapping[str, ArmSpec | Mapping[str, Any]],
     only: Sequence[str] | None,
     items: Items,
+    execution: Isolation | None = None,
 ) -> list[Plan]:
-    """One plan per task. Raises UserError for names, files and members that are not there or do not fit."""
+    """One plan per task; `execution` is the isolation in which generated programs run, None for not at all.
+
+    Raises UserError for names, files and members that are not there or do not fit, and for tasks that run programs
+    where they must not, or cannot be isolated.
+    """
     plans = plans_unchecked(family, tasks, arms, only, items)
+    _allow_execution([plan.lm_task for plan in plans], execution)
     check(family, set().union(*(plan.roles for plan in plans)))
     return plans
 
@@ -128,12 +136,25 @@ def _resolved(specs: Mapping[str, ArmSpec], family: FamilySpec, name: str, info:
 def _check(task: Task) -> None:
     """Raises UserError for a task that an arm cannot answer, or that has no items."""
     name = task.task_name
-    if getattr(task, "UNSAFE_CODE", False):
-        raise UserError(f"task {name!r} runs code that models write, which is not supported")
+    if getattr(task, "UNSAFE_CODE", False) and not isinstance(task, RunsCode):
+        raise UserError(f"task {name!r} runs code that models write without isolation, which is not supported")
     if getattr(task, "MULTIMODAL", False):
         raise UserError(f"task {name!r} needs a model that reads more than text")
     if len(task.eval_docs) == 0:
         raise UserError(f"task {name!r} has no items")
+
+
+def _allow_execution(tasks: Sequence[Task], execution: Isolation | None) -> None:
+    """Gives the tasks that run programs their sandbox; raises UserError where one must not, or none does."""
+    running = [task for task in tasks if isinstance(task, RunsCode)]
+    if running and execution is None:
+        raise UserError(
+            f"task {running[0].task_name!r} runs code that models write: give execute=true to allow it, in isolation"
+        )
+    if not running and execution is not None:
+        raise UserError("execute=true has no effect: none of the tasks runs code that models write; leave it out")
+    for task in running:
+        task.sandbox = Sandbox(execution or "bubblewrap")
 
 
 def _only(arms: Mapping[str, ArmSpec], only: Sequence[str] | None) -> dict[str, ArmSpec]:

@@ -12,6 +12,7 @@ from typing import Any
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
 from proxytune.console import aside, loading_bars, shows_bars
 from proxytune.errors import UserError
+from proxytune.execution import Isolation
 from proxytune.experiment.answers.shared import ArmFailed, Engine, LazyEngine, SharedAnswers
 from proxytune.experiment.answers.store import AnswerStore
 from proxytune.experiment.answers.tracing import NO_TRACES, Tracing
@@ -43,6 +44,7 @@ def run(
     limit: int | None = None,
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
+    execution: Isolation | None = None,
     config: dict[str, Any] | None = None,
     progress: bool | None = None,
     tracing: Tracing = NO_TRACES,
@@ -68,6 +70,7 @@ def run(
         limit: so many items of each task (>= 1), the first, or of a task over subjects spread over these; None: all.
         num_fewshot: overrides the tasks' own number of examples.
         only: names of the arms to evaluate; None: all.
+        execution: the isolation in which tasks run programs that the arms write; None: such tasks are refused.
         config: the full resolved configuration, kept in the provenance.
         progress: whether to show a live table; None: if standard error is a terminal, otherwise log lines.
         tracing: whether `traces/<task>.parquet` is written too, with what stood behind each generated token.
@@ -81,7 +84,7 @@ def run(
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
     wanted = Items(data_dir, limit, num_fewshot, seed)
-    plans = make_plans(family, tasks, arms, only, wanted)
+    plans = make_plans(family, tasks, arms, only, wanted, execution)
     make_output_folder(output_dir)
     ledger = Ledger()
     state = Progress({plan.task: _task_progress(plan) for plan in plans}, watch or _nobody)

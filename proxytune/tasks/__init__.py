@@ -1,5 +1,6 @@
 """The papers' evaluation tasks as lm-eval task YAMLs, and how to load them. See README.md in this folder."""
 
+from proxytune.tasks.code import RunsCode
 from proxytune.tasks.data import brought_by_family
 from proxytune.tasks.loading import TaskInfo, data_record, load_task, task_info, training_examples
 from proxytune.tasks.outputs import score_outputs
@@ -7,6 +8,7 @@ from proxytune.tasks.registry import TASKS_DIR, find, full_names, task_manager, 
 
 __all__ = [
     "TASKS_DIR",
+    "RunsCode",
     "TaskInfo",
     "brought_by_family",
     "data_record",

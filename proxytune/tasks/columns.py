@@ -79,6 +79,7 @@ KINDS: dict[str, Any] = {
     "targets": TrueFirst,
     "one true target": Annotated[TrueFirst, AfterValidator(_one_true)],
     "boolean": bool,
+    "integer": int,
     "0 or 1": Literal[0, 1],
     "0, 1 or 2": Literal[0, 1, 2],
 }

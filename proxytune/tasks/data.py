@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -116,8 +117,9 @@ def read_jsonl(path: Path, check: Callable[[Row, str], Row]) -> JSONLines:
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     lines = content.removesuffix(b"\n").split(b"\n")
     rows = [_row(line, f"{path}, line {i}", check) for i, line in enumerate(lines, start=1) if line.strip()]
     if not rows:

@@ -15,22 +15,25 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.tasks.columns import Columns
 from proxytune.tasks.data import read_jsonl
 from proxytune.tasks.loading import build_task
+from proxytune.tasks.programs import Execution, run_outputs
 from proxytune.tasks.registry import Extras, find, full_names, task_names
 from proxytune.tasks.verdicts import VERDICTS, Verdicts
 
 
-def score_outputs(task: str, style: str | None, path: str | Path) -> dict[str, Any]:
+def score_outputs(task: str, style: str | None, path: str | Path, execution: Execution | None = None) -> dict[str, Any]:
     """{task, n, metric: value, ...} of a JSON-lines file with one output a row, or with one verdict (`VERDICTS`).
 
     A row of outputs has the generated text as `output` and what the metric compares it with; files published with a
     paper may use the names found there (`metadata.proxytune.published` in the task's YAML). A metric no item has a
-    value for is nan.
+    value for is nan. With `execution` the outputs are programs, which are run.
     Where there are any, `blank_lines` counts the lines that were skipped, and `repeated_questions` the rows whose
     question stood in an earlier row: these count in `n` and in the metrics.
     Raises UserError: a task or style that is unknown or not scored from text, no such file, a bad line, a column
     missing or of another kind, no rows.
     """
     name = f"{task}_{style}" if style else task
+    if execution is not None:
+        return run_outputs(name, Path(path), execution)
     if name in VERDICTS:
         return _count_verdicts(name, VERDICTS[name], Path(path))
     (name,) = full_names([task], style)

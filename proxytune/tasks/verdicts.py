@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from proxytune.errors import UserError
 from proxytune.tasks.data import Row
@@ -27,25 +28,34 @@ class Verdicts:
     """Column -> its other name, in files published with the paper."""
 
 
-def humaneval(rows: Sequence[Row]) -> dict[str, float]:
-    """pass@1 and pass@10 in [0, 1] by the unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), eq. 1.
+def pass_rates(name: str, problems: int, ks: Sequence[int]) -> Callable[[Sequence[Row]], dict[str, float]]:
+    """Of rows of `task_id` and `passed`: {pass_at_k: value in [0, 1]}, for a data set of so many problems.
 
-    Raises UserError unless every problem has the same number of samples, at least 10, and all problems are there.
+    That raises UserError unless every problem is there, and all have equally many samples, at least the largest k.
     """
-    samples: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        samples[row["task_id"]].append(row["passed"])
-    if len(samples) != HUMANEVAL_PROBLEMS:
-        raise UserError(f"outputs: HumanEval has {HUMANEVAL_PROBLEMS} problems, and the file has {len(samples)}")
-    each = max(10, *map(len, samples.values()))
-    for problem, verdicts in samples.items():
-        if len(verdicts) != each:
-            raise UserError(f"outputs: {problem} has {len(verdicts)} samples; {each} of each problem are needed")
-    return {f"pass_at_{k}": _mean([pass_at(k, verdicts) for verdicts in samples.values()]) for k in (1, 10)}
+
+    def figures(rows: Sequence[Row]) -> dict[str, float]:
+        samples: dict[Any, list[bool]] = defaultdict(list)
+        for row in rows:
+            samples[row["task_id"]].append(row["passed"])
+        if len(samples) != problems:
+            raise UserError(f"outputs: {name} has {problems} problems, and the file has {len(samples)}")
+        each = max(*ks, *map(len, samples.values()))
+        for problem, verdicts in samples.items():
+            if len(verdicts) != each:
+                raise UserError(f"outputs: {problem} has {len(verdicts)} samples; {each} of each problem are needed")
+        return {f"pass_at_{k}": _mean([pass_at(k, verdicts) for verdicts in samples.values()]) for k in ks}
+
+    return figures
 
 
 def pass_at(k: int, verdicts: Sequence[bool]) -> float:
-    """The probability that one of `k` samples, drawn from `verdicts` without replacement, passes."""
+    """The probability that one of `k` samples, drawn from `verdicts` without replacement, passes.
+
+    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), eq. 1. Raises UserError for fewer than `k` verdicts.
+    """
+    if len(verdicts) < k:
+        raise UserError(f"pass_at_{k} needs at least {k} samples of each problem, and there are {len(verdicts)}")
     return 1 - math.comb(verdicts.count(False), k) / math.comb(len(verdicts), k)
 
 
@@ -81,7 +91,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 VERDICTS = {
-    "humaneval_liu2024": Verdicts({"task_id": "text", "passed": "boolean"}, humaneval),
+    "humaneval_liu2024": Verdicts(
+        {"task_id": "text", "passed": "boolean"}, pass_rates("HumanEval", HUMANEVAL_PROBLEMS, (1, 10))
+    ),
+    "mbpp_lm_eval": Verdicts({"task_id": "integer", "passed": "boolean"}, pass_rates("MBPP", 500, (1,))),
+    "ds1000_liu2024": Verdicts({"task_id": "text", "passed": "boolean"}, pass_rates("DS-1000", 1000, (1, 10))),
     "toxigen_liu2024": Verdicts({"target_groups": "texts", "is_toxic": "0 or 1"}, toxigen),
     "alpacafarm_liu2024": Verdicts({"preference": "0, 1 or 2"}, alpacafarm),
     "truthfulqa_open_liu2024": Verdicts(

@@ -34,6 +34,7 @@ def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
     Temperature 0 takes the largest logit, of equal ones the smallest id. Else the Gumbel-max trick: the largest of
     logits / temperature + noise is a sample of their softmax.
     """
+    logits = _allowed(logits, [request for request, _ in wanted])
     tokens = logits.argmax(dim=-1)
     sampled, scores, _ = _noisy(logits, wanted, noise)
     if sampled:
@@ -61,3 +62,12 @@ def _noisy(
     top_p = logits.new_tensor([wanted[row][0].top_p for row in sampled])
     noises = torch.stack([noise.of(wanted[row][0].seed, wanted[row][1]) for row in sampled]).to(logits.device)
     return sampled, nucleus(logits[sampled] / temperature[:, None], top_p) + noises, temperature
+
+
+def _allowed(logits: Tensor, requests: Sequence[GenerateRequest]) -> Tensor:
+    """`logits` [n, V], -inf at the tokens that a row's request bans."""
+    places = [(row, token) for row, request in enumerate(requests) for token in request.banned]
+    if not places:
+        return logits
+    rows, tokens = torch.tensor(places, device=logits.device).T
+    return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))

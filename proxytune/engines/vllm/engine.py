@@ -91,6 +91,8 @@ class VLLMEngine:
         for index, request in enumerate(requests):
             if request.temperature > 0:
                 raise UserError(f"request {index}: engine=vllm decodes greedily only: temperature=0, or use engine=hf")
+            if request.banned:
+                raise UserError(f"request {index}: engine=vllm cannot ban tokens (bad_words): use engine=hf")
         answers = {
             _Job(i, arm, f"{next(self._tags)}"): Decoding(self.ensemble, request, arm)
             for i, request in enumerate(requests)

@@ -198,9 +198,20 @@ class ArmLM(HFLM):
         end = self.eot_token_id
         eos = None if end is None else self.tok_decode([end], skip_special_tokens=False)
         until = tuple(stop_strings(decoding.pop("until"), eos=eos))
+        banned = tuple(self._only_token(word) for word in decoding.pop("bad_words", ()))
         prompt, cut = self._prompt(context, self.tok_encode(context) or self._start, room)
         # Greedy answers do not depend on the seed, and are found again under another one.
-        return GenerateRequest(prompt, until=until, seed=seed if decoding["temperature"] > 0 else 0, **decoding), cut
+        seed = seed if decoding["temperature"] > 0 else 0
+        return GenerateRequest(prompt, until=until, banned=banned, seed=seed, **decoding), cut
+
+    def _only_token(self, word: str) -> int:
+        """The token that the tokenizer makes of `word` alone; UserError where that is not one."""
+        tokens = self.tokenizer.encode(word, add_special_tokens=False)
+        if len(tokens) != 1:
+            raise UserError(
+                f"bad_words: {word!r} is {len(tokens)} tokens of this tokenizer; only single tokens are banned"
+            )
+        return tokens[0]
 
     def _prompt(self, context: str, tokens: Sequence[int], room: int) -> tuple[Prompt, int]:
         """The last `room` tokens for all members, and for those with a prompt of their own the same of theirs."""
@@ -260,7 +271,7 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
 
 def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict[str, Any]:
     """lm-eval's generation settings as fields of a GenerateRequest; UserError for what would not be honoured."""
-    known = {"until", "do_sample", "temperature", "top_p", *_LENGTHS, *_NEUTRAL}
+    known = {"until", "bad_words", "do_sample", "temperature", "top_p", *_LENGTHS, *_NEUTRAL}
     for name, value in gen_kwargs.items():
         if name not in known:
             raise unknown_name("generation setting", name, known)
@@ -273,6 +284,8 @@ def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict
     if settings["max_gen_toks"] < 0:
         raise UserError(f"max_gen_toks={settings['max_gen_toks']} is not allowed: it is a number of tokens, 0 or more")
     options = {"max_new_tokens": settings["max_gen_toks"], "until": [stop for stop in settings["until"] if stop]}
+    if gen_kwargs.get("bad_words"):
+        options["bad_words"] = list(gen_kwargs["bad_words"])
     if not settings["do_sample"]:
         return options | {"temperature": 0.0, "top_p": 1.0}
     temperature, top_p = float(settings.get("temperature", 0.0)), float(settings.get("top_p", 1.0))

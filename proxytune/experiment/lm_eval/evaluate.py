@@ -31,7 +31,14 @@ def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items:
     with quiet(), compiled_once():
         lm = ArmLM(shared, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
-        results: Any = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=items.limit, bootstrap_iters=0, log_samples=True)
+        results: Any = lm_eval.evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=items.limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            confirm_run_unsafe_code=True,  # the plan has a sandbox for it, or was refused
+        )
     keep_only_requests(task)
     samples = [sample for sample in results["samples"][task.task_name] if sample["filter"] == info.filter]
     samples.sort(key=lambda sample: sample["doc_id"])
