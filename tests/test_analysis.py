@@ -11,8 +11,9 @@ import pytest
 
 from proxytune.cli import main
 from proxytune.errors import UserError
-from proxytune.reporting.analysis import analyze
+from proxytune.reporting.analysis import PAPER, analyze
 from proxytune.reporting.frames import Frames
+from proxytune.reporting.papers.shift import shift_charts
 
 EMPTY = pd.DataFrame()
 
@@ -40,7 +41,7 @@ def traced(answers: dict[int, list[tuple[str, float, bool]]], arm: str = "proxy"
 
 
 def run(traces: pd.DataFrame) -> Frames:
-    return Frames("run", EMPTY, EMPTY, EMPTY, traces, EMPTY)
+    return Frames("run", EMPTY, EMPTY, EMPTY, traces, EMPTY, EMPTY)
 
 
 def plain(text: str, delta: float = 0.0) -> list[tuple[str, float, bool]]:
@@ -120,6 +121,24 @@ def test_the_command_prints_ours_and_the_papers(tmp_path: Path, monkeypatch, cap
     assert ["gsm8k_liu2024", "proxy", "10", "0.0", "±", "0.0", "0.250", "±", "0.000"] in lines
     assert ["gsm8k_liu2024", "Liu", "et", "al.", "2024", "13.5"] in lines
     assert ["gsm8k_liu2024", "Liu", "et", "al.", "2024", "0.131", "0.056"] in lines
+
+
+def test_the_papers_points_stand_beside_ours_in_a_figure():
+    answer = plain("3+4=7", 0.25)
+    chart = shift_charts([run(traced({0: answer, 1: answer}))])["liu2024_changed_tokens"]
+    [rows] = chart.to_dict()["datasets"].values()
+    points = {(row["panel"].partition(": ")[2], row["label"]): row["value"] for row in rows}
+    assert points == {
+        ("tokens changed, %", "proxy"): pytest.approx(0.0),
+        ("tokens changed, %", PAPER): pytest.approx(13.5),
+        ("Δ on the left of equations", "proxy"): pytest.approx(0.25),
+        ("Δ on the left of equations", PAPER): 0.131,
+        ("Δ on the right of equations", "proxy"): pytest.approx(0.25),
+        ("Δ on the right of equations", PAPER): 0.056,
+    }
+    assert shift_charts([run(EMPTY)]) == {}
+    other = traced({0: answer}).assign(task="miniature_gsm")
+    assert shift_charts([run(other)]) == {}, "not a task of the paper"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [([], "no run is given"), (["nowhere"], "nowhere does not exist")])

@@ -31,12 +31,16 @@ def main(arguments: Sequence[str]) -> int:
     from proxytune.reporting.drawing import write_figures
     from proxytune.reporting.frames import frames
     from proxytune.reporting.papers import paper_charts, paper_tables
+    from proxytune.reporting.papers.shift import shift_charts
     from proxytune.reporting.report import find_runs
 
     folders = [run.folder for run in find_runs(runs)]
-    made = charts([frames(folder) for folder in folders], columns)
+    read = [frames(folder) for folder in folders]
+    made = charts(read, columns)
     if "paper" in given:
         made |= paper_charts(paper_tables(given["paper"], folders), columns)
+    if given.get("paper") == "liu2024":
+        made |= shift_charts(read, columns)
     for path in write_figures(made, Path(given.get("output", _beside(runs))), given.get("format", "svg")):
         print(path)
     return 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -28,6 +28,10 @@ MOST = 10
 OFTEN = 3
 """How often a token must be chosen to be listed."""
 PAPER = "Liu et al. 2024"
+PAPER_TASKS = ("gsm8k", "truthfulqa", "toxigen", "alpacafarm")
+"""Beginnings of tasks' names, by which the paper's figures name them too."""
+SIDES = ("left", "right")
+"""Of an equation."""
 _EQUATION = re.compile(r"(?P<left>[\d($][\d\s.,+\-*/×÷x()$%]*)=\s*(?P<right>\$?\d+(?:[.,]\d+)*)")
 _OPERATOR = re.compile(r"[\d)%]\s*[+\-*/×÷x]\s*[\d($]")
 
@@ -65,6 +69,11 @@ def printed(quantity: str) -> dict[str, float]:
     return dict(zip(rows["task"], rows["value"].where(rows["unit"] != "percent", rows["value"] / 100), strict=True))
 
 
+def in_paper(task: str, paper: Mapping[str, float]) -> str | None:
+    """The task's name among the `paper`'s own figures; None where there is none."""
+    return next((name for name in PAPER_TASKS if task.startswith(name) and name in paper), None)
+
+
 def _positions(steps: pd.Series) -> pd.Series:
     edges = [-1.0, *(last for _, last in POSITIONS.values())]
     return pd.cut(steps, edges, labels=list(POSITIONS)).astype(str)
@@ -100,7 +109,7 @@ def _sides(pieces: Sequence[str]) -> list[str | None]:
     side: list[str | None] = [None] * len(text)
     for equation in _EQUATION.finditer(text):
         if _OPERATOR.search(equation["left"]):
-            for name in ("left", "right"):
+            for name in SIDES:
                 start, end = equation.span(name)
                 side[start:end] = [name] * (end - start)
     ends = list(itertools.accumulate(map(len, pieces)))

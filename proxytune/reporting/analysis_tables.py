@@ -11,11 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from proxytune.reporting.analysis import ARM, PAPER, POSITIONS, printed
-
-PAPER_TASKS = {"gsm8k": "gsm8k", "truthfulqa": "truthfulqa"}
-"""Beginning of a task's name -> its name in the paper's figures."""
-SIDES = ("left", "right")
+from proxytune.reporting.analysis import ARM, PAPER, POSITIONS, SIDES, in_paper, printed
 
 
 def show(analysis: Mapping[str, pd.DataFrame], console: Console) -> None:
@@ -77,10 +73,8 @@ def _equations(equations: pd.DataFrame) -> list[Row]:
 def _in_paper(frame: pd.DataFrame, paper: Mapping[str, float]) -> list[tuple[tuple[str, str], str]]:
     """(run, task) and the task's name in the paper, where the paper has a figure for it."""
     tasks = frame[["run", "task"]].drop_duplicates().itertuples(index=False)
-    named = [
-        ((run, task), name) for run, task in tasks for start, name in PAPER_TASKS.items() if task.startswith(start)
-    ]
-    return [(key, name) for key, name in named if name in paper]
+    named = [((run, task), in_paper(task, paper)) for run, task in tasks]
+    return [(key, name) for key, name in named if name is not None]
 
 
 def _tokens(tokens: pd.DataFrame) -> list[Row]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import altair as alt
 import pandas as pd
@@ -36,22 +36,27 @@ def _chart(table: PaperTable, columns: int) -> alt.Chart | None:
     points["panel"] = points["task"].map(dict(table.layout.tasks))
     half = NORMAL_95 * points["stderr"].where(points["source"] == OURS)
     points = points.assign(low=points["value"] - half, high=points["value"] + half)
+    settings = [f"Some settings are not the paper's: {text}." for text in table.differences]
+    note = "\n".join(["Lines are 95 % intervals.", *settings, *table.notes])
+    order = list(dict.fromkeys(rows["label"]))
+    return panels(beside(paper, order), points, f"{table.layout.title}, %", columns, note)
+
+
+def beside(paper: str, order: Sequence[str]) -> list[alt.Chart]:
+    """Marks of points with label (in this `order`), value, low, high, stderr, n, and source: `paper` or `OURS`."""
     colors = alt.Scale(domain=[paper, OURS], range=[KINDS["expert"], KINDS["fused, dynamic"]])
     shapes = alt.Scale(domain=[paper, OURS], range=["diamond", "circle"])
-    base = alt.Chart().encode(y=alt.Y("label:N", title=None, sort=list(dict.fromkeys(rows["label"]))))
+    base = alt.Chart().encode(y=alt.Y("label:N", title=None, sort=list(order)))
     color = alt.Color("source:N", title=None, scale=colors)
     axis = alt.Axis(tickCount=5)
     x = alt.X("value:Q", title=None, scale=alt.Scale(zero=False, padding=8), axis=axis)
     hover = ["label", "source", alt.Tooltip("value:Q", format=".2f"), alt.Tooltip("stderr:Q", format=".2f"), "n:Q"]
-    layers = [
+    return [
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q", color=color),
         base.mark_point(size=70, filled=True, opacity=1).encode(
             x=x, color=color, shape=alt.Shape("source:N", title=None, scale=shapes), tooltip=hover
         ),
     ]
-    settings = [f"Some settings are not the paper's: {text}." for text in table.differences]
-    note = "\n".join(["Lines are 95 % intervals.", *settings, *table.notes])
-    return panels(layers, points, f"{table.layout.title}, %", columns, note)
 
 
 def _points(rows: pd.DataFrame, side: str, source: str) -> pd.DataFrame:
