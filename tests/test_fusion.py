@@ -57,7 +57,7 @@ def loss_float64(base, experts, antiexpert, weights) -> torch.Tensor:
 def test_divergences_and_their_derivatives_along_one_expert(seed, weight, change):
     base, experts, antiexpert = trio(seed, 1, 4, 11, change=change)
     d = experts - antiexpert
-    value, first, second = Tilt(base, list(d), reach=2.0).line(torch.full((1, 4), weight))
+    value, first, second = Tilt(base, d, reach=2.0).line(torch.full((1, 4), weight))
     w = torch.full((1, 4), weight, dtype=torch.float64, requires_grad=True)
     expected = definition(base.double(), d.double(), w)
     torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-3, atol=1e-5)
@@ -72,7 +72,7 @@ def test_gradients_along_several_experts():
     base, experts, antiexpert = trio(1, 3, 6, 20)
     d = experts - antiexpert
     weights = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) * 2
-    value, gradient = Tilt(base, list(d), reach=2.0).gradients(weights)
+    value, gradient = Tilt(base, d, reach=2.0).gradients(weights)
     w = weights.double().requires_grad_()
     expected = definition(base.double(), d.double(), w)
     torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-4, atol=1e-5)
@@ -83,7 +83,7 @@ def test_gradients_along_several_experts():
 
 def test_divergences_are_exactly_zero_where_nothing_moves():
     base, experts, antiexpert = trio(3, 2, 5, 1000)
-    tilt = Tilt(base, list(experts - antiexpert), reach=2.0)
+    tilt = Tilt(base, experts - antiexpert, reach=2.0)
     assert torch.equal(tilt.divergences(torch.zeros(2, 5)), torch.zeros(2, 5))
 
 
@@ -98,7 +98,7 @@ def test_elimination_finds_the_best_point_with_few_evaluations(seed, change, bou
     points = torch.tensor(MatchKL(*bounds).points)
     points = points if bounds[0] >= 0 else points.flip(0)
     target = definition(antiexpert, d[None], torch.ones(1, 16))
-    tilt = Tilt(base, [d], reach=5.0)
+    tilt = Tilt(base, d[None], reach=5.0)
     losses = torch.stack([(tilt.divergences(p.expand(1, 16)) - target).square().sum(0) for p in points])
     with mock.patch.object(Tilt, "divergences", autospec=True, side_effect=Tilt.divergences) as asked:
         known = best_point(tilt, target, points)

@@ -24,9 +24,9 @@ def check_shapes(base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
         )
 
 
-def batches(logits: Tensor) -> Iterator[slice]:
-    """Cuts [n, V] into slices of rows to search together."""
-    return _slices(logits, BATCH if logits.device.type == "cpu" else BATCH_ELSEWHERE)
+def batches(logits: Tensor, experts: int = 1) -> Iterator[slice]:
+    """Cuts [n, V] into slices of rows to search together, each with the differences of so many experts."""
+    return _slices(logits, (BATCH if logits.device.type == "cpu" else BATCH_ELSEWHERE) // experts)
 
 
 def cached(logits: Tensor) -> Iterator[slice]:
@@ -40,9 +40,10 @@ def _slices(logits: Tensor, together: int) -> Iterator[slice]:
 
 
 def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
-    """expert - antiexpert, and the antiexpert, over the tokens that both know; float32, [..., V].
+    """expert - antiexpert, and the antiexpert, over the tokens that both know; float32.
 
-    At tokens that either of them masks with -inf the difference is 0 and the antiexpert -inf.
+    Both are [..., V]; or the expert is [T, ..., V], and so is the antiexpert then where a token is masked. At tokens
+    that either of them masks with -inf the difference is 0 and the antiexpert -inf.
     """
     antiexpert = antiexpert.float()
     d = expert.float() - antiexpert
@@ -50,7 +51,7 @@ def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
     if d.sum().isfinite():
         return d, antiexpert
     masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
-    return d.masked_fill(masked, 0.0), antiexpert.masked_fill(masked, -torch.inf)
+    return d.masked_fill(masked, 0.0), torch.where(masked, -torch.inf, antiexpert)
 
 
 def add(terms: Iterable[Tensor]) -> Tensor:

@@ -113,7 +113,7 @@ class MatchKL:
         logits_NV, weights_TN = logits.view(-1, base.shape[-1]), weights.view(len(experts), -1)
         for rows, batch in _batches(base, experts, antiexpert):
             weights_TN[:, rows] = self._choose(batch)
-            shift(batch.base, batch.differences, weights_TN[:, rows], out=logits_NV[rows])
+            shift(batch.base, batch.d, weights_TN[:, rows], out=logits_NV[rows])
         return Fused(logits, weights)
 
     @torch.no_grad()
@@ -126,13 +126,14 @@ class MatchKL:
         loss_N, weights_TN = loss.view(-1), weights.float().reshape(len(experts), -1)
         for rows, batch in _batches(base, experts, antiexpert):
             w = weights_TN[:, rows]
-            value = batch.tilt(float(w.abs().max())).divergences(w)
-            loss_N[rows] = add((value[:, None] - batch.targets()).square().flatten(0, 1))
+            tilt = batch.tilt(float(w.abs().max()))
+            loss_N[rows] = add((tilt.divergences(w)[:, None] - batch.targets(tilt)).square().flatten(0, 1))
         return loss
 
     def _choose(self, batch: _Batch) -> Tensor:
         """The weights [T, n] of a batch."""
-        targets, tilt = batch.targets(), batch.tilt(max(abs(self.low), abs(self.high)))
+        tilt = batch.tilt(max(abs(self.low), abs(self.high)))
+        targets = batch.targets(tilt)
         points = torch.tensor(self.points, device=targets.device)
         if self.experts == "one_at_a_time" or len(tilt.d) == 1:
             weights = self._one_at_a_time(tilt, targets, points)
@@ -142,13 +143,15 @@ class MatchKL:
 
     def _one_at_a_time(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
         """Weights [T, n] of which at most one per row is not 0; on ties the first expert wins."""
+        experts = len(tilt.d)
         if self.solver == "grid":
-            singles = [grid_search(tilt.only(t), targets, points) for t in range(len(tilt.d))]
+            weights, losses = grid_search(tilt.lines(), targets.repeat(1, 1, experts), points)
         else:
-            singles = [line_search(tilt.only(t), _mean(targets), points) for t in range(len(tilt.d))]
-        weights, losses = torch.cat([w for w, _ in singles]), torch.stack([loss for _, loss in singles])
-        others = torch.arange(len(weights), device=weights.device)[:, None] != losses.argmin(0)
-        return weights.masked_fill(others, 0.0)
+            weights, losses = line_search(tilt.lines(), _mean(targets).repeat(1, experts), points)
+        if experts == 1:
+            return weights
+        others = torch.arange(experts, device=weights.device)[:, None] != losses.view(experts, -1).argmin(0)
+        return weights.view(experts, -1).masked_fill(others, 0.0)
 
     def _joint(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
         """Weights [T, n]."""
@@ -170,26 +173,27 @@ class _Batch:
 
     def __init__(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
         self.base = base.float()
-        self.pairs = [compare(expert, antiexpert) for expert in experts]
-
-    @property
-    def differences(self) -> list[Tensor]:
-        return [d for d, _ in self.pairs]
+        self.d, self.antiexpert = compare(experts, antiexpert)
 
     def tilt(self, reach: float) -> Tilt:
         """The base moved by the differences."""
-        return Tilt(self.base, self.differences, reach)
+        return Tilt(self.base, self.d, reach)
 
-    def targets(self) -> Tensor:
-        """[2, T, n]: KL(Q_t || Q) and KL(Q || Q_t). An expert is the antiexpert moved by its own difference."""
-        one = self.base.new_ones(1, len(self.base))
-        return torch.stack([Tilt(antiexpert, [d], 1.0).divergences(one) for d, antiexpert in self.pairs], dim=1)
+    def targets(self, tilt: Tilt) -> Tensor:
+        """[2, T, n]: KL(Q_t || Q) and KL(Q || Q_t), `tilt` being the base's.
+
+        An expert is the antiexpert moved by its own difference.
+        """
+        lines = tilt.lines()
+        antiexpert = self.antiexpert.expand_as(self.d).flatten(0, 1)
+        small = Tilt(antiexpert, lines.d, 1.0, like=lines)
+        return small.divergences(torch.ones_like(lines.psi0)[None]).view(2, len(self.d), -1)
 
 
 def _batches(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tuple[slice, _Batch]]:
     base, antiexpert = base.reshape(-1, base.shape[-1]), antiexpert.reshape(-1, base.shape[-1])
     experts = experts.reshape(len(experts), *base.shape)
-    for rows in batches(base):
+    for rows in batches(base, len(experts)):
         yield rows, _Batch(base[rows], experts[:, rows], antiexpert[rows])
 
 

@@ -36,14 +36,14 @@ def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
     """
     T, n = len(tilt.d), target.shape[1]
     w, loss = points[0].repeat(T, n), torch.full_like(target[0], torch.inf)
-    lines = [tilt.together(), *(tilt.only(t) for t in range(T))]
     directions = torch.cat([w.new_ones(1, T), torch.eye(T, device=w.device)])
-    for line, direction in zip(lines, directions, strict=True):
+    for t, direction in enumerate(directions, start=-1):
         rows = (loss > SOLVED).nonzero()[:, 0]
         if len(rows) == 0:
             break
         some = target[:, rows]
-        start = direction[:, None] * line_search(line.rows(rows), some, points)[0]
+        line = tilt.rows(rows).together() if t < 0 else tilt.lines().rows(t * n + rows)
+        start = direction[:, None] * line_search(line, some, points)[0]
         other, other_loss = _descend(tilt.rows(rows), some, start.clamp(points[0], points[-1]), points)
         better = other_loss < (1 - CLEARLY) * loss[rows]
         w[:, rows] = torch.where(better, other, w[:, rows])

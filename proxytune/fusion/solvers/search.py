@@ -78,11 +78,18 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
     `target` is [2, n]; returns weights [1, n] and loss [n].
     """
     w, loss = points[0].expand(target.shape[1]), torch.full_like(target[0], torch.inf)
-    for side in [side for side in (points[points <= 0].flip(0), points[points >= 0]) if len(side) > 1] or [points]:
+    for side in _sides(points):
         start = _bracket(target, side, best_point(tilt, target, side))
         end = settle(_newton, tilt, target, start, MAX_STEPS)
         w, loss = torch.where(end.loss < loss, end.best, w), torch.minimum(end.loss, loss)
     return torch.where(tilt.flat, points[0], w), loss
+
+
+def _sides(points: Tensor) -> list[Tensor]:
+    """`points` [G] on each side of 0, by distance from it, 0 itself on both."""
+    values = points.tolist()
+    sides = [points[: sum(p <= 0 for p in values)].flip(0), points[sum(p < 0 for p in values) :]]
+    return [side for side in sides if len(side) > 1] or [points]
 
 
 class Known(NamedTuple):
@@ -119,19 +126,20 @@ def best_point(tilt: Tilt, target: Tensor, points: Tensor) -> Known:
 
 def _eliminate(points: Tensor, tilt: Tilt, target: Tensor, known: Known) -> Known:
     _, best, loss, guess, can_win, lower, upper = known
-    look = (points - guess[:, None]).abs().masked_fill_(~can_win.T, torch.inf).argmin(-1)
-    value = tilt.divergences(points[look][None])
+    look = torch.where(can_win, (points[:, None] - guess).abs(), torch.inf).argmin(0)
+    w = points.index_select(0, look)
+    value = tilt.divergences(w[None])
     here = (value - target).square().sum(0)
     better = here < loss
     # Near 0 both divergences grow with the square of alpha.
-    scaled = points[look] * (target.sum(0) / value.sum(0)).sqrt()
+    scaled = w * (target.sum(0) / value.sum(0)).sqrt()
     loss = torch.minimum(loss, here)
-    i = torch.arange(len(points), device=points.device)[:, None]
-    lower = torch.where(i < look, lower, lower.maximum(value[:, None]))
-    upper = torch.where(i > look, upper, upper.minimum(value[:, None]))
-    bound = (target[:, None] - target[:, None].clamp(lower, upper)).square().sum(0)
-    can_win = can_win & (i != look) & (bound < loss)
-    best, guess = torch.where(better, look, best), torch.where(better & scaled.isfinite(), scaled, guess)
+    i, goal, value = torch.arange(len(points), device=points.device)[:, None], target[:, None], value[:, None]
+    lower = torch.where(i < look, lower, lower.maximum(value))
+    upper = torch.where(i > look, upper, upper.minimum(value))
+    # A point that was evaluated is bounded by its own loss.
+    can_win = (goal - goal.clamp(lower, upper)).square().sum(0) < loss
+    best, guess = torch.where(better, look, best), torch.where(better & (scaled.abs() < torch.inf), scaled, guess)
     return Known(can_win.any(0), best, loss, guess, can_win, lower, upper)
 
 

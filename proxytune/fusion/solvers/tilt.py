@@ -12,7 +12,7 @@ For one expert both grow with |w| on either side of 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ FLAT = 1e-4
 up to rounding."""
 LARGE = 60.0
 """Exponents within +-60 neither overflow float32 sums nor lose anything from them."""
+UNDIVIDED = 2**15
+"""PyTorch sums fewer numbers than this in one thread."""
 
-Moments = Callable[[Tensor, list[Tensor], Tensor], list[Tensor]]
-"""From p [k, V] (free to be written over), T differences [k, V] and w [T, k]: sums over the tokens, each [k]."""
+Moments = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
+"""From p [k, V] (free to be written over), d [T, k, V] and w [T, k]: sums over the tokens, each [k]."""
 
 
 class Tilt:
@@ -35,23 +37,26 @@ class Tilt:
     A token that `logits` masks with -inf has probability 0 throughout; a row that masks every token counts as uniform.
     """
 
-    def __init__(self, logits: Tensor, differences: Sequence[Tensor], reach: float) -> None:
-        """`logits` [n, V] and T finite `differences` [n, V], all float32; weights will be within +-`reach`."""
-        self.log_p, self.d = torch.empty_like(logits), list(differences)
+    def __init__(self, logits: Tensor, d: Tensor, reach: float, like: Tilt | None = None) -> None:
+        """`logits` [n, V] and finite differences `d` [T, n, V], float32; weights will be within +-`reach`.
+
+        `like`: another family with the same `d`.
+        """
+        self.log_p, self.d = torch.empty_like(logits), d
         ranges, sums = [], []
         for part in cached(logits):
             top = logits[part].amax(-1, keepdim=True)
             log_p = torch.sub(logits[part], top, out=self.log_p[part])
             if torch.isneginf(top).any():
                 log_p.masked_fill_(torch.isneginf(top), 0.0)
-            d = [d[part] for d in self.d]
-            ranges.append(torch.stack([torch.stack([d_t.amin(-1), d_t.amax(-1)]) for d_t in d], 1))
+            if like is None:
+                ranges.append(torch.stack(torch.aminmax(d[:, part], dim=-1)))
             # The same sums as at any w, so that both divergences are exactly 0 at w = 0.
             p = log_p.exp()
-            sums.append(torch.stack([_sum(p), *_mean(p, d, top)]))
-        total, *means = torch.cat(sums, -1)
+            sums.append(torch.stack([_sum(p), *_mean(p, d[:, part], top)]))
+        total, *means = _joined(sums)
         self.psi0, self.mean0 = total.log(), torch.stack(means) / total
-        self.lowest, self.highest = torch.cat(ranges, -1)
+        self.lowest, self.highest = _joined(ranges) if like is None else (like.lowest, like.highest)
         extreme = reach * torch.maximum(-self.lowest, self.highest).sum(0) > LARGE
         self.extreme = extreme if extreme.any() else None
 
@@ -60,24 +65,29 @@ class Tilt:
         if len(index) == len(self.psi0):
             return self
         some = copy.copy(self)
-        some.log_p, some.d = self.log_p[index], [d[index] for d in self.d]
+        some.log_p, some.d = self.log_p[index], self.d[:, index]
         some.psi0, some.mean0 = self.psi0[index], self.mean0[:, index]
         some.lowest, some.highest = self.lowest[:, index], self.highest[:, index]
         some.extreme = None if self.extreme is None else self.extreme[index]
         return some
 
-    def only(self, t: int) -> Tilt:
-        """The same family with expert t alone."""
-        return self._along(self.d[t], self.mean0[t], self.lowest[t], self.highest[t])
+    def lines(self) -> Tilt:
+        """Each expert alone, one weight: T n rows, those of the first expert first."""
+        experts = len(self.d)
+        if experts == 1:
+            return self
+        each = copy.copy(self)
+        each.log_p, each.psi0 = self.log_p.repeat(experts, 1), self.psi0.repeat(experts)
+        each.d, each.mean0 = self.d.flatten(0, 1)[None], self.mean0.flatten()[None]
+        each.lowest, each.highest = self.lowest.flatten()[None], self.highest.flatten()[None]
+        each.extreme = None if self.extreme is None else self.extreme.repeat(experts)
+        return each
 
     def together(self) -> Tilt:
         """The same family with one weight for all experts."""
-        d = add(self.d)
-        return self._along(d, add(self.mean0), d.amin(-1), d.amax(-1))
-
-    def _along(self, d: Tensor, mean0: Tensor, lowest: Tensor, highest: Tensor) -> Tilt:
         line = copy.copy(self)
-        line.d, line.mean0, line.lowest, line.highest = [d], mean0[None], lowest[None], highest[None]
+        line.d, line.mean0 = add(self.d)[None], add(self.mean0)[None]
+        line.lowest, line.highest = torch.aminmax(line.d, dim=-1)
         return line
 
     @property
@@ -86,8 +96,9 @@ class Tilt:
         if self.log_p.sum().isfinite():
             return self.highest - self.lowest <= FLAT
         allowed, likeliest = ~torch.isneginf(self.log_p), self.log_p.argmax(-1, keepdim=True)
-        differences = [torch.where(allowed, d, d.gather(-1, likeliest)) for d in self.d]
-        return torch.stack([d.amax(-1) - d.amin(-1) <= FLAT for d in differences])
+        at_likeliest = self.d.gather(-1, likeliest.expand(len(self.d), -1, -1))
+        lowest, highest = torch.where(allowed, self.d, at_likeliest).aminmax(dim=-1)
+        return highest - lowest <= FLAT
 
     def divergences(self, w: Tensor) -> Tensor:
         """[2, n]: KL(P~ || P) and KL(P || P~) in nats at w [T, n]."""
@@ -115,32 +126,42 @@ class Tilt:
 
     def _expect(self, moments: Moments, w: Tensor) -> tuple[Tensor, Tensor]:
         """psi(w) [n], and the expectations of the `moments` under P~ [M, n]."""
-        scale, sums = torch.zeros_like(self.psi0), []
-        for part in cached(self.log_p):
-            x, d = self.log_p[part], [d[part] for d in self.d]
-            for w_t, d_t in zip(w[:, part], d, strict=True):
+        sums, scales = [], []
+        for log_p, d, part in self._parts():
+            x = log_p
+            for d_t, w_t in zip(d, w[:, part], strict=True):
                 x = torch.addcmul(x, d_t, w_t[:, None])
             if self.extreme is not None:
-                scale[part] = torch.where(self.extreme[part], x.amax(-1), 0.0)
-                x.sub_(scale[part, None])
+                scales.append(torch.where(self.extreme[part], x.amax(-1), 0.0))
+                x.sub_(scales[-1][:, None])
             p = x.exp_()
             sums.append(torch.stack([_sum(p), *moments(p, d, w[:, part])]))
-        total, expectations = torch.cat(sums, -1).split([1, len(sums[0]) - 1])
-        return scale + total[0].log() - self.psi0, expectations / total
+        total, expectations = _joined(sums).split([1, len(sums[0]) - 1])
+        psi = torch.cat(scales) + total[0].log() if scales else total[0].log()
+        return psi - self.psi0, expectations / total
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        """Rows worked on together: their log_p, their d, and where they stand."""
+        for part in cached(self.log_p):
+            yield (self.log_p, self.d, part) if part.stop >= len(self.log_p) and not part.start else (self.log_p[part], self.d[:, part], part)
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Along the rows, the last dimension."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
-def _mean(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
+def _mean(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
     if len(d) == 1:
         return [_sum(p.mul_(d[0]))]
     return [_sum(p * d_t) for d_t in d]
 
 
-def _powers(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
+def _powers(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
     """Of one expert: d, d^2, d^3."""
     return [_sum(p.mul_(d[0])) for _ in range(3)]
 
 
-def _along(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
+def _along(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
     """Each d_t, then each d_t times sum_s w_s d_s: enough for C w."""
     total = d[0] * w[0, :, None]
     for d_s, w_s in zip(d[1:], w[1:], strict=True):
@@ -153,4 +174,4 @@ def _along(p: Tensor, d: list[Tensor], w: Tensor) -> list[Tensor]:
 def _sum(x: Tensor) -> Tensor:
     """x.sum(-1) of [n, V], to the last bit the same for a row alone as for a row among others."""
     # PyTorch splits a single long row between threads, which changes the order of the additions.
-    return x.sum(-1) if len(x) > 1 else torch.cat([x, x]).sum(-1)[:1]
+    return x.sum(-1) if len(x) > 1 or x.numel() < UNDIVIDED else torch.cat([x, x]).sum(-1)[:1]
