@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits
-from proxytune.fusion.solvers.search import best_point
+from proxytune.fusion.solvers.search import best_point, run
 from proxytune.fusion.solvers.tilt import Tilt
 
 EXACT = MatchKL()
@@ -57,7 +57,7 @@ def loss_float64(base, experts, antiexpert, weights) -> torch.Tensor:
 def test_divergences_and_their_derivatives_along_one_expert(seed, weight, change):
     base, experts, antiexpert = trio(seed, 1, 4, 11, change=change)
     d = experts - antiexpert
-    value, first, second = Tilt(base, d, reach=2.0).line(torch.full((1, 4), weight))
+    value, first, second = Tilt(base, d, reach=2.0).line(torch.full((1, 4), weight)).split(2)
     w = torch.full((1, 4), weight, dtype=torch.float64, requires_grad=True)
     expected = definition(base.double(), d.double(), w)
     torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-3, atol=1e-5)
@@ -72,7 +72,8 @@ def test_gradients_along_several_experts():
     base, experts, antiexpert = trio(1, 3, 6, 20)
     d = experts - antiexpert
     weights = torch.rand(3, 6, generator=torch.Generator().manual_seed(2)) * 2
-    value, gradient = Tilt(base, d, reach=2.0).gradients(weights)
+    value, gradient = Tilt(base, d, reach=2.0).gradients(weights).split([2, 6])
+    gradient = gradient.view(2, 3, 6)
     w = weights.double().requires_grad_()
     expected = definition(base.double(), d.double(), w)
     torch.testing.assert_close(value.double(), expected.detach(), rtol=1e-4, atol=1e-5)
@@ -101,12 +102,14 @@ def test_elimination_finds_the_best_point_with_few_evaluations(seed, change, bou
     tilt = Tilt(base, d[None], reach=5.0)
     losses = torch.stack([(tilt.divergences(p.expand(1, 16)) - target).square().sum(0) for p in points])
     with mock.patch.object(Tilt, "divergences", autospec=True, side_effect=Tilt.divergences) as asked:
-        known = best_point(tilt, target, points)
-    torch.testing.assert_close(known.loss, losses.amin(0))
-    values = torch.stack([tilt.divergences(p.expand(1, 16)) for p in points], 1)
-    assert (known.lower <= values + 1e-4).all()
-    assert (values <= known.upper + 1e-4).all()
-    torch.testing.assert_close(losses.gather(0, known.best[None])[0], losses.amin(0))
+        starts = run([best_point(goal, points.tolist()) for goal in target.T.tolist()], tilt, Tilt.divergences)
+    torch.testing.assert_close(torch.tensor([start.loss for start in starts]), losses.amin(0))
+    for row, start in enumerate(starts):
+        place = points.tolist().index(start.best)
+        torch.testing.assert_close(losses[place, row], losses[:, row].amin())
+        ends = points[max(place - 1, 0)].item(), points[min(place + 1, len(points) - 1)].item()
+        assert (start.low, start.high) == (min(ends), max(ends))
+        assert start.low <= start.w <= start.high
     assert sum(call.args[1].shape[1] for call in asked.call_args_list) < 0.6 * 16 * len(points)
 
 
@@ -171,6 +174,17 @@ def test_exact_is_never_above_the_grid_however_far_apart_logits_are(seed, T, V, 
     exact, grid = (loss_float64(*models, MatchKL(solver=s).fuse(*models).weights) for s in ("exact", "grid"))
     rounding = 1e-5 * max(model[model.isfinite()].abs().max() for model in models)
     assert (exact.sqrt() <= grid.sqrt() + rounding).all()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.floats(3, 5), st.floats(-2, 1.5))
+def test_where_the_small_models_are_certain_of_one_token_the_base_stays(seed, height, change):
+    """Both targets are 0, whatever the expert changes among the other tokens: no step towards them may be believed."""
+    base, experts, antiexpert = trio(seed, 1, 16, 30, change=10**change)
+    certain = torch.zeros(30).index_fill(0, torch.tensor([3]), 10**height)
+    models = base, experts + certain, antiexpert + certain
+    assert loss_float64(*models, 0.0).max() == 0
+    assert loss_float64(*models, EXACT.fuse(*models).weights).max() < 1e-9
 
 
 def test_a_minimum_between_zero_and_the_first_point_is_found():

@@ -42,8 +42,8 @@ class MatchKL:
     `experts="joint"` moves all weights together. L sees the experts only through their mean divergences, two numbers,
     so with several experts many weights are equally good. `grid` takes the first of them in lexicographic order.
     `exact` starts from the best equal weights and goes to a minimum by shortest steps, so equal experts get equal
-    weights; where that does not reach the mean divergences it starts again from each expert alone and takes what is
-    lower by more than 0.1 %. With one expert `joint` is `one_at_a_time`.
+    weights; where that does not reach the mean divergences it starts again from the best expert alone and takes what
+    is lower by more than 0.001 %. With one expert `joint` is `one_at_a_time`.
 
     Ties: an expert that differs from the antiexpert by a constant, or not at all, changes nothing, so every weight
     is equally good and it gets `low`.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from itertools import product
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Generator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -19,33 +20,48 @@ NARROW = 64.0
 """Where d varies by less than this, in nats, a step shorter than CLOSE moves no two tokens apart by more than 0.2."""
 BISECTED = 1e-6
 """A bisection shorter than this is the last, and any step where d is not NARROW."""
+TOGETHER = 2**15
+"""So few logits cost less than the calls that work on them: several points are then rows of one call."""
 MAX_STEPS = 20
 """Enough to bisect a cell 0.1 wide down to BISECTED."""
 
-State = TypeVar("State", bound=NamedTuple)
-"""What a search knows of its rows: tensors [..., n], of which the first, [n], is True where a row is not done."""
+Found = TypeVar("Found")
+Pair = tuple[float, float]
+"""Of KL(P~ || P) and KL(P || P~)."""
+Search = Generator[Sequence[float], Sequence[float], Found]
+"""The search of one row: yields weights [T] and is sent what they give, until it returns what it has found.
+
+In Python's numbers: for the few rows of a decoding step a tensor operation costs more than its arithmetic.
+"""
 
 
-def settle(step: Callable[[Tilt, Tensor, State], State], tilt: Tilt, target: Tensor, at: State, steps: int) -> State:
-    """Repeats `at = step(tilt, target, at)` until all rows are done, at most `steps` times; `target` is [2, n].
+def run(searches: Sequence[Search[Found]], tilt: Tilt, evaluate: Callable[[Tilt, Tensor], Tensor]) -> list[Found]:
+    """What each row's search finds; `evaluate(tilt, w [T, n])` gives [M, n], what a row's search is sent.
 
-    A row that is done stays as it is, so that it does not depend on the others. Once half of the rows are done, the
-    others go on without them.
+    The rows that are not done are evaluated together. Once half of the rows are done, the others go on without them.
     """
-    for left in reversed(range(steps)):
-        active = at[0]
-        count = int(active.sum())
-        if count == 0:
-            break
-        if 2 * count <= len(active):
-            r = active.nonzero()[:, 0]
-            some = settle(step, tilt.rows(r), target[:, r], at._make(x[..., r] for x in at), left + 1)
-            return at._make(x.index_copy(-1, r, y) for x, y in zip(at, some, strict=True))
-        after = step(tilt, target, at)
-        if count < len(active):
-            after = at._make(torch.where(active, y, x) for x, y in zip(at, after, strict=True))
-        at = after
-    return at
+    found: dict[int, Found] = {}
+    asked: dict[int, Sequence[float]] = {}
+
+    def proceed(row: int, values: Sequence[float] | None) -> None:
+        try:
+            asked[row] = searches[row].send(values)  # type: ignore[arg-type]
+        except StopIteration as end:
+            found[row] = end.value
+            asked.pop(row, None)
+
+    for row in range(len(searches)):
+        proceed(row, None)
+    held, idle = list(range(len(searches))), [0.0] * len(tilt.d)
+    while asked:
+        if 2 * len(asked) <= len(held):
+            places = [place for place, row in enumerate(held) if row in asked]
+            tilt, held = tilt.rows(torch.tensor(places, device=tilt.d.device)), list(asked)
+        w = torch.tensor([asked.get(row, idle) for row in held], dtype=torch.float32, device=tilt.d.device)
+        for row, values in zip(held, evaluate(tilt, w.T).T.tolist(), strict=True):
+            if row in asked:
+                proceed(row, values)
+    return [found[row] for row in range(len(searches))]
 
 
 def grid_search(tilt: Tilt, targets: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,16 +70,17 @@ def grid_search(tilt: Tilt, targets: Tensor, points: Tensor) -> tuple[Tensor, Te
     `targets` is [2, S, n]; the loss is the squared distance of the divergences from them, summed over S.
     Returns weights [T, n] and loss [n].
     """
-    n = targets.shape[-1]
-    loss = targets.new_full((n,), torch.inf)
-    weights = points[0].expand(len(tilt.d), n)
-    flat = tilt.flat.all(0)
-    for combination in product(points, repeat=len(tilt.d)):
-        candidate = torch.stack(combination)[:, None].expand_as(weights)
-        value = add((tilt.divergences(candidate)[:, None] - targets).square().flatten(0, 1))
-        better = (value < loss) & ~(flat & loss.isfinite())
-        loss, weights = torch.where(better, value, loss), torch.where(better, candidate, weights)
-    return weights, loss
+    experts, n = len(tilt.d), targets.shape[-1]
+    combinations = torch.cartesian_prod(*[points] * experts).view(-1, experts)
+    weights, loss = combinations[:1].T.expand(-1, n), targets.new_full((n,), torch.inf)
+    for some in combinations.split(max(1, TOGETHER // tilt.log_p.numel())):
+        repeated = tilt.rows(torch.arange(n, device=points.device).repeat(len(some)))
+        value = repeated.divergences(some.T.repeat_interleave(n, dim=1)).view(2, 1, len(some), n)
+        losses = add((value - targets[:, :, None]).square().flatten(0, 1))
+        lowest, best = losses.masked_fill(losses.isnan(), torch.inf).min(0)
+        weights = torch.where(lowest < loss, some[best].T, weights)
+        loss = torch.minimum(lowest, loss)
+    return torch.where(tilt.flat.all(0), points[0], weights), loss
 
 
 def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,121 +94,109 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
 
     `target` is [2, n]; returns weights [1, n] and loss [n].
     """
-    w, loss = points[0].expand(target.shape[1]), torch.full_like(target[0], torch.inf)
-    for side in _sides(points):
-        start = _bracket(target, side, best_point(tilt, target, side))
-        end = settle(_newton, tilt, target, start, MAX_STEPS)
-        w, loss = torch.where(end.loss < loss, end.best, w), torch.minimum(end.loss, loss)
+    targets, narrow = target.T.tolist(), (tilt.spread <= NARROW)[0].tolist()
+    best = [(points[0].item(), math.inf)] * len(targets)
+    for side in _sides(points.tolist()):
+        starts = run([best_point(goal, side) for goal in targets], tilt, Tilt.divergences)
+        ends = run([polish(*of) for of in zip(targets, starts, narrow, strict=True)], tilt, Tilt.line)
+        best = [end if end[1] < other[1] else other for end, other in zip(ends, best, strict=True)]
+    w, loss = torch.tensor(best, dtype=torch.float32, device=points.device).view(-1, 2).T
     return torch.where(tilt.flat, points[0], w), loss
 
 
-def _sides(points: Tensor) -> list[Tensor]:
-    """`points` [G] on each side of 0, by distance from it, 0 itself on both."""
-    values = points.tolist()
-    sides = [points[: sum(p <= 0 for p in values)].flip(0), points[sum(p < 0 for p in values) :]]
+def _sides(points: Sequence[float]) -> list[Sequence[float]]:
+    """`points` on each side of 0, by distance from it, 0 itself on both."""
+    sides = [p for p in points if p <= 0][::-1], [p for p in points if p >= 0]
     return [side for side in sides if len(side) > 1] or [points]
 
 
-class Known(NamedTuple):
-    """What evaluating some of the points has shown."""
+class Start(NamedTuple):
+    """Where the minimum beside the best point may be."""
 
-    active: Tensor  # [n]: any point can still win
-    best: Tensor  # [n]: index of the best point evaluated
-    loss: Tensor  # [n]: its loss
-    guess: Tensor  # [n]: a weight where the minimum may be
-    can_win: Tensor  # [G, n]: not evaluated, and may yet be the best
-    lower: Tensor  # [2, G, n]: bounds on the divergences, equal where a point was evaluated
-    upper: Tensor
+    w: float
+    low: float
+    high: float
+    best: float
+    """The best point."""
+    loss: float
+    """Its loss."""
 
 
-def best_point(tilt: Tilt, target: Tensor, points: Tensor) -> Known:
+def best_point(target: Pair, points: Sequence[float]) -> Search[Start]:
     """The point of least loss among `points` [G], on one side of 0 and by distance from it, without evaluating all.
 
     Both divergences grow with |alpha|, so one evaluation bounds them at every other point, and thereby the loss
     from below. Each step evaluates, of the points that can still win, the one nearest to a guess: 3 to 5 of 21 in all.
     """
-    n, zero = target.shape[1], (points == 0)[:, None]
-    loss = torch.where(zero[0], target.square().sum(0), torch.inf)
-    known = Known(
-        active=loss > 0,
-        best=torch.zeros(n, dtype=torch.long, device=points.device),
-        loss=loss,
-        guess=points[len(points) // 2].repeat(n),
-        can_win=(~zero).repeat(1, n),
-        lower=target.new_zeros(2, len(points), n),
-        upper=torch.where(zero, 0.0, torch.inf).repeat(2, 1, n),
-    )
-    return settle(partial(_eliminate, points), tilt, target, known, len(points))
+    known: dict[int, Pair] = {0: (0.0, 0.0)} if points[0] == 0 else {}
+    best, loss = 0, target[0] ** 2 + target[1] ** 2 if known else math.inf
+    distances, near = list(map(abs, points)), len(points) // 2
+    middles = [(a + b) / 2 for a, b in pairwise(distances)]
+    while (look := _next_point(target, points, known, loss, near)) is not None:
+        forward, backward = yield (points[look],)
+        known[look] = forward, backward
+        here = (forward - target[0]) ** 2 + (backward - target[1]) ** 2
+        if here < loss:
+            best, loss = look, here
+            # Near 0 both divergences grow with the square of alpha.
+            square = (target[0] + target[1]) / (forward + backward) if forward + backward > 0 else math.nan
+            if 0 <= square < math.inf:
+                near = bisect_left(middles, distances[look] * math.sqrt(square))
+    return _start(target, points, known, best, loss)
 
 
-def _eliminate(points: Tensor, tilt: Tilt, target: Tensor, known: Known) -> Known:
-    _, best, loss, guess, can_win, lower, upper = known
-    look = torch.where(can_win, (points[:, None] - guess).abs(), torch.inf).argmin(0)
-    w = points.index_select(0, look)
-    value = tilt.divergences(w[None])
-    here = (value - target).square().sum(0)
-    better = here < loss
-    # Near 0 both divergences grow with the square of alpha.
-    scaled = w * (target.sum(0) / value.sum(0)).sqrt()
-    loss = torch.minimum(loss, here)
-    i, goal, value = torch.arange(len(points), device=points.device)[:, None], target[:, None], value[:, None]
-    lower = torch.where(i < look, lower, lower.maximum(value))
-    upper = torch.where(i > look, upper, upper.minimum(value))
-    # A point that was evaluated is bounded by its own loss.
-    can_win = (goal - goal.clamp(lower, upper)).square().sum(0) < loss
-    best, guess = torch.where(better, look, best), torch.where(better & (scaled.abs() < torch.inf), scaled, guess)
-    return Known(can_win.any(0), best, loss, guess, can_win, lower, upper)
+def _next_point(target: Pair, points: Sequence[float], known: dict[int, Pair], loss: float, near: int) -> int | None:
+    """Of the points that may have a smaller loss, by the bounds of those evaluated, the one next to `near`."""
+    (t0, t1), look = target, None
+    i, low0, low1 = -1, 0.0, 0.0
+    for j in (*sorted(known), len(points)):
+        high0, high1 = known.get(j, (math.inf, math.inf))
+        if j - i > 1:
+            off0 = low0 - t0 if low0 > t0 else t0 - high0 if t0 > high0 else 0.0
+            off1 = low1 - t1 if low1 > t1 else t1 - high1 if t1 > high1 else 0.0
+            k = min(max(near, i + 1), j - 1)
+            if off0 * off0 + off1 * off1 < loss and (look is None or abs(k - near) < abs(look - near)):
+                look = k
+        i, low0, low1 = j, high0, high1
+    return look
 
 
-class Bracket(NamedTuple):
-    """A minimum between two weights; each [n]."""
-
-    active: Tensor  # another step may come nearer to it
-    w: Tensor  # where it may be
-    low: Tensor
-    high: Tensor
-    best: Tensor  # the best weight so far
-    loss: Tensor  # its loss
-
-
-def _bracket(target: Tensor, points: Tensor, known: Known) -> Bracket:
-    """The neighbours of the best point, and the likeliest weight between them."""
-    best, inner, outer = known.best, (known.best - 1).clamp(min=0), (known.best + 1).clamp(max=len(points) - 1)
-    # A neighbour that was not evaluated has the best point's value for its nearer bound, and draws nothing.
+def _start(target: Pair, points: Sequence[float], known: dict[int, Pair], best: int, loss: float) -> Start:
+    """From the best point, drawn towards those of its neighbours that were evaluated."""
     w = points[best]
-    for end, bounds in ((inner, known.upper), (outer, known.lower)):
-        w = w + _towards(target, _at(known.lower, best), _at(bounds, end)) * (points[end] - points[best])
-    ends = torch.stack([points[inner], points[outer]])
-    return Bracket(torch.ones_like(w, dtype=torch.bool), w, ends.amin(0), ends.amax(0), points[best], known.loss)
+    for neighbour in (best - 1, best + 1):
+        if neighbour in known and best in known:
+            w += _towards(target, known[best], known[neighbour]) * (points[neighbour] - points[best])
+    low, high = sorted((points[max(best - 1, 0)], points[min(best + 1, len(points) - 1)]))
+    return Start(w, low, high, points[best], loss)
 
 
-def _at(values: Tensor, index: Tensor) -> Tensor:
-    """values [2, G, n] at `index` [n]: [2, n]."""
-    return values.gather(1, index.expand(2, 1, -1))[:, 0]
+def _towards(target: Pair, here: Pair, there: Pair) -> float:
+    """Which share of the straight way from `here` to `there` comes nearest to the target."""
+    way = there[0] - here[0], there[1] - here[1]
+    length = way[0] ** 2 + way[1] ** 2
+    share = ((target[0] - here[0]) * way[0] + (target[1] - here[1]) * way[1]) / length if length > 0 else 0.0
+    return min(max(share, 0.0), 1.0)
 
 
-def _towards(target: Tensor, here: Tensor, there: Tensor) -> Tensor:
-    """Which share [n] of the straight way from `here` to `there` comes nearest to the target; each [2, n]."""
-    way = there - here
-    return (((target - here) * way).sum(0) / way.square().sum(0)).nan_to_num(0.0).clamp(0, 1)
+def polish(target: Pair, start: Start, narrow: bool) -> Search[Pair]:
+    """The best weight and its loss, by Newton's method, safeguarded by bisection on the slope's sign.
 
-
-def _newton(tilt: Tilt, target: Tensor, at: Bracket) -> Bracket:
-    """A step of Newton's method, safeguarded by bisection on the slope's sign.
-
-    Only evaluated weights count, and last Newton steps where d is NARROW: there the loss is as foreseen.
+    Only evaluated weights count, and last Newton steps where d is `narrow`: there the loss is as foreseen.
     """
-    value, first, second = tilt.line(at.w[None])
-    gap = value - target
-    loss = gap.square().sum(0)
-    slope, curvature = (gap * first).sum(0), (first.square() + gap * second).sum(0)
-    low, high = torch.where(slope < 0, at.w, at.low), torch.where(slope > 0, at.w, at.high)
-    newton = at.w - slope / curvature
-    safe = (curvature > 0) & (newton >= low) & (newton <= high)
-    w = torch.where(safe, newton, (low + high) / 2)
-    foreseen = safe & ((tilt.highest - tilt.lowest)[0] <= NARROW)
-    active = (w - at.w).abs() >= torch.where(foreseen, CLOSE, BISECTED)
-    foreseen &= ~active
-    loss = torch.where(foreseen, loss - slope**2 / curvature, loss)
-    best = torch.where(loss < at.loss, torch.where(foreseen, w, at.w), at.best)
-    return Bracket(active, w, low, high, best, torch.minimum(loss, at.loss))
+    w, low, high, best, loss = start
+    for _ in range(MAX_STEPS):
+        *value, f0, f1, s0, s1 = yield (w,)
+        g0, g1 = value[0] - target[0], value[1] - target[1]
+        here, slope, curvature = g0 * g0 + g1 * g1, g0 * f0 + g1 * f1, f0 * f0 + f1 * f1 + g0 * s0 + g1 * s1
+        best, loss = (w, here) if here < loss else (best, loss)
+        low, high = w if slope < 0 else low, w if slope > 0 else high
+        newton = w - slope / curvature if curvature > 0 else math.nan
+        safe = low <= newton <= high
+        step = (newton if safe else (low + high) / 2) - w
+        foreseen = safe and narrow
+        if not abs(step) >= (CLOSE if foreseen else BISECTED):
+            better = foreseen and here - slope * slope / curvature < loss
+            return (newton, here - slope * slope / curvature) if better else (best, loss)
+        w += step
+    return best, loss

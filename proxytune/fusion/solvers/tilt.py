@@ -12,12 +12,12 @@ For one expert both grow with |w| on either side of 0.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from proxytune.fusion.logits import add, cached
+from proxytune.fusion.logits import CACHED, add, cached
 
 FLAT = 1e-4
 """A difference that varies by less than this over the tokens (in nats) says nothing: every weight gives the base,
@@ -56,8 +56,9 @@ class Tilt:
             sums.append(torch.stack([_sum(p), *_mean(p, d[:, part], top)]))
         total, *means = _joined(sums)
         self.psi0, self.mean0 = total.log(), torch.stack(means) / total
-        self.lowest, self.highest = _joined(ranges) if like is None else (like.lowest, like.highest)
-        extreme = reach * torch.maximum(-self.lowest, self.highest).sum(0) > LARGE
+        self.range: Tensor = _joined(ranges) if like is None else like.range
+        """[2, T, n] the smallest and the largest difference."""
+        extreme = reach * torch.maximum(-self.range[0], self.range[1]).sum(0) > LARGE
         self.extreme = extreme if extreme.any() else None
 
     def rows(self, index: Tensor) -> Tilt:
@@ -67,7 +68,7 @@ class Tilt:
         some = copy.copy(self)
         some.log_p, some.d = self.log_p[index], self.d[:, index]
         some.psi0, some.mean0 = self.psi0[index], self.mean0[:, index]
-        some.lowest, some.highest = self.lowest[:, index], self.highest[:, index]
+        some.range = self.range[..., index]
         some.extreme = None if self.extreme is None else self.extreme[index]
         return some
 
@@ -79,7 +80,7 @@ class Tilt:
         each = copy.copy(self)
         each.log_p, each.psi0 = self.log_p.repeat(experts, 1), self.psi0.repeat(experts)
         each.d, each.mean0 = self.d.flatten(0, 1)[None], self.mean0.flatten()[None]
-        each.lowest, each.highest = self.lowest.flatten()[None], self.highest.flatten()[None]
+        each.range = self.range.flatten(1)[:, None]
         each.extreme = None if self.extreme is None else self.extreme.repeat(experts)
         return each
 
@@ -87,14 +88,19 @@ class Tilt:
         """The same family with one weight for all experts."""
         line = copy.copy(self)
         line.d, line.mean0 = add(self.d)[None], add(self.mean0)[None]
-        line.lowest, line.highest = torch.aminmax(line.d, dim=-1)
+        line.range = torch.stack(torch.aminmax(line.d, dim=-1))
         return line
+
+    @property
+    def spread(self) -> Tensor:
+        """[T, n]: by how much d varies over the tokens."""
+        return self.range[1] - self.range[0]
 
     @property
     def flat(self) -> Tensor:
         """[T, n]: True where d is the same at every token that `logits` allows."""
         if self.log_p.sum().isfinite():
-            return self.highest - self.lowest <= FLAT
+            return self.spread <= FLAT
         allowed, likeliest = ~torch.isneginf(self.log_p), self.log_p.argmax(-1, keepdim=True)
         at_likeliest = self.d.gather(-1, likeliest.expand(len(self.d), -1, -1))
         lowest, highest = torch.where(allowed, self.d, at_likeliest).aminmax(dim=-1)
@@ -105,21 +111,20 @@ class Tilt:
         psi, mean = self._expect(_mean, w)
         return self._divergences(w, psi, mean)
 
-    def line(self, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One expert, w [1, n]: the divergences, their first and their second derivatives, each [2, n]."""
+    def line(self, w: Tensor) -> Tensor:
+        """One expert, w [1, n]: the divergences, their first and their second derivatives, [6, n]."""
         psi, (mean, square, cube) = self._expect(_powers, w)
         variance = square - mean * mean
         skew = cube - mean * (3 * square - 2 * mean * mean)
-        first = torch.stack([w[0] * variance, mean - self.mean0[0]])
-        second = torch.stack([variance + w[0] * skew, variance])
-        return self._divergences(w, psi, mean[None]), first, second
+        w, mean0 = w[0], self.mean0[0]
+        forward, backward = w * mean - psi, psi - w * mean0
+        return torch.stack([forward, backward, w * variance, mean - mean0, variance + w * skew, variance])
 
-    def gradients(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The divergences [2, n] and their gradients [2, T, n] at w [T, n]."""
+    def gradients(self, w: Tensor) -> Tensor:
+        """The divergences and their gradients at w [T, n]: [2 + 2 T, n], KL(P~ || P) first."""
         psi, moments = self._expect(_along, w)
         mean, product = moments.chunk(2)
-        gradient = torch.stack([product - mean * add(w * mean), mean - self.mean0])
-        return self._divergences(w, psi, mean), gradient
+        return torch.cat([self._divergences(w, psi, mean), product - mean * add(w * mean), mean - self.mean0])
 
     def _divergences(self, w: Tensor, psi: Tensor, mean: Tensor) -> Tensor:
         return torch.stack([add(w * mean) - psi, psi - add(w * self.mean0)])
@@ -142,8 +147,12 @@ class Tilt:
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
         """Rows worked on together: their log_p, their d, and where they stand."""
+        if self.log_p.numel() <= CACHED:
+            yield self.log_p, self.d, slice(None)
+            return
         for part in cached(self.log_p):
-            yield (self.log_p, self.d, part) if part.stop >= len(self.log_p) and not part.start else (self.log_p[part], self.d[:, part], part)
+            yield self.log_p[part], self.d[:, part], part
+
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """Along the rows, the last dimension."""
