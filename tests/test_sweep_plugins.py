@@ -19,7 +19,8 @@ WEIGHTS = "arms.proxy.rule.weights"
 
 def needs(plugin: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(f"hydra_plugins.{plugin}") is None
-    return pytest.mark.skipif(missing, reason=f"{plugin} is missing: pip install 'proxytune[sweep]'")
+    extra = "ray" if "ray" in plugin else "sweep"
+    return pytest.mark.skipif(missing, reason=f"{plugin} is missing: pip install 'proxytune[{extra}]'")
 
 
 def sweep(folder: Path, *arguments: str) -> list[dict[str, str]]:

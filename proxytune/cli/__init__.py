@@ -25,7 +25,9 @@ COMMANDS = {
     "analyze": "print what fusion changes token by token, for runs with trace=summary or full",
     "table": "print a paper's tables, with the figures of runs beside the paper's",
     "sync": "log finished runs to Weights & Biases",
+    "export": "write runs in the formats of other tools: Inspect, Every Eval Ever, CSV, Parquet",
     "compare": "how runs differ: their configurations, and paired differences of every arm's scores",
+    "doctor": "what proxytune finds here: versions, memory, devices, caches, extras",
     "runs": "list finished runs, show one again, clear out the store of answers",
 }
 """Sub-command -> what it does. `a-name` lives in `proxytune/cli/a_name.py` as `main(arguments) -> exit status`."""
@@ -69,6 +71,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"proxytune {proxytune.__version__}")
         return 0
     name, *rest = arguments
+    if name in ("--shell-completion", "-sc"):
+        from proxytune.cli import hydra_completion
+
+        return hydra_completion.main(rest, COMMANDS)
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     # Imported only now: `--help` need not wait for torch and transformers.

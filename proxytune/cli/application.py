@@ -7,8 +7,9 @@ import logging
 import shutil
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from proxytune.cli import secrets
 from proxytune.cli.arguments import flag_parser, help_text, parse
 from proxytune.cli.hydra_errors import COMPOSING, one_line
+from proxytune.cli.hydra_launchers import check_launcher, lost_job
 from proxytune.cli.hydra_security import check_hydra
 from proxytune.cli.run_folder import NOTES, note_failure
 from proxytune.compat.hydra import Hydra, application, swept
@@ -88,7 +90,7 @@ class Command(NamedTuple):
         if given.help:
             print(help_text(self.name, folders))
             return 0
-        check = None if given.cfg or given.hydra_help else self.check
+        check = None if given.cfg or given.info or given.hydra_help else self.check
         try:
             with application(folders, partial(_check, check, given.multirun)) as hydra:
                 failure = self._act(hydra, given)
@@ -107,6 +109,8 @@ class Command(NamedTuple):
         elif given.cfg:
             with secrets.environment_masked():
                 hydra.show_cfg(name, given.overrides, given.cfg, given.package, given.resolve)
+        elif given.info:
+            print(_info(hydra, name, given), end="")
         elif given.multirun:
             self._sweep(hydra, name, job, given.overrides)
         else:
@@ -117,17 +121,33 @@ class Command(NamedTuple):
         """All jobs; what is done after them is done also where some have failed."""
         try:
             hydra.multirun(name, job, [*overrides, "hydra.mode=MULTIRUN"])
+        except Exception as error:
+            sweep, _ = swept(hydra)
+            if sweep is not None and (lost := lost_job(error, sweep)):
+                raise lost from error
+            raise
         finally:
             sweep, jobs = swept(hydra)
             if self.after_sweep is not None and sweep is not None:
                 self.after_sweep(Path(sweep.hydra.sweep.dir), jobs, sweep)
 
 
+def _info(hydra: Hydra, name: str, given: Namespace) -> str:
+    """Hydra logs it line by line; as one text, it may be cut short by whoever reads it."""
+    text = StringIO()
+    with secrets.environment_masked(), redirect_stdout(text):
+        hydra.show_info(given.info, name, given.overrides, RunMode.MULTIRUN if given.multirun else RunMode.RUN)
+    return text.getvalue()
+
+
 def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:
     """Raises UserError for a configuration that may not run; `check` None: that may not even be printed."""
     check_hydra(config)
     secrets.check(config)
-    if check is None or mode == RunMode.MULTIRUN:
+    if check is None:
+        return
+    if mode == RunMode.MULTIRUN:
+        check_launcher(config)
         return
     if config.hydra.mode == RunMode.MULTIRUN and not sweep:
         raise UserError("hydra.mode=MULTIRUN is a sweep: give the flag --multirun")

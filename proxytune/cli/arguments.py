@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from proxytune.errors import UserError, unknown_name
 
@@ -18,11 +19,19 @@ SWITCHES = {
 }
 VALUED = {
     ("--cfg", "-c"): "print the configuration and stop: job, hydra or all",
+    ("--info", "-i"): "print what Hydra found and stop: all (default), config, defaults, defaults-tree, plugins or "
+    "searchpath",
     ("--package", "-p"): "with --cfg: only this part of the configuration",
     ("--config-dir", "-cd"): "another folder of configuration files",
     ("--config-name", "-cn"): "the primary configuration file",
 }
 """Hydra's flags; not all of them: --experimental-rerun unpickles a file."""
+PRINTED: dict[str, dict[str, Any]] = {
+    "--cfg": {"choices": ("job", "hydra", "all")},
+    "--info": {"choices": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")}
+    | {"nargs": "?", "const": "all"},
+}
+"""What the flags take that print and stop."""
 GRAMMAR = set("'\"[]{}(),\\")
 """What Hydra's grammar reads as more than text."""
 
@@ -50,8 +59,8 @@ def flag_parser() -> argparse.ArgumentParser:
         group = parser if "--resolve" in names else one_of
         group.add_argument(*names, action="store_true", help=meaning)
     for names, meaning in VALUED.items():
-        group = one_of if "--cfg" in names else parser
-        group.add_argument(*names, choices=("job", "hydra", "all") if "--cfg" in names else None, help=meaning)
+        group = one_of if names[0] in PRINTED else parser
+        group.add_argument(*names, **PRINTED.get(names[0], {}), help=meaning)
     return parser
 
 

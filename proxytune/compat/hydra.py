@@ -33,6 +33,8 @@ NAMES = (
     Name(_APPLICATION, "multirun", "the same"),
     Name(_APPLICATION, "show_cfg", "the same: --cfg"),
     Name(_APPLICATION, "hydra_help", "the same: --hydra-help"),
+    Name(_APPLICATION, "show_info", "the same: --info"),
+    Name(_APPLICATION, "shell_completion", "the same: --shell-completion"),
     Name(_APPLICATION, "config_loader", "ours takes its place"),
     Name(_LOADER, "load_configuration", "a configuration is checked before Hydra acts on it", overridden=True),
     Name(_LOADER, "load_sweep_config", "a job is composed once", overridden=True),

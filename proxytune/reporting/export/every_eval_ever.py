@@ -1,0 +1,169 @@
+"""Records of Every Eval Ever (https://github.com/evaleval/every_eval_ever), schema 0.3: one for each arm on each task.
+
+`data/<task>/<developer>/<model>/<uuid>.json` has the score, `<uuid>_samples.jsonl` beside it every item, as the shared
+data store wants them. A single model of the hub keeps its name; any other arm is the model `proxytune/<base>-<arm>`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from uuid import UUID
+
+from proxytune.atomic import write_json, write_jsonl
+from proxytune.errors import UserError
+from proxytune.record import DataRecord
+from proxytune.reporting.export.source import Cell, Item, cells, file_name, finished
+from proxytune.reporting.report.source import Run
+
+SCHEMA = "0.3.0"
+
+
+def write(runs: Sequence[Run], folder: Path) -> list[Path]:
+    """Raises UserError for an arm without a score: the schema has no room for it."""
+    return [path for run in runs for cell in cells(run) for path in _write(cell, folder)]
+
+
+def _write(cell: Cell, folder: Path) -> list[Path]:
+    developer, model = _model(cell).split("/")
+    place = PurePosixPath("data", file_name(cell.task_name), developer, model)
+    name = str(UUID(bytes=cell.digest[:16], version=4))
+    record, samples = _record(cell), [_sample(item, cell) for item in cell.items if item.score is not None]
+    paths = [folder / place / f"{name}.json"]
+    if samples:
+        paths.append(folder / place / f"{name}_samples.jsonl")
+        record["detailed_evaluation_results"] = {
+            "format": "jsonl",
+            "file_path": str(place / paths[1].name),
+            "total_rows": len(samples),
+            "additional_details": {"items_without_a_score": str(cell.task.n - len(samples))},
+        }
+        write_jsonl(paths[1], samples)
+    write_json(paths[0], record)
+    return paths
+
+
+def _model(cell: Cell) -> str:
+    """developer/model."""
+    members = cell.run.record.provenance.members
+    role = cell.arm.roles[0] if cell.arm.roles else ""
+    source = members[role].source if role in members else {}
+    path = str(source.get("path") or "")
+    alone = cell.arm.rule is None and not source.get("adapter")
+    if alone and path.count("/") == 1 and not path.startswith((".", "~", "/")):
+        return "/".join(file_name(part) for part in path.split("/"))
+    return "proxytune/" + file_name(*filter(None, [Path(path).name, cell.arm_name]))
+
+
+def _evaluation(cell: Cell) -> str:
+    return f"{cell.task_name}/{_model(cell)}/{finished(cell.run).timestamp():.0f}"
+
+
+def _record(cell: Cell) -> dict[str, Any]:
+    code, libraries = cell.run.record.provenance.code, cell.run.record.provenance.libraries
+    return {
+        "schema_version": SCHEMA,
+        "evaluation_id": _evaluation(cell),
+        "evaluation_timestamp": finished(cell.run).isoformat(),
+        "retrieved_timestamp": f"{finished(cell.run).timestamp():.0f}",
+        "source_metadata": {
+            "source_name": "proxytune",
+            "source_type": "evaluation_run",
+            "source_organization_name": "unknown",
+            "evaluator_relationship": "other",
+        },
+        "eval_library": {
+            "name": "proxytune",
+            "version": code.get("version") or "unknown",
+            "additional_details": {**libraries, "commit": str(code.get("commit"))},
+        },
+        "model_info": _model_info(cell),
+        "evaluation_results": [_result(cell)],
+    }
+
+
+def _model_info(cell: Cell) -> dict[str, Any]:
+    rule, members = cell.arm.rule, cell.run.record.provenance.members
+    alone = not _model(cell).startswith("proxytune/")
+    details = {
+        "deployment_type": "self_deployed",
+        "model_availability": "open_weights" if alone else "unknown",
+        "arm": cell.arm_name,
+        "members": json.dumps({role: members[role].identity for role in cell.arm.roles if role in members}),
+    }
+    if rule is not None:
+        details |= {"rule": rule.id, "formula": rule.formula, "parameters": json.dumps(rule.parameters)}
+    engine = {"name": "proxytune", "version": cell.run.record.provenance.code.get("version") or "unknown"}
+    name = _model(cell)
+    return {"name": name, "id": name, "inference_engine": engine, "additional_details": details}
+
+
+def _result(cell: Cell) -> dict[str, Any]:
+    arm, task, provenance = cell.arm, cell.task, cell.run.record.provenance
+    if arm.value is None:
+        raise UserError(
+            f"{cell.run.folder} cannot be exported: {cell.arm_name} has no score on {cell.task_name} "
+            f"({arm.undefined.get('value', 'no item could be judged')}), which the format demands"
+        )
+    asked = {"limit": provenance.limit, "num_fewshot": provenance.num_fewshot, "seed": provenance.seed}
+    return {
+        "evaluation_result_id": f"{cell.task_name}/{task.metric}",
+        "evaluation_name": cell.task_name,
+        "source_data": _data(cell.task_name, task.data, task.n),
+        "metric_config": {
+            "metric_id": task.metric,
+            "lower_is_better": not task.higher_is_better,
+            "score_type": "continuous",
+            "min_score": 0 if task.is_fraction else "-Infinity",
+            "max_score": 1 if task.is_fraction else "Infinity",
+        },
+        "score_details": {"score": arm.value, "uncertainty": _uncertainty(cell)},
+        "generation_config": {
+            "additional_details": {key: json.dumps(value) for key, value in asked.items()},
+        },
+    }
+
+
+def _uncertainty(cell: Cell) -> dict[str, Any]:
+    arm = cell.arm
+    found: dict[str, Any] = {"num_samples": arm.n}
+    if arm.stderr is not None:
+        found["standard_error"] = {"value": arm.stderr, "method": arm.stderr_method or "unknown"}
+    if arm.interval is not None:
+        low, high = arm.interval
+        found["confidence_interval"] = {"lower": low, "upper": high, "confidence_level": 0.95, "method": "wilson"}
+    return found
+
+
+def _data(task: str, data: DataRecord, n: int) -> dict[str, Any]:
+    if data.dataset is None:
+        file = {"file": Path(data.file).name, "sha256": str(data.sha256)} if data.file else {}
+        return {"dataset_name": task, "source_type": "other", "additional_details": file}
+    place = {"dataset_name": data.name or data.dataset, "source_type": "hf_dataset", "hf_repo": data.dataset}
+    return {**place, **({"hf_split": data.split} if data.split else {}), "samples_number": n}
+
+
+def _sample(item: Item, cell: Cell) -> dict[str, Any]:
+    attribution = {
+        "turn_idx": 0,
+        "source": "output.raw",
+        "extracted_value": item.answer,
+        "extraction_method": "custom" if item.choices is None else "likeliest choice",
+        "is_terminal": True,
+    }
+    return {
+        "schema_version": SCHEMA,
+        "evaluation_id": _evaluation(cell),
+        "model_id": _model(cell),
+        "evaluation_name": cell.task_name,
+        "evaluation_result_id": f"{cell.task_name}/{cell.task.metric}",
+        "sample_id": str(item.id),
+        "interaction_type": "single_turn",
+        "input": {"raw": item.prompt, "reference": item.targets, "choices": item.choices},
+        "output": {"raw": item.outputs},
+        "answer_attribution": [attribution],
+        "evaluation": {"score": item.score, "is_correct": item.score == 1},
+        "metadata": {"alpha": json.dumps(item.alpha)} if item.alpha else None,
+    }
