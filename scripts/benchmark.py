@@ -94,9 +94,12 @@ def family(noise: float | None, hidden: int = 384, layers: int = 6) -> Ensemble:
         EXPERT: llama(3, 128, 2) if noise is None else near(anti, 3, noise),
         "tuned:task": llama(4, hidden, layers) if noise is None else near(base, 4, noise),
     }
+    return Ensemble({role: Member(role, model, VOCAB) for role, model in models.items()}, tokenizer())
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-    return Ensemble({role: Member(role, model, VOCAB) for role, model in models.items()}, tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=words)
 
 
 def prompts(count: int, length: int) -> list[Prompt]:
