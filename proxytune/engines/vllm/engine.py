@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, ClassVar, NamedTuple
@@ -11,15 +10,14 @@ from typing import Any, ClassVar, NamedTuple
 from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.engines.vllm.decoding import Decoding, KeptWeights, by_expert
-from proxytune.engines.vllm.installed import TESTED, check_installed
-from proxytune.engines.vllm.launch import engine_arguments, refusals
+from proxytune.engines.vllm.installed import TESTED, check_installed, check_replicas
+from proxytune.engines.vllm.launch import engine_arguments
+from proxytune.engines.vllm.running import Job, Local, Outputs, Replicas
 from proxytune.engines.vllm.settings import arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.facts import MemberFacts, Members
 from proxytune.models.family import FamilySpec
-
-_QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 
 
 class _Job(NamedTuple):
@@ -51,17 +49,20 @@ class VLLMEngine:
         memory: float | None = None,
         max_model_len: int | None = None,
         tensor_parallel: int = 1,
+        replicas: int = 1,
     ) -> None:
         """Starts vLLM and loads the members.
 
         Args:
             batch_size: requests of one arm that are decoded together; None: vLLM's own choice.
             memory, max_model_len, tensor_parallel: see `engine_arguments`.
+            replicas: engines that share the requests, in processes that Ray starts; 1: one engine, in this process.
 
         Raises:
             UserError: without a fitting vLLM, and for members or settings that it refuses.
         """
         check_installed()
+        check_replicas(replicas)
         self.batch_size = batch_size
         self._limit = None if max_model_len is None else max_model_len - 1  # the last token is never read
         self._tags = count()
@@ -70,7 +71,8 @@ class VLLMEngine:
         )
         assert ensemble is not None  # or engine_arguments has refused it
         self.ensemble = ensemble
-        self._llm = _start(settings | ({} if batch_size is None else {"max_num_seqs": batch_size}))
+        settings |= {} if batch_size is None else {"max_num_seqs": batch_size}
+        self._running = Local(settings) if replicas == 1 else Replicas(settings, replicas)
 
     def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]:
         """(request index, arm name, log-probabilities) for every request and arm. Raises UserError as `HFEngine`."""
@@ -108,28 +110,16 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Ends vLLM and frees its memory."""
-        from vllm.distributed import cleanup_dist_env_and_memory
+        self._running.close()
 
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
-        cleanup_dist_env_and_memory()
-
-    def _run(
-        self, jobs: Sequence[_Job], asked: Sequence[tuple[tuple[int, ...], dict[str, Any]]]
-    ) -> dict[str, tuple[Any, KeptWeights]]:
+    def _run(self, jobs: Sequence[_Job], asked: Sequence[tuple[tuple[int, ...], dict[str, Any]]]) -> Outputs:
         """vLLM's output of each job and the weights kept, by tag; `asked` are its prompt and sampling settings."""
-        from vllm import SamplingParams
-
-        if not jobs:
-            return {}
-        settings = [
-            SamplingParams(temperature=0, extra_args={"arm": arm_to_dict(job.arm), "keep": job.tag}, **sampling)
-            for job, (_, sampling) in zip(jobs, asked, strict=True)
-        ]
-        prompts: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt, _ in asked]
-        outputs = self._llm.generate(prompts, settings, use_tqdm=False)
-        kept = {tag: dict(pairs) for tag, pairs in self._llm.collective_rpc("take_weights")[0].items()}
-        return {job.tag: (output, kept[job.tag]) for job, output in zip(jobs, outputs, strict=True)}
+        return self._running.run(
+            [
+                Job(job.tag, prompt, {"extra_args": {"arm": arm_to_dict(job.arm), "keep": job.tag}, **sampling})
+                for job, (prompt, sampling) in zip(jobs, asked, strict=True)
+            ]
+        )
 
     def _check(self, arms: Sequence[Arm], requests: Sequence[tuple[ScoreRequest | GenerateRequest, int]]) -> None:
         check_arms(arms)
@@ -143,19 +133,6 @@ class VLLMEngine:
         """Tokens that the member reads here; None where nothing limits them."""
         limits = (self.ensemble[role].window, self._limit)
         return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _start(arguments: dict[str, Any]) -> Any:
-    """The engine. With one GPU, or none, it runs in this process."""
-    for name, value in _QUIET.items():
-        os.environ.setdefault(name, value)
-    if arguments["tensor_parallel_size"] == 1:
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    from vllm import LLM
-    from vllm.platforms import current_platform
-
-    with refusals():
-        return LLM(**arguments, enforce_eager=current_platform.is_cpu(), disable_log_stats=True)
 
 
 def _scoring(request: ScoreRequest) -> tuple[tuple[int, ...], dict[str, Any]]:

@@ -27,6 +27,14 @@ def check_installed() -> None:
         raise UserError(f"{' and '.join(wrong)} fit no CPU build of torch: pip uninstall -y {' '.join(wrong)}")
 
 
+def check_replicas(count: int) -> None:
+    """Raises UserError for a number of replicas that can't be, or without Ray, which runs more than one."""
+    if count < 1:
+        raise UserError(f"engine.replicas = {count}: give a number of engines >= 1")
+    if count > 1 and _version("ray") is None:
+        raise UserError(f"engine.replicas = {count} needs Ray: pip install 'proxytune[vllm]'")
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
