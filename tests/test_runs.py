@@ -8,19 +8,23 @@ import sqlite3
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import proxytune
+from proxytune.atomic import write_json
 from proxytune.cli import main
 from proxytune.engines.requests import Scored
 from proxytune.experiment.answers import gc as clearing
 from proxytune.experiment.answers.store import AnswerStore
+from proxytune.record import Provenance, read_record
 from proxytune.reporting import runs
 
 ANSWER = Scored((-1.0,), (True,), ())
+FINISHED = f"{datetime.fromtimestamp(1e9):%m-%d %H:%M}".split()
 
 
 def _arm(value: float | None, rule: object = None) -> dict:
@@ -75,9 +79,9 @@ def test_runs_are_listed_by_date_with_their_headline_values(tmp_path: Path):
     lines = _listed(tmp_path)
     early, late = (next(i for i, line in enumerate(lines) if name in line) for name in ("deep/er", f"{tmp_path}/a"))
     assert early < late
-    assert "2001-09-09" in lines[early + 1]
-    assert lines[early].split()[1:] == ["open", "40", "25.0", "%", "mild", "37.5", "%"]
-    assert lines[late].split()[1:] == ["open", "40", "25.0", "%", "proxy", "50.0", "%"]
+    assert lines[early].split()[1:] == ["2001-09-09", "open", "40", "25.0", "mild", "37.5"]
+    assert lines[late].split()[1:] == ["2033-05-18", "open", "40", "25.0", "proxy", "50.0"]
+    assert "Scores between 0 and 1 are in percent." in lines
     assert "failed: mild" in lines[late + 1]
     faults = [line for line in lines if "is not a results.json of proxytune run" in line]
     assert ["broken" in line for line in faults] == [True, False]
@@ -132,11 +136,11 @@ def test_the_runs_of_a_sweep_are_told_apart_in_80_columns(tmp_path: Path, monkey
         _run(folder, when=1e9 + job, proxy=weight)
         _given(folder, "miniature=tiny", f"arms.proxy.rule.weights={weight}", "output=S" if job else "output=T")
     lines = [line.split() for line in _listed(Path("S"), width=80)]
-    first = lines.index(["S/0", "open", "40", "25.0", "%", "mild", "37.5", "%"])
-    second = lines.index(["S/1", "open", "40", "25.0", "%", "proxy", "60.0", "%"])
-    assert lines[first + 2] == ["arms.proxy.rule.weights=0.2"]
-    assert lines[second + 2] == ["arms.proxy.rule.weights=0.6"]
-    assert second == first + 3 and not any(lines[second + 3 :])
+    assert ["run", "finished", "weights", "task", "n", "base", "tuned", "best", "fused"] in lines
+    first = lines.index(["S/0", *FINISHED, "0.2", "open", "40", "25.0", "mild", "37.5"])
+    second = lines.index(["S/1", *FINISHED, "0.6", "open", "40", "25.0", "proxy", "60.0"])
+    assert second == first + 2  # a row for the failed task is between them
+    assert ["weights:", "arms.proxy.rule.weights"] in lines
 
 
 def test_a_narrow_terminal_hides_nothing_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -146,6 +150,60 @@ def test_a_narrow_terminal_hides_nothing_of_the_runs(tmp_path: Path, monkeypatch
     _given(Path("b"), "arms.dynamic_with_a_long_name.rule.high=1.5")
     wide, narrow = ("".join(_listed(Path(), width)).replace("─", "").replace(" ", "") for width in (200, 50))
     assert sorted(narrow) == sorted(wide)
+
+
+WEIGHTS = [round(0.1 * step, 1) for step in range(1, 11)]
+
+
+@pytest.fixture
+def forty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Forty runs of a sweep over a weight and a seed, as a run writes them; every tenth has a tag and a note."""
+    monkeypatch.chdir(tmp_path)
+    for job in range(40):
+        folder, weight, seed = Path("sweep", str(job)), WEIGHTS[job % 10], job // 10
+        _run(folder, when=1e9 + job, proxy=0.4 + job / 100)
+        marked = {"tags": ["kept"], "note": f"job {job}"} if job % 10 == 0 else {"tags": [], "note": None}
+        config = {"seed": seed, "arms": {"proxy": {"rule": {"weights": weight}}}, **marked}
+        record = read_record(folder)
+        dated = record.model_copy(update={"provenance": Provenance(config=config, seed=seed), "failed": {}})
+        write_json(folder / "results.json", dated.model_dump(mode="json"))
+        os.utime(folder / "results.json", (1e9 + job, 1e9 + job))
+        _given(folder, "miniature=tiny", f"arms.proxy.rule.weights={weight}", f"seed={seed}", "output=sweep")
+    return Path("sweep")
+
+
+def test_forty_runs_are_forty_lines_of_80_characters(forty: Path):
+    lines = _listed(forty, width=80)
+    rows = [line.split() for line in lines if " open " in line]
+    expected = [(f"sweep/{job}", str(WEIGHTS[job % 10]), str(job // 10)) for job in range(40)]
+    assert [(row[0], row[3], row[4]) for row in rows] == expected
+    assert [row[5] for row in rows[::10]] == ["kept"] * 4
+    assert [float(row[-1]) for row in rows] == [pytest.approx(100 * (0.4 + job / 100), abs=0.06) for job in range(40)]
+    assert len(lines) < 40 + 12 and max(map(len, lines)) <= 80
+    assert "sweep/30: job 30" in [line.strip() for line in lines]
+
+
+def test_forty_runs_are_filtered_sorted_compared_and_reported(forty: Path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["runs", "list", "sweep", "seed=2", "sort=arms.proxy.rule.weights"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " open " in line]
+    assert [(row[0], row[3]) for row in rows] == [(f"sweep/{20 + step}", str(WEIGHTS[step])) for step in range(10)]
+    assert main(["runs", "list", "sweep", "tag=kept", "task=open"]) == 0
+    assert capsys.readouterr().out.count(" open ") == 4
+    assert main(["report", "sweep", "output=all.html"]) == 0
+    assert "Report: all.html" in capsys.readouterr().out and Path("all.html").stat().st_size > 0
+
+
+def test_many_different_keys_share_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        _run(Path(name), when=1e9)
+        _given(Path(name), *(f"key{number}.weights={name}{number}" for number in range(5)), "+added.x=1")
+    text = "".join("".join(_listed(Path(), width=160)).split())
+    for number in range(5):
+        assert f"a{number}" in text and f"b{number}" in text
+    assert "otherkeys" in text and "key4.weights=b4" in text and "key0.weights:" not in text
+    assert "added" not in text
 
 
 @pytest.mark.parametrize("notes", ["- [", "7", ""])

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from proxytune.errors import UserError
-from proxytune.record import FILE, ArmRecord, Record, TaskRecord, read_record
-from proxytune.reporting.tables import best_fused
+from proxytune.record import FILE, Record, read_record
+from proxytune.reporting.runs_table import ListedRun, listing
 from proxytune.reporting.terminal import show
 
 
@@ -36,7 +32,7 @@ def list_runs(
 
     Only those that are `wanted` (key -> value, see `_is_wanted`), and in the order of the key `sort`, if given.
 
-    A run is named by its folder, when it was finished, and those of its overrides that not all of the runs were given.
+    A run is told apart by its folder, when it was finished, and the keys whose values are not the same in all of them.
     """
     console = console or Console()
     paths = sorted(Path(folder).rglob(FILE), key=lambda path: path.stat().st_mtime)
@@ -45,23 +41,22 @@ def list_runs(
     runs, faults = [], []
     for path in paths:
         try:
-            given = [one for one in overrides_of(path.parent) if not one.startswith("output=")]
-            runs.append(_Run(path, read_record(path), given))
+            runs.append(ListedRun(path, read_record(path), _pairs(overrides_of(path.parent))))
         except UserError as error:
             faults.append(str(error))
     chosen = [run for run in runs if _is_wanted(run.record, wanted or {})]
     if runs and not chosen:
         asked = " ".join(f"{key}={value}" for key, value in (wanted or {}).items())
         raise UserError(f"{folder}: none of {len(runs)} finished runs has {asked}")
-    console.print(_listing(chosen if sort is None else _sorted(chosen, sort)))
-    for fault in faults:
-        console.print(Text(fault, style="dim"))
+    table, notes = listing(chosen if sort is None else _sorted(chosen, sort), (wanted or {}).get("task", ""))
+    console.print(table)
+    for line in (*notes, *faults):
+        console.print(Text(line, style="dim"))
 
 
-class _Run(NamedTuple):
-    results: Path
-    record: Record
-    given: list[str]
+def _pairs(overrides: Sequence[str]) -> dict[str, str]:
+    """Key -> value; a key that was taken away (~key) has no value."""
+    return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
 
 
 def _is_wanted(record: Record, wanted: Mapping[str, str]) -> bool:
@@ -79,7 +74,7 @@ def _is_wanted(record: Record, wanted: Mapping[str, str]) -> bool:
     return True
 
 
-def _sorted(runs: Sequence[_Run], key: str) -> list[_Run]:
+def _sorted(runs: Sequence[ListedRun], key: str) -> list[ListedRun]:
     """By the value of a key of their configurations: numbers, then texts, then the runs that lack it."""
     values = [_text(run.record.provenance.config or {}, key.split(".")) for run in runs]
     if not any(value is not None for value in values):
@@ -119,42 +114,3 @@ def overrides_of(folder: Path) -> list[str]:
     if not isinstance(given, list):
         raise UserError(f"cannot read {path}: it is no list of overrides")
     return [str(override) for override in given]
-
-
-def _listing(runs: Sequence[_Run]) -> RichTable:
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("run", overflow="fold")
-    table.add_column("task", overflow="fold")
-    for heading in ("n", "base", "tuned"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("best fused", overflow="fold")
-    shared = set.intersection(*(set(run.given) for run in runs)) if runs else set()
-    for run in runs:
-        finished = f"{datetime.fromtimestamp(run.results.stat().st_mtime):%Y-%m-%d %H:%M}"
-        name = [str(run.results.parent), finished, *(given for given in run.given if given not in shared)]
-        for line, cells in zip_longest(name, _rows(run.record), fillvalue=""):
-            table.add_row(Text(line), *map(Text, cells))
-    return table
-
-
-def _rows(record: Record) -> Iterator[list[str]]:
-    """Task, n, base, tuned, best fused."""
-    for name, task in record.tasks.items():
-        yield [name, str(task.n), *_headline(task)]
-    for name, arms in record.failed.items():
-        yield [name, "", "", "", f"failed: {', '.join(arms)}"]
-
-
-def _headline(task: TaskRecord) -> Iterator[str]:
-    """The values of base and tuned where they are arms, and the best arm with a rule."""
-    for reference in ("base", "tuned"):
-        arm = task.references.get(reference)
-        yield "" if arm is None else _value(task, task.arms[arm])
-    best = best_fused(task)
-    yield f"{best[0]} {_value(task, task.arms[best[0]])}" if best else ""
-
-
-def _value(task: TaskRecord, arm: ArmRecord) -> str:
-    if arm.value is None:
-        return "–"
-    return f"{arm.value * 100:.1f} %" if task.is_fraction else f"{arm.value:.1f}"
