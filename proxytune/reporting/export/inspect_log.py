@@ -57,6 +57,8 @@ def _spec(cell: Cell, when: str) -> dict[str, Any]:
         "created": when,
         "task": cell.task_name,
         "task_id": _id(cell),
+        "task_args": dict(given.partition("=")[::2] for given in cell.run.overrides),  # what tells runs apart in a list
+        "tags": [str(tag) for tag in cell.run.config.get("tags") or ()],
         "dataset": {
             "name": data.dataset or cell.task_name,
             "location": data.dataset or data.file,
