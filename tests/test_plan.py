@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny import save_family
+from transformers import LlamaConfig
 
 from proxytune.cli import main
 from proxytune.cli.plan import GIB, fitting, member_sizes
@@ -28,6 +29,30 @@ def test_weights_by_configuration_are_those_of_the_files(family: FamilySpec):
         assert configured_bytes(source) == weight_bytes(source)
         half = replace(source, dtype="bfloat16")
         assert configured_bytes(half) == weight_bytes(half) == weight_bytes(source) / 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parameters", "kv_bytes"),
+    [
+        ((4096, 11008, 32, 32, 32), 6_738_415_616, 2 * 32 * 4096 * 2),
+        ((5120, 13824, 40, 40, 40), 13_015_864_320, 2 * 40 * 5120 * 2),
+        ((8192, 28672, 80, 64, 8), 68_976_648_192, 2 * 80 * 1024 * 2),
+    ],
+    ids=["7B", "13B", "70B"],
+)
+def test_llama_2_takes_its_published_parameters_in_two_bytes_each(tmp_path, sizes, parameters, kv_bytes):
+    hidden, inner, layers, heads, kv_heads = sizes
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )
+    config.save_pretrained(tmp_path)
+    assert member_sizes(FamilySpec.of({"base": tmp_path})) == {"base": (2 * parameters, kv_bytes)}
 
 
 def test_each_member_counts_once_and_tuned_models_do_not(family: FamilySpec):
