@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL in every phase: scripts/kill_test.py, of which this is a short round."""
+"""Runs, sweeps and builds of a miniature that are stopped: scripts/kill_test.py, of which these are short rounds."""
 
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -15,15 +15,31 @@ def kill_test(monkeypatch):
     import kill_test
 
     yield kill_test
-    del sys.modules["kill_test"]
+    del sys.modules["kill_test"], sys.modules["kill_worlds"]
+
+
+def _trials(kill_test, trials, folder, *which):
+    """In a process that nothing else has run in: the script forks, and it marks our functions to see the phases."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        report = alone.submit(kill_test.run, trials, 0, folder, *which).result()
+    assert report.wrong == []
+    assert report.recomputed == 0
+    return report
 
 
 def test_killed_runs_lose_no_finished_answer_and_end_with_the_same_bytes(kill_test, tmp_path):
-    # In a process that nothing else has run in: the script forks, and it marks our functions to see the phases.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
-        report = alone.submit(kill_test.run, len(kill_test.PHASES), 0, tmp_path).result()
-    assert report.wrong == []
-    assert report.recomputed == 0
+    report = _trials(kill_test, 7, tmp_path)
     died_in = report.died.keys() - {kill_test.TOO_LATE}
     assert len(died_in) >= 3, report.died
-    assert 0 < report.kept < len(kill_test.PHASES) * report.total
+    assert 0 < report.kept < 7 * report.total
+
+
+def test_what_is_said_after_ctrl_c_is_true_and_a_sweep_goes_on_from_there(kill_test, tmp_path):
+    report = _trials(kill_test, 6, tmp_path, "sweep", "ctrl-c")
+    assert report.told > 0
+
+
+def test_models_of_the_miniature_that_are_complete_when_its_build_is_stopped_are_kept(kill_test, tmp_path):
+    report = _trials(kill_test, 2, tmp_path, "build", "ctrl-c")
+    assert report.told > 0
+    assert 0 < report.kept < 2 * report.total

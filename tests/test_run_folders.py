@@ -134,6 +134,16 @@ def test_a_failed_job_is_told_of_in_its_folder_until_it_is_run_again(command: Co
     assert not Path("sweep/0/error.txt").exists()
 
 
+def test_the_report_of_a_sweep_has_its_table_and_says_which_job_failed(command: Command) -> None:
+    assert command("-m", "arms.proxy.rule.weights=2,9,3", "output=sweep")[0] == 1
+    assert main(["report", "sweep"]) == 0
+    page = Path("sweep/report.html").read_text()
+    table = " ".join(page[page.index("<h2>The sweep</h2>") : page.index("<h2>Results side by side</h2>")].split())
+    assert '<th scope="col">arms.proxy.rule.weights</th>' in table
+    assert "<strong>30.0 ± 2.0</strong>" in table and "<td>20.0 ± 2.0</td>" in table
+    assert "failed: the disk is full</p>" in table
+
+
 @pytest.mark.parametrize(("headline", "cell"), [("base", "25.0 ± 1.0"), ("proxy", "20.0 ± 2.0")])
 def test_the_headline_arm_stands_in_the_table(command: Command, headline: str, cell: str) -> None:
     assert command("-m", "arms.proxy.rule.weights=2,4", f"headline={headline}", "output=sweep")[0] == 0

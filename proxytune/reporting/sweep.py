@@ -44,6 +44,15 @@ class Row(NamedTuple):
     best: list[bool]
 
 
+class Summary(NamedTuple):
+    """The table of a sweep."""
+
+    heading: list[str]
+    rows: list[Row]
+    notes: list[str]
+    """What became of the jobs without results, a sentence each."""
+
+
 def summarise(
     folder: Path,
     jobs: Sequence[Sequence[str]],
@@ -58,14 +67,24 @@ def summarise(
     found = list(_found(folder, jobs))
     if not any(job.record for job in found):
         return
-    keys = _swept(found)
-    tasks = list(dict.fromkeys(task for job in found if job.record for task in job.record.tasks))
-    shown = {job.name: headline_arm(job.record, arm, keys) for job in found if job.record}
-    rows = [_row(job, keys, tasks, found, shown) for job in found]
-    notes = [f"Job {job.name} ({' '.join(job.overrides)}) failed: {job.error}" for job in found if job.record is None]
-    _write(folder / MARKDOWN, _markdown(["job", *keys, *tasks], rows, notes))
-    _write(folder / CSV, _csv(found, keys))
-    _show(["job", *keys, *tasks], rows, notes, console or Console())
+    table = _summary(found, arm)
+    _write(folder / MARKDOWN, _markdown(table))
+    _write(folder / CSV, _csv(found, _swept(found)))
+    _show(table, console or Console())
+
+
+def summary_of(folder: Path, arm: str | None = None) -> Summary | None:
+    """The table of the sweep that was done in the folder; None if there was none."""
+    return _summary(list(_found(folder, ())), arm) if (folder / CSV).exists() else None
+
+
+def _summary(jobs: Sequence[Job], arm: str | None) -> Summary:
+    keys = _swept(jobs)
+    tasks = list(dict.fromkeys(task for job in jobs if job.record for task in job.record.tasks))
+    shown = {job.name: headline_arm(job.record, arm, keys) for job in jobs if job.record}
+    rows = [_row(job, keys, tasks, jobs, shown) for job in jobs]
+    notes = [f"Job {job.name} ({' '.join(job.overrides)}) failed: {job.error}" for job in jobs if job.record is None]
+    return Summary(["job", *keys, *tasks], rows, notes)
 
 
 def _found(folder: Path, jobs: Sequence[Sequence[str]]) -> Iterator[Job]:
@@ -126,15 +145,16 @@ def _text(task: TaskRecord, arm: str | None) -> str:
     return f"{(entry.value or 0.0) * scale:.{digits}f}{error}{'' if arm else f' {name}'}"
 
 
-def _markdown(heading: list[str], rows: Sequence[Row], notes: Sequence[str]) -> str:
+def _markdown(table: Summary) -> str:
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     body = [
         line([*row.label, *(f"**{text}**" if best else text for text, best in zip(row.cells, row.best, strict=True))])
-        for row in rows
+        for row in table.rows
     ]
-    return "\n".join([line(heading), "|" + "---|" * len(heading), *body, *(f"\n{note}" for note in notes)]) + "\n"
+    rule = "|" + "---|" * len(table.heading)
+    return "\n".join([line(table.heading), rule, *body, *(f"\n{note}" for note in table.notes)]) + "\n"
 
 
 def _csv(jobs: Sequence[Job], keys: list[str]) -> str:
@@ -150,15 +170,17 @@ def _csv(jobs: Sequence[Job], keys: list[str]) -> str:
     return text.getvalue()
 
 
-def _show(heading: list[str], rows: Sequence[Row], notes: Sequence[str], console: Console) -> None:
+def _show(summary: Summary, console: Console) -> None:
     table = RichTable(title="The sweep", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(heading):
-        table.add_column(Text(name), justify="left" if number < len(rows[0].label) else "right", overflow="fold")
-    for row in rows:
+    for number, name in enumerate(summary.heading):
+        table.add_column(
+            Text(name), justify="left" if number < len(summary.rows[0].label) else "right", overflow="fold"
+        )
+    for row in summary.rows:
         cells = (Text(text, "bold green" if best else "") for text, best in zip(row.cells, row.best, strict=True))
         table.add_row(*map(Text, row.label), *cells)
     console.print(table)
-    for note in notes:
+    for note in summary.notes:
         console.print(Text(note, style="dim"))
 
 

@@ -20,6 +20,7 @@ from proxytune.reporting.report.source import Run
 from proxytune.reporting.report.text import as_json, packed, visible
 from proxytune.reporting.report.tokens import token_parts
 from proxytune.reporting.report.view import View, parameters, source
+from proxytune.reporting.sweep import summary_of
 from proxytune.reporting.tables import LEGEND
 
 PARTS = Path(__file__).parent / "parts"
@@ -61,7 +62,9 @@ def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     """What there is to say of several runs together."""
     notes = Notes()
     tables = differences.comparisons(runs, names, notes) if len(runs) > 1 else []
+    folders = {run.folder.resolve().parent for run in runs}
     return {
+        "sweep": summary_of(folders.pop(), runs[0].config.get("headline")) if len(folders) == 1 else None,
         "configurations": differences.configurations(runs),
         "comparisons": tables,
         "comparison_notes": notes.texts,
