@@ -67,7 +67,12 @@ def write_data(folder: Path) -> None:
         for i in numbers
         for subject in ("anatomy", "virology")
     ]
+    code = [
+        {"task_id": f"HumanEval/{i}", "prompt": "def f():\n", "test": "def check(f):\n    f()\n", "entry_point": "f"}
+        for i in numbers
+    ]
     for name, rows in {
+        "humaneval/test": code,
         "gsm8k/train": gsm8k,
         "gsm8k/test": gsm8k,
         "triviaqa/rc.nocontext_train": trivia,

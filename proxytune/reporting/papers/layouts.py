@@ -120,10 +120,11 @@ LIU2024 = Paper(
             title="Code, CodeLlama-7B-Python → Llama-2 13B and 70B (pass@10)",
             tasks={"codexeval": "CodexEval ↑", "ds1000": "DS-1000 ↑"},
             rows=_liu_rows("base", "proxy", "tuned"),
-            experiments={},
+            experiments={f"liu2024_code_{size}b": f"{size}B" for size in ("13", "70")},
             bounds=_LIU_BOUNDS,
             summary="mean_of_gaps",
             shared={"expert": "7B"},
+            runs={"codexeval": "humaneval_liu2024"},
         ),
         Layout(
             id="task_tuning",
