@@ -223,8 +223,12 @@ REPOSITORIES: dict[str, Standin] = {
     },
     **{
         f"Qwen/Qwen2.5-{size}{kind}": Standin(QWEN25, 151_936 if size in ("0.5B", "1.5B") else 152_064, chat=bool(kind))
-        for size in ("0.5B", "1.5B", "7B", "72B")
+        for size in ("0.5B", "1.5B", "7B", "14B", "32B", "72B")
         for kind in ("", "-Instruct")
+    },
+    **{
+        f"hkust-nlp/Qwen-2.5-{size}-SimpleRL-Zoo": Standin(QWEN25, 151_936 if size == "1.5B" else 152_064)
+        for size in ("1.5B", "7B", "14B", "32B")
     },
     **{
         f"HuggingFaceTB/SmolLM2-{size}{kind}": Standin(SMOLLM2, 49_152, chat=bool(kind))
@@ -236,6 +240,7 @@ REPOSITORIES: dict[str, Standin] = {
 TASKS = ("gsm8k", "triviaqa", "cnn_dailymail", "mmlu", "multitask")
 TRAINED: dict[str, str] = {
     **{f"liu2024/llama2-{s}b/{t}": f"meta-llama/Llama-2-{s}b-hf" for s in (7, 13, 70) for t in ("gsm8k", "triviaqa")},
+    **{f"eft2024/llama2-7b/{behaviour}": "meta-llama/Llama-2-7b-hf" for behaviour in ("helpful", "harmless")},
     **{f"fan2024/llama2-13b/{t}": "meta-llama/Llama-2-13b-hf" for t in TASKS},
     **{f"fan2024/llama2-7b/{t}": "meta-llama/Llama-2-7b-hf" for t in (*TASKS, "task_arithmetic")},
     **{

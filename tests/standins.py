@@ -71,8 +71,12 @@ def write_data(folder: Path) -> None:
         {"task_id": f"HumanEval/{i}", "prompt": "def f():\n", "test": "def check(f):\n    f()\n", "entry_point": "f"}
         for i in numbers
     ]
+    mathematics = [{"problem": f"What is {i} + {i}?", "answer": f"{2 * i}"} for i in numbers]
+    toxigen = [{"text": f"Those people number {i}", "target_groups": ["women", "asian"][i % 2 :][:1]} for i in numbers]
     for name, rows in {
         "humaneval/test": code,
+        "toxigen/test": toxigen,
+        **{f"{task}/test": mathematics for task in ("math500", "aime24", "amc", "minerva", "olympiadbench")},
         "gsm8k/train": gsm8k,
         "gsm8k/test": gsm8k,
         "triviaqa/rc.nocontext_train": trivia,

@@ -59,6 +59,20 @@ def test_fan2024_prints_ratios_not_gaps(table, panel, tuned, relative, gap):
     assert figure(filled, panel, arm, "avg") / tuned == pytest.approx(relative / 100, abs=5e-4)
 
 
+def test_rast2025_recovery_rates_are_recomputed_and_one_does_not_follow_from_its_row():
+    accuracies = pd.concat([only("rast2025", f"math_{size}").figures for size in ("32b", "14b")])
+    value = accuracies[accuracies.reference.notna()].set_index(["label", "task"]).reference
+    recovery = only("rast2025", "recovery").figures.set_index(["panel", "arm", "task"])
+    followed, recomputed = {}, recovery[recovery.index.get_level_values("arm") == "recomputed"]
+    for (panel, _, task), ours in recomputed.reference.dropna().items():
+        small, large = panel.split(" → ")
+        base, tuned = value[f"{large} base", task], value[f"{large} tuned by reinforcement", task]
+        assert ours == pytest.approx(100 * (value[f"{large} + Δ{small}", task] - base) / (tuned - base), abs=0.005)
+        followed[panel, task] = abs(ours - recovery.reference[panel, "printed", task]) < 0.6
+    assert [cell for cell, follows in followed.items() if not follows] == [("1.5B → 32B", "minerva")]
+    assert len(followed) == 4 and "does not follow" in recovery.note["1.5B → 32B", "printed", "minerva"]
+
+
 def test_fan2024_averages_are_as_printed():
     """Averages follow from their rows (to rounding), but for the two rows whose note says otherwise."""
     for filled in (only("fan2024", "single_task"), only("fan2024", "multi_task")):
@@ -301,8 +315,9 @@ def test_a_metric_that_is_no_fraction_keeps_its_unit_and_is_in_no_average(run):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("paper", PAPERS)
 def test_formats(paper, format, run, capsys):
-    experiment = "liu2024_instruction_gsm8k_13b" if paper == "liu2024" else "fan2024_single_7b"
-    path = run(experiment, [f"gsm8k_{paper}"], base=0.123, tuned=0.456)
+    named = {"liu2024": "instruction_gsm8k_13b", "fan2024": "single_7b", "eft2024": "scales_13b", "rast2025": "7b_14b"}
+    experiment = f"{paper}_{named[paper]}"
+    path = run(experiment, [f"gsm8k_{'liu2024' if paper == 'eft2024' else paper}"], base=0.123, tuned=0.456)
     assert command(["table", f"paper={paper}", f"runs={path}", f"format={format}"]) == 0
     text = capsys.readouterr().out
     assert "12.3" in text

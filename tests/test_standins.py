@@ -7,22 +7,34 @@ from pathlib import Path
 
 import pytest
 from standins import ROOT, fill_standins, use, write_data
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from proxytune.cli import main
 from proxytune.execution.sandbox import _fault
 from proxytune.reporting.papers import PAPERS, paper_tables
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*2024_*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*202[45]_*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def standins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("standins")
-    llamas = [name for name, standin in fill_standins.REPOSITORIES.items() if standin.rows in (32_000, 32_016)]
-    fill_standins.fill(folder, llamas)
+    kinds = ("meta-llama/Llama-2", "TinyLlama", "codellama", "Qwen/Qwen2.5", "hkust-nlp")
+    names = [name for name in fill_standins.REPOSITORIES if name.startswith(kinds) and "-Instruct" not in name]
+    fill_standins.fill(folder, names)
     fill_standins.fill_trained(folder / "trained")
     write_data(folder / "data")
+    _write_classifier(folder / "classifier")
     return folder
+
+
+def _write_classifier(folder: Path) -> None:
+    """A stand-in of ToxiGen's: two labels without names."""
+    tokenizer = fill_standins.tokenizer_of(fill_standins.LLAMA2, False)
+    tokenizer.save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=32_000, num_labels=2, pad_token_id=0, **sizes)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -38,6 +50,8 @@ def test_experiment_runs_from_config_to_table(
     if "_code_" in experiment and _fault("bubblewrap") is not None:
         pytest.skip(f"no isolation: {_fault('bubblewrap')}")
     shortened = ["limit=4", f"task.data_dir={standins / 'data'}", "output=run"]
+    if "toxigen" in experiment or "frontier" in experiment:
+        shortened.append(f"task.classifier={standins / 'classifier'}")
     assert main(["run", f"experiment={experiment}", *shortened]) == 0, capsys.readouterr().err
 
     record = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -84,6 +84,7 @@ def _check_data(asked: Experiment) -> None:
         num_fewshot=settings.num_fewshot,
         only=asked.only,
         execution=settings.execution,
+        classifier=_classifier(settings.task),
     )
 
 
@@ -136,6 +137,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
             num_fewshot=settings.num_fewshot,
             only=only,
             execution=settings.execution,
+            classifier=_classifier(settings.task),
             loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN else None,
             tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
             config=resolved,
@@ -191,6 +193,15 @@ def _task_names(task: schema.TaskConfig) -> list[str]:
     for name in names:
         find(name)
     return names
+
+
+def _classifier(task: schema.TaskConfig) -> Any:
+    """The classifier of toxic texts that the task names; None: it names none."""
+    from proxytune.tasks import Classifier
+
+    given = {"path": task.classifier, "label": task.toxic_label}
+    named = {key: value for key, value in given.items() if value is not None}
+    return Classifier(**named) if named else None
 
 
 def _check_failures(record: Record, output_dir: Path) -> None:

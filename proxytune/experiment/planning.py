@@ -16,7 +16,7 @@ from proxytune.execution import Isolation, Sandbox
 from proxytune.experiment.arm_spec import ArmSpec, arm_specs
 from proxytune.experiment.arms import TaskArms, own, resolve
 from proxytune.models import FamilySpec, check
-from proxytune.tasks import RunsCode, TaskInfo, brought_by_family, load_task, task_info
+from proxytune.tasks import Classified, Classifier, RunsCode, TaskInfo, brought_by_family, load_task, task_info
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,12 @@ def check_run(
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
     execution: Isolation | None = None,
+    classifier: Classifier | None = None,
 ) -> None:
     """Raises UserError for what `run` would refuse before it loads a model; the arguments are those of `run`."""
-    make_plans(FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed), execution)
+    make_plans(
+        FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed), execution, classifier
+    )
 
 
 def make_plans(
@@ -87,14 +90,18 @@ def make_plans(
     only: Sequence[str] | None,
     items: Items,
     execution: Isolation | None = None,
+    classifier: Classifier | None = None,
 ) -> list[Plan]:
     """One plan per task; `execution` is the isolation in which generated programs run, None for not at all.
+    `classifier` is for tasks that need one; None: the published one.
 
     Raises UserError for names, files and members that are not there or do not fit, and for tasks that run programs
     where they must not, or cannot be isolated.
     """
     plans = plans_unchecked(family, tasks, arms, only, items)
     _allow_execution([plan.lm_task for plan in plans], execution)
+    for task in [plan.lm_task for plan in plans if isinstance(plan.lm_task, Classified)]:
+        task.classifier = classifier or Classifier()
     check(family, set().union(*(plan.roles for plan in plans)))
     return plans
 

@@ -27,6 +27,7 @@ from proxytune.live import display
 from proxytune.models import Ensemble, FamilySpec, MemberFacts, Members, describe, identity, load
 from proxytune.progress import ArmProgress, Progress, TaskProgress
 from proxytune.record import FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
+from proxytune.tasks import Classifier
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ def run(
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
     execution: Isolation | None = None,
+    classifier: Classifier | None = None,
     config: dict[str, Any] | None = None,
     progress: bool | None = None,
     tracing: Tracing = NO_TRACES,
@@ -71,6 +73,7 @@ def run(
         num_fewshot: overrides the tasks' own number of examples.
         only: names of the arms to evaluate; None: all.
         execution: the isolation in which tasks run programs that the arms write; None: such tasks are refused.
+        classifier: says which outputs are toxic, for tasks that ask for it; None: the published one.
         config: the full resolved configuration, kept in the provenance.
         progress: whether to show a live table; None: if standard error is a terminal, otherwise log lines.
         tracing: whether `traces/<task>.parquet` is written too, with what stood behind each generated token.
@@ -84,7 +87,7 @@ def run(
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
     wanted = Items(data_dir, limit, num_fewshot, seed)
-    plans = make_plans(family, tasks, arms, only, wanted, execution)
+    plans = make_plans(family, tasks, arms, only, wanted, execution, classifier)
     make_output_folder(output_dir)
     ledger = Ledger()
     state = Progress({plan.task: _task_progress(plan) for plan in plans}, watch or _nobody)

@@ -5,9 +5,12 @@ from proxytune.tasks.data import brought_by_family
 from proxytune.tasks.loading import TaskInfo, data_record, load_task, task_info, training_examples
 from proxytune.tasks.outputs import score_outputs
 from proxytune.tasks.registry import TASKS_DIR, find, full_names, task_manager, task_names
+from proxytune.tasks.toxicity import Classified, Classifier
 
 __all__ = [
     "TASKS_DIR",
+    "Classified",
+    "Classifier",
     "RunsCode",
     "TaskInfo",
     "brought_by_family",

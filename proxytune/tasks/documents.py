@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from proxytune.compat.lm_eval import fewshot_examples, set_fewshot_examples
 from proxytune.errors import UserError
-from proxytune.tasks.metrics import LETTERS
+from proxytune.tasks.metrics import LETTERS, gsm8k_gold
 
 
 def four_options(dataset: Dataset) -> Dataset:
@@ -42,6 +42,12 @@ def _sentence(text: str) -> str:
 def trivia_answer(doc: Mapping[str, Any]) -> str:
     """TriviaQA's preferred name of the answer, the target of training and few-shot examples."""
     return doc["answer"]["value"]
+
+
+def gsm8k_problems(dataset: Dataset) -> Dataset:
+    """GSM8K as `problem` and the number alone as `answer`."""
+    rows = [{"problem": row["question"], "answer": gsm8k_gold(row["answer"])} for row in dataset]
+    return Dataset.from_list(rows)
 
 
 class BySubject(ConfigurableTask):

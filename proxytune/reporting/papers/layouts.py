@@ -75,9 +75,11 @@ _LIU_INSTRUCTION = {
     "truthfulqa_open": "TruthfulQA open ↑",
 }
 _LIU_BOUNDS = {"13B": "13B", "70B": "70B"}
-_LIU_INSTRUCTION_RUNS = {"gsm8k": "gsm8k_liu2024", "truthfulqa_mc": "truthfulqa_mc_liu2024"}
+_LIU_INSTRUCTION_RUNS = {task: f"{task}_liu2024" for task in ("gsm8k", "toxigen", "truthfulqa_mc")}
 _LIU_INSTRUCTION_EXPERIMENTS = {
-    f"liu2024_instruction_{task}_{size}b": f"{size}B" for task in ("gsm8k", "truthfulqa") for size in ("13", "70")
+    f"liu2024_instruction_{task}_{size}b": f"{size}B"
+    for task in ("gsm8k", "toxigen", "truthfulqa")
+    for size in ("13", "70")
 }
 _LIU_TASK_EXPERIMENTS = {
     f"liu2024_{task}_{size}b": f"{size}B" for task in ("gsm8k", "triviaqa") for size in ("13", "70")
@@ -273,4 +275,90 @@ FAN2024 = Paper(
     ),
 )
 
-PAPERS = {paper.id: paper for paper in (LIU2024, FAN2024)}
+_SIX = {
+    "math500": "MATH500",
+    "aime24": "AIME24",
+    "amc": "AMC",
+    "minerva": "Minerva",
+    "olympiadbench": "OlympiadBench",
+    "gsm8k": "GSM8K",
+}
+
+
+def _rast(large: str, small: Mapping[str, str], recorded: tuple[str, ...]) -> Layout:
+    """Accuracies of one large model; `small` has a size for each experiment's name of it, `recorded` those printed."""
+    fused = {(size, "proxy"): f"{large} + Δ{size}" for size in recorded}
+    return Layout(
+        id=f"math_{large.lower()}",
+        title=f"Reasoning, SimpleRL-Zoo → Qwen2.5-{large} (the accuracies that are on record)",
+        tasks=_SIX,
+        rows={(large, "base"): f"{large} base", **fused, (large, "tuned"): f"{large} tuned by reinforcement"},
+        experiments={f"rast2025_{name}_{large.lower()}": size for name, size in small.items()},
+        bounds=dict.fromkeys((large, *small.values()), large),
+        summary="mean_of_gaps",
+        shared={"base": large, "tuned": large},
+        runs={task: f"{task}_rast2025" for task in _SIX},
+    )
+
+
+_BOTH = ("printed", "recomputed")
+_RECOVERED = {"14B → 32B": _BOTH, "7B → 32B": ("printed",), "1.5B → 32B": _BOTH, "7B → 14B": _BOTH}
+RAST2025 = Paper(
+    id="rast2025",
+    citation="RAST 2025 (arXiv 2506.15710)",
+    statement=(
+        "RAST 2025 prints recovery rates: gap_closed of each task, which is averaged over the tasks here. One of them "
+        "(Minerva, 32B + Δ1.5B) does not follow from its row. It prints no intervals; one item of AIME24 is 3.3 points."
+    ),
+    labels={"base": "base", "expert": "expert", "proxy": "fused", "tuned": "tuned by reinforcement"},
+    tables=(
+        _rast("32B", {"14b": "14B", "7b": "7B", "15b": "1.5B"}, ("14B", "1.5B")),
+        _rast("14B", {"7b": "7B"}, ("7B",)),
+        Layout(
+            id="recovery",
+            title="Recovery rates (gap closed) as printed, and recomputed where the row's accuracies are on record",
+            tasks=_SIX,
+            rows={(panel, arm): f"{panel} {arm}" for panel, arms in _RECOVERED.items() for arm in arms},
+            experiments={},
+            bounds={},
+            summary="mean_of_gaps",
+        ),
+    ),
+)
+
+
+def _eft(id: str, title: str, experiments: Mapping[str, str], tasks: Mapping[str, str]) -> Layout:
+    return Layout(
+        id=id,
+        title=f"{title} (no figures recorded)",
+        tasks=tasks,
+        rows={},
+        experiments=experiments,
+        bounds=_LIU_BOUNDS,
+        summary="mean_of_gaps",
+        runs={task: f"{task}_liu2024" for task in tasks},
+    )
+
+
+EFT2024 = Paper(
+    id="eft2024",
+    citation="Mitchell et al. 2024 (arXiv 2310.12962)",
+    statement="Mitchell et al. 2024 compare dialogues by a judge: these are other tasks, and both summaries are added.",
+    labels={"up": "up-scaled", "down": "down-scaled"},
+    tables=(
+        _eft(
+            "scales",
+            "Emulated fine-tuning, up- and down-scaling, Llama-2 7B with 13B and 70B",
+            {f"eft2024_scales_{size}b": f"{size}B" for size in ("13", "70")},
+            {"gsm8k": "GSM ↑", "truthfulqa_mc": "TruthfulQA MC ↑"},
+        ),
+        _eft(
+            "frontier",
+            "Two behaviours traded off by λ, Llama-2 7B → 13B",
+            {"eft2024_frontier_13b": "13B"},
+            {"truthfulqa_mc": "TruthfulQA MC ↑", "toxigen": "ToxiGen ↓"},
+        ),
+    ),
+)
+
+PAPERS = {paper.id: paper for paper in (LIU2024, FAN2024, EFT2024, RAST2025)}
