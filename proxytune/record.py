@@ -295,7 +295,7 @@ class Record(_Part):
 
 DECIDE_NOTHING = {
     *("hydra", "output", "store", "allow_targets", "headline", "tags", "note", "logger", "report"),
-    *("trace", "trace_items", "trace_missing"),
+    *("trace", "trace_items", "trace_missing", "pilot"),
 }
 """Keys of a configuration that change no answer and no score: where files are, what a run is called, what is kept."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,23 +124,28 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
     gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
     claimed = run_folder.claimed(output_dir, config)
     with resume_hint(settings.store), claimed, tracked(logger, output_dir, resolved) as tracker:
-        record = experiment.run(
+        asked = partial(
+            experiment.run,
             family,
             tasks,
             arms,
             engine,
-            output_dir=output_dir,
             store_path=settings.store,
             data_dir=settings.task.data_dir,
             seed=settings.seed,
-            limit=settings.limit,
             num_fewshot=settings.num_fewshot,
             only=only,
             execution=settings.execution,
             classifier=_classifier(settings.task),
-            loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN else None,
-            tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
+            loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN or settings.pilot is not None else None,
             config=resolved,
+        )
+        if settings.pilot is not None:
+            _pilot(asked, settings.pilot, output_dir)
+        record = asked(
+            output_dir=output_dir,
+            limit=settings.limit,
+            tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
             watch=None if tracker is None else tracker.progress,
         )
         reporting.write(record, output_dir)
@@ -174,6 +179,14 @@ def after_sweep(folder: Path, jobs: Sequence[Sequence[str]], config: DictConfig)
     from proxytune.reporting.sweep import summarise
 
     summarise(folder, jobs, config.headline)
+
+
+def _pilot(asked: Callable[..., Record], items: int, output_dir: Path) -> None:
+    """Asks the first items and prints whether each fused arm helps; their answers wait in the store."""
+    from proxytune.reporting.pilot import pilot_lines
+
+    for line in pilot_lines(asked(output_dir=output_dir / "pilot", limit=items)):
+        print(line)
 
 
 def _write_report(output_dir: Path) -> None:

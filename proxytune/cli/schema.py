@@ -63,6 +63,8 @@ class RunConfig(Strict):
     """an integer from 0"""
     limit: int | None = Field(ge=1)
     """an integer from 1 (the first items of each task only), or null for all items"""
+    pilot: int | None = Field(ge=2)
+    """an integer from 2 (items asked first, to say whether the arms help), or null for no pilot"""
     num_fewshot: int | None = Field(ge=0)
     """an integer from 0 (examples in each prompt), or null for each task's own number"""
     only: list[str] | None = Field(min_length=1)
@@ -134,6 +136,8 @@ def _check_together(config: RunConfig) -> None:
         raise UserError(
             "trace_items and trace_missing have no effect with trace=none: leave them out, or give trace=full"
         )
+    if config.pilot is not None and config.limit is not None and config.pilot >= config.limit:
+        raise UserError(f"pilot={config.pilot} is not below limit={config.limit}: ask fewer items first")
     if config.isolation != "bubblewrap" and not config.execute:
         raise UserError(f"isolation={config.isolation} has no effect without execute=true: leave it out, or give both")
     if config.miniature is not None and str(config.models.get("_target_")).startswith("proxytune.models."):
