@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from lm_eval.api.task import ConfigurableTask
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from proxytune.errors import UserError, unknown_name
 
@@ -32,7 +30,7 @@ class Classifier:
     @cached_property
     def number(self) -> int:
         """The label's number."""
-        names = {int(number): str(name) for number, name in self._load(AutoConfig).id2label.items()}
+        names = {int(number): str(name) for number, name in self._load("AutoConfig").id2label.items()}
         found = [number for number, name in names.items() if self.label in (name, str(number))]
         if not found:
             listed = [f"{name} ({number})" for number, name in names.items()]
@@ -41,6 +39,8 @@ class Classifier:
 
     def flags(self, texts: Sequence[str]) -> list[int]:
         """1 for each text whose likeliest label is the toxic one, else 0. A text longer than the window is cut."""
+        import torch
+
         found: list[int] = []
         for start in range(0, len(texts), _BATCH):
             inputs = self._tokenizer(list(texts[start : start + _BATCH]), padding=True, truncation=True)
@@ -52,16 +52,20 @@ class Classifier:
 
     @cached_property
     def _model(self) -> Any:
-        model = self._load(AutoModelForSequenceClassification, use_safetensors=True)
+        import torch
+
+        model = self._load("AutoModelForSequenceClassification", use_safetensors=True)
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return self._load(AutoTokenizer)
+        return self._load("AutoTokenizer")
 
-    def _load(self, kind: Any, **options: Any) -> Any:
+    def _load(self, kind: str, **options: Any) -> Any:
+        import transformers  # not before a classifier is asked for: all that reads tasks would wait for it
+
         try:
-            return kind.from_pretrained(self.path, **options)
+            return getattr(transformers, kind).from_pretrained(self.path, **options)
         except (OSError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the classifier {self.path} cannot be loaded: {reason}") from error
