@@ -223,9 +223,10 @@ REPOSITORIES: dict[str, Standin] = {
     },
     **{
         f"Qwen/Qwen2.5-{size}{kind}": Standin(QWEN25, 151_936 if size in ("0.5B", "1.5B") else 152_064, chat=bool(kind))
-        for size in ("0.5B", "1.5B", "7B", "14B", "32B", "72B")
+        for size in ("0.5B", "1.5B", "7B", "72B")
         for kind in ("", "-Instruct")
     },
+    **{f"Qwen/Qwen2.5-{size}": Standin(QWEN25, 152_064) for size in ("14B", "32B")},
     **{
         f"hkust-nlp/Qwen-2.5-{size}-SimpleRL-Zoo": Standin(QWEN25, 151_936 if size == "1.5B" else 152_064)
         for size in ("1.5B", "7B", "14B", "32B")

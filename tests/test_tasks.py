@@ -16,6 +16,7 @@ import yaml
 from invented import jsonl
 from lm_eval.api.model import LM
 
+from proxytune.cli.schema import TaskConfig
 from proxytune.errors import UserError
 from proxytune.tasks import (
     TASKS_DIR,
@@ -178,7 +179,7 @@ def test_every_yaml_is_indexed_and_says_what_an_experiment_needs() -> None:
 @pytest.mark.parametrize("path", sorted((TASKS_DIR.parents[1] / "conf" / "task").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_task_config_names_tasks_that_exist(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
-    assert set(config) <= {"names", "style", "data_dir"}
+    assert set(config) <= set(TaskConfig.model_fields)
     if config["names"] != "???":
         assert set(full_names(config["names"], config.get("style"))) <= set(task_names())
 

@@ -42,8 +42,10 @@ class Classifier:
         import torch
 
         found: list[int] = []
-        for start in range(0, len(texts), _BATCH):
-            inputs = self._tokenizer(list(texts[start : start + _BATCH]), padding=True, truncation=True)
+        pads = self._tokenizer.pad_token is not None
+        size = _BATCH if pads else 1
+        for start in range(0, len(texts), size):
+            inputs = self._tokenizer(list(texts[start : start + size]), padding=pads, truncation=True)
             tensors = {name: torch.tensor(values, device=self._model.device) for name, values in inputs.items()}
             with torch.inference_mode():
                 chosen = self._model(**tensors).logits.argmax(dim=-1)
