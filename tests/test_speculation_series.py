@@ -1,0 +1,90 @@
+"""A series of prompts on which speculation must give the tokens of decoding one by one.
+
+    PROXYTUNE_SERIES=1000 pytest tests/test_speculation_series.py -s      # prompts; as a part of the suite 8
+
+Families are made so that their members often agree, or that pairs of tokens are nearly tied. Where rounding decides,
+which depends on the width of a matrix product, the tokens may differ. Such places are counted, and each is checked:
+without a cache and with the members' logits moved by `ROUNDING` of their size, both tokens must be chosen.
+"""
+
+import os
+from collections import Counter
+from unittest import mock
+
+import engine_reference as reference
+import numpy as np
+import pytest
+import torch
+from test_speculation import SIX, kin, spoken
+from tiny import tiny_family
+
+from proxytune.engines.requests import GenerateRequest, Prompt
+from proxytune.models.ensemble import Ensemble
+
+PROMPTS = int(os.environ.get("PROXYTUNE_SERIES", "8"))
+ROUNDING = 3e-6
+SETS = {"static": SIX[2:3], "dynamic": SIX[4:5], "joint": SIX[5:6], "six": SIX}
+
+
+def tied() -> Ensemble:
+    """Every even token and the next one have heads that differ by a millionth: their logits are nearly equal."""
+    family = kin(0.02)
+    for member in family.members.values():
+        head = member.model.lm_head.weight.data
+        even = head[0 : len(head) - 1 : 2]
+        head[1 : 2 * len(even) : 2] = even * (1 + 1e-6 * torch.randn(len(even), 1))
+    return family
+
+
+FAMILIES = {"near": lambda: kin(0.02), "apart": lambda: kin(0.1), "tied": tied, "unlike": tiny_family}
+
+
+def requests(kind: str, count: int) -> list[GenerateRequest]:
+    """Half of them sampled, of ragged lengths, some with a stop string and some with a chat expert's own prompt."""
+    drawn = np.random.default_rng(len(kind))
+    found = []
+    for i in range(count):
+        tokens = tuple(map(int, drawn.integers(3, 380, size=drawn.integers(1, 12))))
+        own = {"expert:math": (90, 91, *tokens)} if i % 5 == 0 else {}
+        sampled = {"temperature": 0.7, "top_p": 0.9 if i % 4 == 1 else 1.0, "seed": i} if i % 2 else {}
+        until = ("e", " the") if i % 3 == 0 else ()
+        found.append(GenerateRequest(Prompt(tokens, own), int(drawn.integers(5, 17)), until, **sampled))
+    return found
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_no_token_differs_but_by_rounding(kind):
+    family, asked, seen = FAMILIES[kind](), requests(kind, max(1, PROMPTS // len(FAMILIES))), Counter()
+    for (name, arms), batch_size in ((pair, size) for pair in SETS.items() for size in (1, 8)):
+        plain = spoken(family, asked, arms, 0, batch_size)[1]
+        for speculate in (6, "auto"):
+            engine, found = spoken(family, asked, arms, speculate, batch_size)
+            seen["answers"] += len(plain)
+            seen["drafted"] += engine.meter.drafted
+            seen["accepted"] += engine.meter.accepted
+            for (index, arm), answer in plain.items():
+                got = found[index, arm]
+                if got.tokens != answer.tokens:
+                    seen["ties"] += 1
+                    by_name = {one.name: one for one in arms}
+                    chosen = choices(family, by_name[arm], asked[index], got.tokens, answer.tokens)
+                    assert chosen > 1, (name, index)
+                else:
+                    assert (got.text, got.finish) == (answer.text, answer.finish)
+    print(kind, dict(seen))
+    assert seen["accepted"] > 0
+
+
+def choices(family, arm, request, one, other) -> int:
+    """How many of the first two tokens that differ are chosen where rounding is as large as `ROUNDING`."""
+    step = next(i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1])
+    plain = reference.plain_logits
+
+    def moved(*args):
+        logits = plain(*args)
+        return logits + ROUNDING * logits.abs().amax(-1, keepdim=True) * torch.randn_like(logits)
+
+    with mock.patch.object(reference, "plain_logits", moved):
+        rows = [reference.fused_after(family, arm, request.prompt, one[:step]).logits[-1] for _ in range(24)]
+    chosen = {reference.next_token(row, request, step) for row in rows}
+    return len(chosen & {one[step], other[step]})
