@@ -7,6 +7,7 @@ import shutil
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -483,6 +484,20 @@ def test_a_finished_run_is_not_computed_again_and_gives_the_same_bytes(go, tmp_p
     for task in ("open", "choice"):
         old, new = (tmp_path / folder / "items" / f"{task}.jsonl" for folder in ("out", "again"))
         assert old.read_bytes() == new.read_bytes()
+
+
+def test_answers_of_other_runs_are_drafts_and_change_none(go, tmp_path):
+    """An arm added to a finished run is verified against what the others answered, in one process or another."""
+    other = {"other": {"rule": Static(0.9), "experts": "own"}}
+    engine = partial(HFEngine, speculate=6)
+    alone = go(arms=other, store_path=tmp_path / "empty.sqlite", engine_factory=engine)
+    go(only=["proxy", "base"], store_path=tmp_path / "store.sqlite", output_dir=tmp_path / "first")
+    beside = go(arms=other, store_path=tmp_path / "store.sqlite", output_dir=tmp_path / "beside", engine_factory=engine)
+    outputs = [[row["arms"]["other"]["output"] for row in _rows(tmp_path / name, "open")] for name in ("out", "beside")]
+    assert outputs[0] == outputs[1]
+    drafts = [run["provenance"]["timings"]["costs"]["open"]["drafts"] for run in (alone, beside)]
+    assert drafts[1]["accepted"] > drafts[0]["accepted"]
+    assert drafts[1]["passes"] < drafts[0]["passes"]
 
 
 def test_arms_asked_for_together_or_apart_give_the_same_values(go, tmp_path):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from proxytune.engines.requests import Generated, GenerateRequest, Prompt, Scored, ScoreRequest
 from proxytune.errors import UserError
+from proxytune.experiment.answers.gc import clear
 from proxytune.experiment.answers.keys import Keys
 from proxytune.experiment.answers.store import AnswerStore, decode, encode
 from proxytune.fusion.arm import Arm
@@ -240,3 +241,37 @@ def test_an_edited_rule_has_another_key(family, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mine")
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]
+
+
+def test_answers_to_the_same_request_are_found_whoever_gave_them(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    answers = {key: replace(ANSWER, tokens=(number,), weights=((0.5,),)) for number, key in enumerate("abcd")}
+    with AnswerStore(path) as store:
+        store.note({"a": "question", "b": "question", "c": "another"})  # d: as older versions did
+        store.put(answers)
+        store.put({"scored": Scored((-1.5,), (True,), ())})
+        assert set(store.similar(["question", "unasked"], set())["question"]) == {(0,), (1,)}
+        assert store.similar(["question", "unasked"], {"a"}) == {"question": ((1,),), "unasked": ()}
+        with sqlite3.connect(path) as db:
+            db.execute(
+                "UPDATE answers SET code = 'older', value = replace(value, 'finish', 'finished') WHERE key = 'a'"
+            )
+            db.execute("UPDATE answers SET value = replace(value, '[1]', '[7]') WHERE key = 'b'")
+        assert store.similar(["question"], set()) == {"question": ()}, "damaged answers are no drafts"
+        store.put(answers)
+        clear(path, older_than=0)
+        assert store.similar(["question"], set()) == {"question": ()}
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT COUNT(*) FROM similar").fetchone() == (0,)
+
+
+def test_a_store_of_an_older_version_gets_the_table_of_what_was_asked(tmp_path):
+    path = tmp_path / "answers.sqlite"
+    with AnswerStore(path) as store:
+        store.put({"a": ANSWER})
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE similar")
+    with AnswerStore(path) as store:
+        assert store.get(["a"]) == {"a": ANSWER}
+        store.note({"a": "question"})
+        assert store.similar(["question"], set()) == {"question": (ANSWER.tokens,)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.generation import GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput
+from transformers.generation import GenerationMode as GenerationMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask as sdpa_mask
 from transformers.quantizers import AutoQuantizationConfig
@@ -33,6 +35,10 @@ NAMES = (
     Name(_MODEL, "_supports_sdpa", "FusedCausalLM takes any attention its members take", overridden=True),
     Name("torch.nn.modules.module:Module", "_apply", "some members cannot be moved", overridden=True),
     Name(_GENERATION, "_prepare_cache_for_generation", "FusedCausalLM's own cache", overridden=True),
+    Name(_GENERATION, "_sample", "greedy decoding and sampling with drafts", overridden=True),
+    Name("transformers.generation.configuration_utils:GenerationConfig", "_pad_token_tensor", "what ends rows early"),
+    Name("transformers.generation", "GenerateDecoderOnlyOutput", "what `generate` returns"),
+    Name("transformers.generation", "GenerationMode", "which kind of decoding `generate` does"),
     Name(_GENERATION, "_is_user_defined", "whether a cache outlives `generate`"),
     Name(_CACHE, "layer_class_to_replicate", "FusedCache leaves out Cache.__init__"),
     Name(_CACHE, "offloading", "the same"),
@@ -83,6 +89,17 @@ def device_of(model: nn.Module) -> torch.device:
 def is_spread(model: nn.Module) -> bool:
     """Whether the model's layers are on more than one device."""
     return len(set(getattr(model, "hf_device_map", {}).values())) > 1
+
+
+def plain_sample(model: Any, input_ids: torch.Tensor, **arguments: Any) -> Any:
+    """Greedy decoding or sampling as transformers does it."""
+    return GenerationMixin._sample(model, cast(Any, input_ids), **arguments)
+
+
+def pad_token(config: GenerationConfig) -> int:
+    """What stands after the end of a row that `generate` has prepared `config` for; 0 where nothing ends one early."""
+    token = config._pad_token_tensor  # type: ignore[attr-defined]
+    return 0 if token is None else int(token)
 
 
 def note_owner(cache: Any, user: bool) -> None:

@@ -10,7 +10,6 @@ from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
 from proxytune.engines.hf.costs import added, costs
 from proxytune.engines.hf.decode import generate_all
-from proxytune.engines.hf.kv import revisable
 from proxytune.engines.hf.meter import Meter
 from proxytune.engines.hf.score import score_some
 from proxytune.engines.hf.work import portion
@@ -19,6 +18,7 @@ from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
+from proxytune.models.rows import revisable
 from proxytune.models.threads import few_threads
 from proxytune.record import Drafts, TaskCosts
 
@@ -62,6 +62,11 @@ class HFEngine:
     def batch_size(self) -> int:
         """Requests worked on together; the size that fits, once memory has run out."""
         return self.batches.size
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it is quicker for drafts that requests bring."""
+        return self.draft != 0
 
     def portion(self, requests: Sequence[Request], arms: Sequence[Arm]) -> int:
         """How many of the first `requests` are about a minute's work, by the size of the models and what is asked."""

@@ -44,6 +44,7 @@ def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
 
 def confidence(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
     """How far ahead the tokens of `choose` are [n]: their probabilities, with noise as a part of the logits."""
+    logits = _allowed(logits, [request for request, _ in wanted])
     found = logits.softmax(dim=-1).amax(dim=-1)
     sampled, scores, temperature = _noisy(logits, wanted, noise)
     if sampled:

@@ -23,7 +23,7 @@ class Cleared:
     total: int = 0
     damaged: int = 0
     outdated: int = 0
-    """Written by another version of this package, torch or transformers: never read again by this one."""
+    """Written by another version of this package, torch or transformers: no answers of this one, at best drafts."""
     old: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
@@ -50,6 +50,7 @@ def clear(path: str | Path, older_than: float | None = None, dry_run: bool = Fal
                 db.execute("BEGIN IMMEDIATE")
                 # Not by rowid: a run may have put the answer anew in the meantime.
                 db.executemany("DELETE FROM answers WHERE key IS ? AND checksum IS ? AND written IS ?", going)
+                db.execute("DELETE FROM similar WHERE key NOT IN (SELECT key FROM answers)")
                 db.execute("COMMIT")
                 db.execute("VACUUM")
                 db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

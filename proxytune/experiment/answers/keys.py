@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from proxytune.engines.requests import Request
+from proxytune.engines.requests import GenerateRequest, Request
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Rule
@@ -27,7 +27,8 @@ class Keys:
 
         Raises UserError for a member without an identity and for a rule that cannot be described.
         """
-        common: dict[str, Any] = {"tokenizer": _hash(tokenizer_state(ensemble.tokenizer)), "version": code_version()}
+        self._tokenizer = _hash(tokenizer_state(ensemble.tokenizer))
+        common: dict[str, Any] = {"tokenizer": self._tokenizer, "version": code_version()}
         common |= {} if engine is None else {"engine": engine}
         self.of_arm = {
             arm.name: _hash(
@@ -46,6 +47,11 @@ class Keys:
         prompts = [request.prompt.of(role) for role in arm.roles]
         alike = all(prompt == prompts[0] for prompt in prompts)
         return _hash({"arm": self.of_arm[arm.name], "prompts": prompts[:1] if alike else prompts, **asked})
+
+    def asked(self, request: GenerateRequest) -> str:
+        """Hash of what `request` asks, whichever arm and version answers it: such answers may resemble one another."""
+        facts = [request.prompt.tokens, request.temperature, request.top_p, request.seed]
+        return _hash({"tokenizer": self._tokenizer, "asked": facts})
 
 
 def rule_facts(rule: Rule) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 from proxytune.console import progress_bar
@@ -83,6 +84,11 @@ class LazyEngine:
     def batch_size(self) -> int | None:
         """None where nothing was loaded."""
         return getattr(self._engine, "batch_size", None)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether the engine, which is loaded before it answers, makes use of drafts."""
+        return getattr(self.load(), "drafts", False)
 
 
 class ArmFailed(Exception):
@@ -283,6 +289,7 @@ class SharedAnswers:
                 return
             answers = self._one_by_one(requests, names[0], error, advance)
         answers = self._defined(requests, answers)
+        self.store.note(self._asked(requests, answers))
         self.store.put(answers)
         self._answers |= answers
         self._able |= {name for name in names if any(one.keys.get(name) in answers for one in requests)}
@@ -315,7 +322,7 @@ class SharedAnswers:
     ) -> dict[str, Answer]:
         """The engine's answers by key, once it has given all of them."""
         answers = {}
-        for i, name, answer in self._run([one.request for one in requests], names):
+        for i, name, answer in self._run(self._with_drafts(requests), names):
             key = requests[i].keys[name]
             answers[key] = answer
             self._at_work.add(key)
@@ -323,6 +330,24 @@ class SharedAnswers:
             if self.watch:
                 self.watch.answered(key, answer, computed=True)
         return answers
+
+    def _asked(self, requests: Sequence[KeyedRequest], answers: Collection[str]) -> dict[str, str]:
+        """What each of `answers` was asked, by key; scored ones are no draft of another."""
+        keys = {key: one.request for one in requests for key in one.keys.values() if key in answers}
+        return {key: self.keys.asked(one) for key, one in keys.items() if isinstance(one, GenerateRequest)}
+
+    def _with_drafts(self, requests: Sequence[KeyedRequest]) -> Sequence[Request]:
+        """The requests, each with what the store has of other arms' answers to it.
+
+        Of this run's arms only those count that had been answered before: another process may store some meanwhile.
+        """
+        plain = [one.request for one in requests if isinstance(one.request, GenerateRequest)]
+        if not plain or not getattr(self.engine, "drafts", False):
+            return [one.request for one in requests]
+        asked = [self.keys.asked(one) for one in plain]
+        own = {key for one in requests for key in one.keys.values()} - self._answers.keys()
+        found = self.store.similar(asked, own)
+        return [replace(one, drafts=found[key]) for one, key in zip(plain, asked, strict=True)]
 
     def _has_failed(self, name: str) -> bool:
         return self.keys.of_arm[name] in self._failed

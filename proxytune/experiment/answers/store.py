@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ _TABLE = (
     "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, value TEXT NOT NULL, checksum TEXT NOT NULL, "
     "code TEXT NOT NULL, written REAL NOT NULL)"  # the code version, and seconds since 1970: for clearing out
 )
+_SIMILAR = (
+    "CREATE TABLE IF NOT EXISTS similar (asked TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (asked, key)) "
+    "WITHOUT ROWID"  # the answers of all arms to one request
+)
+SIMILAR = 8
+"""Answers at most to the same request that are worth reading as drafts of another one."""
 _WAIT_SECONDS = 60.0
 
 
@@ -54,6 +60,32 @@ class AnswerStore:
                 else:
                     self._report(key)
         return found
+
+    def similar(self, asked: Sequence[str], without: Set[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
+        """By what was `asked`, the tokens of what arms of any run generated, by any version, the newest first.
+
+        `without` are keys of answers that are not wanted. What is damaged is left out.
+        """
+        return {one: self._similar(one, without) for one in dict.fromkeys(asked)}
+
+    def _similar(self, asked: str, without: Set[str]) -> tuple[tuple[int, ...], ...]:
+        rows = self._read(
+            "SELECT key, value, checksum FROM similar JOIN answers USING (key) WHERE asked = ? "
+            "ORDER BY written DESC, key LIMIT ?",
+            [asked, SIMILAR + len(without)],
+        )
+        sound = [value for key, value, checksum in rows if key not in without and checksum == checksum_of(key, value)]
+        return tuple(tuple(json.loads(value)["tokens"]) for value in sound[:SIMILAR])
+
+    def note(self, asked: Mapping[str, str]) -> None:
+        """Keeps by key what answers, which are put next, were asked, so that `similar` finds them."""
+        try:
+            with self._db:
+                self._db.execute("BEGIN IMMEDIATE")
+                pairs = [(one, key) for key, one in asked.items()]
+                self._db.executemany("INSERT OR IGNORE INTO similar VALUES (?, ?)", pairs)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
     def put(self, answers: Mapping[str, Answer]) -> None:
         """All of them are durable once this returns, or none; replaces what was there."""
@@ -89,11 +121,12 @@ class AnswerStore:
             _use_write_ahead_log(db)
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_TABLE)
+            db.execute(_SIMILAR)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         return db
 
-    def _read(self, statement: str, values: Sequence[str] = ()) -> list[Any]:
+    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
             return self._db.execute(statement, values).fetchall()
         except sqlite3.Error as error:

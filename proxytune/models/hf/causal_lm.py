@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from proxytune.compat.transformers import note_owner
+from proxytune.compat.transformers import note_owner, plain_sample
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Fused, Rule
@@ -31,6 +31,7 @@ from proxytune.models.hf.cache import FusedCache
 from proxytune.models.hf.compose import by_role, expert_roles, gather, generation_config, make_arm
 from proxytune.models.hf.config import FusedConfig, FusedOutput
 from proxytune.models.hf.decoder import FusedDecoder
+from proxytune.models.hf.drafted import asked_draft, check_draft, check_mode, drafting, generate_drafted
 from proxytune.models.hf.finite import check_finite
 from proxytune.models.hf.inputs import check_dynamic, check_generation, kept, left_padded, new_mask, own_prompt, refuse
 from proxytune.models.hf.saved import read
@@ -224,14 +225,34 @@ class FusedCausalLM(FusedDecoder):
 
     # --- generating ---
 
-    def generate(self, *args: Any, assistant_model: PreTrainedModel | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        *args: Any,
+        assistant_model: PreTrainedModel | None = None,
+        draft: Literal["expert", "ngram"] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """As in transformers; `member_prompts` as in `forward`. With `return_dict_in_generate=True` the weights of
-        every step are in `past_key_values.weights` [T, B, steps]."""
+        every step are in `past_key_values.weights` [T, B, steps].
+
+        `draft` makes greedy decoding and sampling quicker, with the same tokens (docs/speculation.md): "expert" lets
+        the expert read ahead, "ngram" repeats what followed the same tokens before; the members verify it in one pass.
+        """
         check_dynamic(kwargs.get("cache_implementation"))
+        if draft is not None:
+            check_draft(draft, self.arm.experts, {"assistant_model": assistant_model, **kwargs})
         # With a tokenizer of its own, transformers translates between the two.
         if assistant_model is not None and kwargs.get("assistant_tokenizer") is None:
             assistant_model = self._assistant(assistant_model)
-        return cast(Any, super()).generate(*args, assistant_model=assistant_model, **kwargs)
+        with drafting(draft):
+            return cast(Any, super()).generate(*args, assistant_model=assistant_model, **kwargs)
+
+    def _sample(self, input_ids: Tensor, **arguments: Any) -> Any:  # type: ignore[override]
+        """Greedy decoding and sampling, with the draft that `generate` was given."""
+        draft = asked_draft()
+        if draft is None:
+            return plain_sample(self, input_ids, **arguments)
+        return generate_drafted(self, input_ids, draft=draft, **arguments)
 
     def _assistant(self, model: PreTrainedModel) -> PreTrainedModel:
         """`model` cut to the family's vocabulary, so that padding rows are no candidates.
@@ -252,6 +273,7 @@ class FusedCausalLM(FusedDecoder):
         """Puts a FusedCache for the expanded batch into `model_kwargs`, with the own prompts inside."""
         prompts = model_kwargs.pop("member_prompts", None)
         check_generation(generation_config, own_prompts=bool(prompts))
+        check_mode(generation_mode, generation_config)
         rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
         given = model_kwargs.get("past_key_values")
         if generation_config.use_cache is not False:

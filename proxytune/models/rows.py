@@ -1,0 +1,88 @@
+"""Rows of unequal length in one batch: padding, new rows, and forgetting what a row has read.
+
+Shapes: B rows, L tokens so far, t new tokens, D any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import signature
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from proxytune.models.member import KVState, Member
+
+PAD = 0
+"""Stands where there is no token; always masked, so any valid id would do."""
+HOLES = 0.25
+"""The share of columns that padding may take in the longest row before a state is compacted, which copies it."""
+
+
+def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (1 = real), both [B, t], with the padding on the left or on the right."""
+    width = max(map(len, sequences))
+    ids = torch.full((len(sequences), width), PAD)
+    mask = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        real = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[row, real] = torch.tensor(sequence)
+        mask[row, real] = 1
+    return ids, mask
+
+
+def joinable(state: KVState) -> bool:
+    """Whether the cache is keys and values by position and nothing else (no sliding window, no recurrent state)."""
+    return all(type(layer) is DynamicLayer for layer in state.cache.layers)
+
+
+def revisable(member: Member) -> bool:
+    """Whether what the member has read may be forgotten again: positions are given to it, not counted in its cache."""
+    plain = member.model.get_base_model() if isinstance(member.model, PeftModel) else member.model
+    return "position_ids" in signature(plain.forward).parameters and joinable(member.start(1))
+
+
+def forget(state: KVState, tokens: Sequence[int]) -> None:
+    """Of each row the last `tokens` real positions become padding; columns at the end that no row needs go.
+
+    read      a b c d e        row 0 forgets 1, row 1 forgets 3
+    row 0     1 1 1 1 0        the last column goes; what row 1 has forgotten is a hole, and positions,
+    row 1     1 1 0 0 0        which are counted from the mask, leave it out
+    """
+    from_here = state.mask.flip(1).cumsum(1).flip(1)
+    state.mask = state.mask * (from_here > torch.tensor(tokens, device=state.mask.device)[:, None])
+    unneeded = int(state.mask.any(0).flip(0).int().argmax())
+    if unneeded:
+        state.crop(unneeded)
+    if state.mask.shape[1] * (1 - HOLES) > state.mask.sum(dim=1).max():
+        compact(state)
+
+
+def compact(state: KVState) -> None:
+    """Padding moves to the left of each row, and columns that are padding in all rows go."""
+    width = int(state.mask.sum(dim=1).max())
+    order = state.mask.argsort(dim=1, stable=True)[:, -width:]
+    state.mask = state.mask.gather(1, order)
+    for layer in state.cache.layers:
+        for part in ("keys", "values"):
+            # A cache may be on several devices.
+            places = order[:, None, :, None].to(getattr(layer, part).device)
+            setattr(layer, part, getattr(layer, part).take_along_dim(places, dim=2))
+
+
+def join(state: KVState, other: KVState) -> None:
+    """The rows of `other` become rows of `state`, after its own. Columns that are padding in all rows go."""
+    for one in (state, other):
+        compact(one)
+    width = max(one.mask.shape[1] for one in (state, other))
+    state.mask = torch.cat([_fit(state.mask[..., None], width), _fit(other.mask[..., None], width)])[..., 0]
+    for mine, new in zip(state.cache.layers, other.cache.layers, strict=True):
+        for part in ("keys", "values"):
+            setattr(mine, part, torch.cat([_fit(getattr(mine, part), width), _fit(getattr(new, part), width)]))
+
+
+def _fit(tensor: Tensor, width: int) -> Tensor:
+    """`tensor` [..., L, D] with L = width: zeros are added on the left, where the padding is."""
+    return torch.nn.functional.pad(tensor, (0, 0, width - tensor.shape[-2], 0))
