@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from standins import ROOT
+from test_conf import checked, composed
 from tiny import save_member, tiny_models, tiny_tokenizer
 
 from proxytune.cli import main
+from proxytune.engines.hf.sampling import Noise, choose
+from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.execution import Limits, Sandbox
 from proxytune.execution.sandbox import _fault
@@ -153,6 +157,9 @@ def test_files_with_something_missing_are_one_line_and_nothing_runs(
         (["task=humaneval", "execute=yes"], "execute=yes is not allowed: it is true or false"),
         (["task=humaneval", "execute=true", "isolation=docker"], "unknown isolation 'docker'"),
         (["task=gsm8k", "execute=true", "isolation=none"], "task 'gsm8k_liu2024' runs no programs; humaneval_liu2024"),
+        (["task=humaneval"], "line 1 has no 'passed'; it has 'task_id', 'completion'; give execute=true to run"),
+        (["task=ds1000"], "its tests need the old libraries that DS-1000 pins"),
+        (["task=humaneval", "execute=true", "isolation=none", "classifier=X"], "cannot be loaded"),
         (["task=ds1000", "execute=true", "isolation=none"], "DS-1000 is scored from stored verdicts alone"),
     ],
 )
@@ -224,4 +231,34 @@ def test_a_run_without_the_flag_is_refused(
 @pytest.mark.parametrize("family", ["codellama_7b_13b", "codellama_7b_70b"])
 def test_the_commands_of_the_code_families_compose(family: str) -> None:
     header = (ROOT / "conf/models" / f"{family}.yaml").read_text()
-    assert f"proxytune run models={family} arms=liu2024 task=humaneval execute=true" in header
+    command = f"models={family} arms=liu2024 task=humaneval execute=true"
+    assert f"#   proxytune run {command}\n" in header
+    settings = checked(composed(*command.split()))
+    assert settings.execution == "bubblewrap" and list(settings.arms)[-1] == "proxy"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_banned_token_is_never_chosen(temperature: float) -> None:
+    logits = torch.tensor([[9.0, 8.0, 7.0, -9.0]] * 60)
+    free = [GenerateRequest(Prompt((1,)), 4, temperature=temperature, seed=seed) for seed in range(60)]
+    banning = [replace(request, banned=(0, 2)) for request in free]
+    noise = Noise(4)
+    without, chosen = (choose(logits, [(one, 0) for one in some], noise).tolist() for some in (free, banning))
+    assert {0} <= set(without) and set(chosen) == {1}
+    assert logits[0].tolist() == [9.0, 8.0, 7.0, -9.0]
+
+
+def test_only_rows_that_ban_a_token_lose_it() -> None:
+    logits = torch.tensor([[9.0, 8.0], [9.0, 8.0]])
+    asked = [(GenerateRequest(Prompt((1,)), 4, banned=banned), 0) for banned in ((), (0,))]
+    assert choose(logits, asked, Noise(2)).tolist() == [0, 1]
+
+
+def test_a_word_of_several_tokens_is_refused(
+    command: list[str], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = tiny_tokenizer()
+    for folder in (data.parent / "models").iterdir():
+        tokenizer.save_pretrained(folder)
+    assert main([*command, "task=humaneval", "execute=true", "isolation=none", "only=[base]"]) != 0
+    assert "bad_words: 'pass' is" in capsys.readouterr().err

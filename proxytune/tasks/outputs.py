@@ -39,6 +39,8 @@ def score_outputs(
     missing or of another kind, no rows.
     """
     name = f"{task}_{style}" if style else task
+    if execution is not None and classifier is not None:
+        raise UserError("execute and classifier: outputs are programs or texts; give one of the two")
     if execution is not None:
         return run_outputs(name, Path(path), execution)
     if classifier is not None:
@@ -68,7 +70,17 @@ def score_outputs(
 
 
 def _count_verdicts(name: str, verdicts: Verdicts, path: Path) -> dict[str, Any]:
-    file = read_jsonl(path, Columns(verdicts.columns, verdicts.published).of)
+    columns = Columns(verdicts.columns, verdicts.published)
+
+    def check(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+        try:
+            return columns.of(row, where)
+        except UserError as error:
+            if not verdicts.instead or all(row.get(column) is not None for column in verdicts.columns):
+                raise
+            raise UserError(f"{error}; {verdicts.instead}") from error
+
+    file = read_jsonl(path, check)
     blank = {"blank_lines": file.blank} if file.blank else {}
     return {"task": name, "n": len(file.rows), **blank, **verdicts.figures(file.rows)}
 

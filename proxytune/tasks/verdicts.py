@@ -26,6 +26,8 @@ class Verdicts:
     figures: Callable[[Sequence[Row]], dict[str, float]]
     published: Mapping[str, str] = field(default_factory=dict)
     """Column -> its other name, in files published with the paper."""
+    instead: str = ""
+    """What to do where a file has no verdicts."""
 
 
 def pass_rates(name: str, problems: int, ks: Sequence[int]) -> Callable[[Sequence[Row]], dict[str, float]]:
@@ -90,13 +92,21 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+_PASSED = {"task_id": "text", "passed": "boolean"}
+_RUN = "give execute=true to run the programs"
 VERDICTS = {
-    "humaneval_liu2024": Verdicts(
-        {"task_id": "text", "passed": "boolean"}, pass_rates("HumanEval", HUMANEVAL_PROBLEMS, (1, 10))
+    "humaneval_liu2024": Verdicts(_PASSED, pass_rates("HumanEval", HUMANEVAL_PROBLEMS, (1, 10)), instead=_RUN),
+    "mbpp_lm_eval": Verdicts(_PASSED | {"task_id": "integer"}, pass_rates("MBPP", 500, (1,)), instead=_RUN),
+    "ds1000_liu2024": Verdicts(
+        _PASSED,
+        pass_rates("DS-1000", 1000, (1, 10)),
+        instead="its tests need the old libraries that DS-1000 pins: run them there, and add what they say",
     ),
-    "mbpp_lm_eval": Verdicts({"task_id": "integer", "passed": "boolean"}, pass_rates("MBPP", 500, (1,))),
-    "ds1000_liu2024": Verdicts({"task_id": "text", "passed": "boolean"}, pass_rates("DS-1000", 1000, (1, 10))),
-    "toxigen_liu2024": Verdicts({"target_groups": "texts", "is_toxic": "0 or 1"}, toxigen),
+    "toxigen_liu2024": Verdicts(
+        {"target_groups": "texts", "is_toxic": "0 or 1"},
+        toxigen,
+        instead="give classifier=NAME to ask a classifier",
+    ),
     "alpacafarm_liu2024": Verdicts({"preference": "0, 1 or 2"}, alpacafarm),
     "truthfulqa_open_liu2024": Verdicts(
         {"true": "0 or 1", "informative": "0 or 1"},
