@@ -34,6 +34,12 @@ def main(arguments: Sequence[str]) -> int:
             raise
         advice = "proxytune run reads local files of our tasks with task.data_dir=FOLDER"
         raise UserError(f"--tasks: cannot load the data of a task from the hub ({error}): {advice}") from error
+    except ValueError as error:
+        if "confirm_run_unsafe_code" not in str(error):
+            raise
+        raise UserError(
+            "--tasks: a task runs code that models write: give --confirm_run_unsafe_code; ours run it in bubblewrap"
+        ) from error
     return 0
 
 

@@ -105,6 +105,8 @@ def _ends(ensemble: Members[MemberFacts], plan: Plan, request: GenerateRequest) 
         for tokens, names in _alike(ends).items():
             yield f"  {what}{', '.join(names)}: {', '.join(pieces(tokens, ensemble.tokenizer)) or 'none'}"
     yield f"stop strings: {', '.join(map(repr, request.until)) or 'none'}"
+    if request.banned:
+        yield f"tokens it never has: {', '.join(pieces(request.banned, ensemble.tokenizer))}"
     yield f"at most {request.max_new_tokens} tokens"
     for role, member in ensemble.members.items():
         if member.ignored:
