@@ -103,6 +103,9 @@ class ArmRecord(Mean):
     """The tokens that end its answers; None where it generates none."""
     ruled_out: int = 0
     """Items at which it gives some choices, not all, the log-probability -inf: less likely than every other."""
+    left_out: int = 0
+    """Items left out, and counted as invalid, because an endpoint gives none of their choices among its likeliest
+    tokens."""
 
     @property
     def kind(self) -> str:
@@ -241,6 +244,16 @@ class TaskCosts(_Part):
     """All 0 where answers were scored, or in older records."""
 
 
+class EndpointUsage(_Part):
+    """What a model behind an endpoint was asked, a first request to try it included."""
+
+    requests: int = 0
+    """Repeated ones included."""
+    prompt_tokens: int = 0
+    """As the endpoint counts them; 0 where it does not say."""
+    completion_tokens: int = 0
+
+
 class Timings(_Part):
     """The only part of a record that differs when a run is repeated."""
 
@@ -256,6 +269,8 @@ class Timings(_Part):
     costs: dict[str, TaskCosts] = {}
     """Task -> costs of its arms; absent where the engine does not measure them, or computed no answer."""
     damaged_store_entries: int = 0
+    endpoint: dict[str, EndpointUsage] = {}
+    """Task -> what the base behind an endpoint was asked; absent where nothing was."""
 
 
 class Provenance(_Part):

@@ -242,6 +242,7 @@ TASKS = ("gsm8k", "triviaqa", "cnn_dailymail", "mmlu", "multitask")
 TRAINED: dict[str, str] = {
     **{f"liu2024/llama2-{s}b/{t}": f"meta-llama/Llama-2-{s}b-hf" for s in (7, 13, 70) for t in ("gsm8k", "triviaqa")},
     **{f"eft2024/llama2-7b/{behaviour}": "meta-llama/Llama-2-7b-hf" for behaviour in ("helpful", "harmless")},
+    "liu2024/llama2-7b/realtimeqa": "meta-llama/Llama-2-7b-hf",
     **{f"fan2024/llama2-13b/{t}": "meta-llama/Llama-2-13b-hf" for t in TASKS},
     **{f"fan2024/llama2-7b/{t}": "meta-llama/Llama-2-7b-hf" for t in (*TASKS, "task_arithmetic")},
     **{

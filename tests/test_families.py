@@ -21,7 +21,8 @@ from proxytune.models.chat import Chat, ChatPrompt
 from proxytune.models.distinct import DistinctMembers
 
 CONF = ROOT / "conf"
-NOT_REAL = {"miniature", "miniature_prompt_loss", "local", "smollm2_selfcheck", "smollm2_transfer"}
+BEHIND_ENDPOINTS = {"api", "gpt35_llama2_7b_liu2024"}
+NOT_REAL = {"miniature", "miniature_prompt_loss", "local", "smollm2_selfcheck", "smollm2_transfer", *BEHIND_ENDPOINTS}
 FAMILIES = sorted(path.stem for path in (CONF / "models").glob("*.yaml") if path.stem not in NOT_REAL)
 VOCABULARY = {"llama2": 32_000, "tinyllama": 32_000, "codellama": 32_000, "llama3": 128_256, "qwen25": 151_665}
 

@@ -44,7 +44,7 @@ def beside(config: DictConfig, family: FamilySpec) -> list[str]:
         return []
     small = None if family.antiexpert is None else family.antiexpert.path
     paths = {
-        "models.base.path": family.base.path,
+        "models.base.path": family.weights("base").path,
         "models.antiexpert.path": small,
         "task.data_dir": OmegaConf.select(config, "task.data_dir") or family.data_dir,
     }

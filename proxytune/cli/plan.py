@@ -74,13 +74,14 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
 def member_sizes(family: FamilySpec) -> dict[str, tuple[int, int]]:
     """Bytes of the weights, and of the keys and values of one token, of the members that arms fuse; equal ones once."""
+    from proxytune.models.api.endpoint import Endpoint
     from proxytune.models.loading.files import locate
     from proxytune.models.loading.sizes import cache_bytes, configured_bytes, weight_bytes
 
     sizes, counted = {}, set()
     for role, source in family.sources.items():
-        if role.startswith("tuned:") or source in counted:
-            continue
+        if role.startswith("tuned:") or source in counted or isinstance(source, Endpoint):
+            continue  # a model behind an endpoint takes no memory here
         counted.add(source)
         name = source.gguf_file or "config.json"
         if locate(source.path, name, source.revision) is None:  # else it is in the hub's cache now

@@ -81,7 +81,8 @@ class Scored:
     def undefined(self, may_rule_out: bool) -> str | None:
         """Why this is not an answer: a token whose log-probability is NaN or infinite; None if it is one.
 
-        `may_rule_out`: a rule may give a token no probability (-inf); a model alone never does.
+        `may_rule_out`: a rule may give a token no probability (-inf), and so does a model behind an endpoint, of which
+        only the likeliest tokens are known; a model alone never does.
         """
         for i, logprob in enumerate(self.logprobs):
             if not math.isfinite(logprob) and not (may_rule_out and logprob == -math.inf):

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from proxytune.errors import UserError
-from proxytune.experiment.answers.shared import SharedAnswers
+from proxytune.experiment.answers.shared import LazyEngine, SharedAnswers
 from proxytune.models import FamilySpec, Members, identity
 from proxytune.provenance import code_facts, library_versions, machine_facts, peak_memory
-from proxytune.record import Answers, ArmCost, MemberRecord, Provenance, Record, TaskCosts, Timings
+from proxytune.record import Answers, ArmCost, EndpointUsage, MemberRecord, Provenance, Record, TaskCosts, Timings
 
 
 class Ledger:
@@ -29,6 +29,7 @@ class Ledger:
         self._batch_sizes: dict[str, int | None] = {}
         self._memory: dict[str, int] = {}
         self._costs: dict[str, TaskCosts] = {}
+        self._endpoint: dict[str, EndpointUsage] = {}
 
     @contextmanager
     def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
@@ -44,7 +45,15 @@ class Ledger:
         self._memory[task] = peak_memory()
         if (costs := _costs(shared)).arms:
             self._costs[task] = costs
+        self._note_usage(task, shared.engine)
         self._members |= {role: _member(family, shared.ensemble, role) for role in shared.roles}
+
+    def _note_usage(self, task: str, engine: Any) -> None:
+        """What the models behind endpoints were asked, if any were loaded."""
+        loaded = engine.loaded if isinstance(engine, LazyEngine) else engine
+        for member in loaded.ensemble.members.values() if loaded is not None else ():
+            if member.remote and (usage := member.client.take_usage()).requests:
+                self._endpoint[task] = EndpointUsage(**vars(usage))
 
     def provenance(self, **asked: Any) -> Provenance:
         """`asked` are the settings of the run: config, seed, limit and num_fewshot."""
@@ -63,6 +72,7 @@ class Ledger:
                 batch_size=self._batch_sizes,
                 costs=self._costs,
                 damaged_store_entries=self.damaged,
+                endpoint=self._endpoint,
             ),
         )
 

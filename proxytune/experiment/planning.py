@@ -15,7 +15,8 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.execution import Isolation, Sandbox
 from proxytune.experiment.arm_spec import ArmSpec, arm_specs
 from proxytune.experiment.arms import TaskArms, own, resolve
-from proxytune.models import FamilySpec, check
+from proxytune.models import FamilySpec, Source, check
+from proxytune.models.api.endpoint import Endpoint
 from proxytune.tasks import Classified, Classifier, RunsCode, TaskInfo, brought_by_family, load_task, task_info
 
 
@@ -103,6 +104,8 @@ def make_plans(
     for task in [plan.lm_task for plan in plans if isinstance(plan.lm_task, Classified)]:
         task.classifier = classifier or Classifier()
     check(family, set().union(*(plan.roles for plan in plans)))
+    for plan in plans:
+        _check_endpoint(plan, family.base)
     return plans
 
 
@@ -125,6 +128,17 @@ def plans_unchecked(
     return [
         Plan(name, task, info, _resolved(chosen, family, name, info, unseen)) for name, (task, info) in loaded.items()
     ]
+
+
+def _check_endpoint(plan: Plan, base: Source | Endpoint) -> None:
+    """Raises UserError for a task that needs more of a base behind an endpoint than letters to choose from."""
+    if isinstance(base, Source) or base.tokenizer is not None or "base" not in plan.roles:
+        return
+    if plan.lm_task.OUTPUT_TYPE != "multiple_choice":
+        raise UserError(
+            f"task {plan.task!r} needs more of {base.model} than the probabilities of single letters: give "
+            "models.base.tokenizer (the endpoint's own, which must be the family's), or a task with lettered choices"
+        )
 
 
 def _load(name: str, family: FamilySpec, items: Items) -> tuple[Task, TaskInfo]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,11 +50,14 @@ class Outcome:
     """Items at which the arm failed -> the error; their value is NaN."""
     end_tokens: list[str] | None = None
     """As in `ArmRecord`."""
+    left_out: Collection[int] = ()
+    """Items none of whose choices an endpoint gives among its likeliest tokens; their value is NaN."""
 
     @property
     def ruled_out(self) -> int:
         """Items at which some choices, not all, have the log-probability -inf."""
-        kept = (answers for item, answers in self.answers.items() if item not in self.failed)
+        without = {*self.failed, *self.left_out}
+        kept = (answers for item, answers in self.answers.items() if item not in without)
         return sum(any(is_ruled_out(one.answer) for one in answers) for answers in kept)
 
 
@@ -156,6 +159,7 @@ def _arm_record(arms: TaskArms, name: str, outcomes: Mapping[str, Outcome], desi
         weights=weights,
         end_tokens=outcome.end_tokens,
         ruled_out=outcome.ruled_out,
+        left_out=len(outcome.left_out),
     )
 
 
@@ -173,10 +177,15 @@ def _undefined(
         "gap_closed": gap.why if gap.value is None else None,
         "gap_closed_ci": gap.why if gap.interval is None else None,
         "relative_performance": relative.why,
-        "metrics": f"{len(outcome.failed)} items failed" if outcome.failed else None,
+        "metrics": _no_metrics(outcome),
         "weights": "no finite weights" if any(one.mean is None for one in weights.values()) else None,
     }
     return {field: why for field, why in reasons.items() if why is not None}
+
+
+def _no_metrics(outcome: Outcome) -> str | None:
+    counts = {"failed": len(outcome.failed), "were left out": len(outcome.left_out)}
+    return ", ".join(f"{count} items {what}" for what, count in counts.items() if count) or None
 
 
 def _no_error(estimate: Estimate) -> str:

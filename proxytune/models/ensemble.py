@@ -58,5 +58,5 @@ class Ensemble(Members[Member]):
 
     @property
     def device(self) -> torch.device:
-        """Where logits meet: the device of the first member."""
-        return next(iter(self.members.values())).device
+        """Where logits meet: the device of the first member that is not behind an endpoint."""
+        return next((member.device for member in self.members.values() if not member.remote), torch.device("cpu"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from proxytune.errors import unknown_name
 from proxytune.models.positions import window
@@ -22,6 +22,9 @@ class AnyMember(Protocol):
 
     @property
     def ignored(self) -> Mapping[str, Any]: ...
+
+    @property
+    def remote(self) -> bool: ...
 
 
 MemberT_co = TypeVar("MemberT_co", bound=AnyMember, covariant=True)
@@ -43,6 +46,9 @@ class MemberFacts:
     unknown: int = 0
     ignored: Mapping[str, Any] = field(default_factory=dict)
 
+    remote: ClassVar[bool] = False
+    """Whether it is behind an endpoint, which tells its likeliest tokens alone."""
+
     @property
     def window(self) -> int | None:
         return window(self.config)
@@ -62,6 +68,11 @@ class Members(Generic[MemberT_co]):
         self.tokenizer = tokenizer
         self.vocab_size = vocabulary_size(tokenizer)
         self.end_tokens = end_tokens
+
+    @property
+    def remote(self) -> bool:
+        """Whether one of them is behind an endpoint."""
+        return any(member.remote for member in self.members.values())
 
     def __getitem__(self, role: str) -> MemberT_co:
         if role not in self.members:

@@ -7,12 +7,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from proxytune.errors import UserError
 from proxytune.models import trained
+from proxytune.models.api.endpoint import Endpoint
 from proxytune.models.chat import Chat
 from proxytune.models.vocabulary import MissingTokens
 from proxytune.validation import check, strict_dataclass
@@ -111,13 +119,26 @@ class Source:
         return replace(self, path=path, adapter=None, adapter_revision=None, chat=None)
 
 
+def _source_or_endpoint(value: Any, source: ValidatorFunctionWrapHandler) -> Any:
+    if isinstance(value, Mapping) and "api" in value:
+        return Endpoint.of(value)
+    return value if isinstance(value, Endpoint) else source(value)
+
+
+if TYPE_CHECKING:
+    Base = Source | Endpoint
+else:
+    Base = Annotated[Source, WrapValidator(_source_or_endpoint)]
+
+
 @strict_dataclass("models")
 class FamilySpec:
     """A mapping of a family's members by role: a large base, a small antiexpert, experts tuned from it, tuned large
     models."""
 
-    base: Source
-    """a path or a mapping of `Source` fields: the large model"""
+    base: Base
+    """a path or a mapping of `Source` fields: the large model; or a mapping of `Endpoint` fields (`api`, `model`,
+    `top_logprobs`): one behind an OpenAI-compatible endpoint"""
     antiexpert: Source | None = None
     """a path or a mapping of `Source` fields: the small untuned model that every expert was tuned from. Needed as soon
     as there are experts."""
@@ -136,6 +157,10 @@ class FamilySpec:
     def __post_init__(self) -> None:
         if self.experts and self.antiexpert is None:
             raise ValueError("the family has experts but no antiexpert: give the small model they were tuned from")
+        if isinstance(self.base, Endpoint) and self.base.tokenizer is None and self.antiexpert is None:
+            raise ValueError(
+                "base is behind an endpoint: give base.tokenizer, or an antiexpert, whose tokenizer is used"
+            )
 
     @classmethod
     def of(cls, value: FamilySpec | Mapping[str, Any], key: str = "models") -> FamilySpec:
@@ -145,9 +170,26 @@ class FamilySpec:
         return check(cls, value, key)
 
     @property
-    def sources(self) -> dict[str, Source]:
+    def vocabulary(self) -> Source:
+        """The source of the family's tokenizer."""
+        if isinstance(self.base, Source):
+            return self.base
+        if self.base.tokenizer is not None:
+            return Source(self.base.tokenizer)
+        assert self.antiexpert is not None
+        return self.antiexpert
+
+    def weights(self, role: str) -> Source:
+        """The source of `role`; UserError for a model behind an endpoint, whose weights are not to be had."""
+        source = self.sources[role]
+        if isinstance(source, Endpoint):
+            raise UserError(f"{role}: {source.model} is behind {source.api}, and this needs its weights: give a path")
+        return source
+
+    @property
+    def sources(self) -> dict[str, Base]:
         """Every source by role: "base", "antiexpert", "expert:<name>", "tuned:<name>"."""
-        roles = {"base": self.base}
+        roles: dict[str, Base] = {"base": self.base}
         if self.antiexpert is not None:
             roles["antiexpert"] = self.antiexpert
         roles |= {f"expert:{name}": source for name, source in self.experts.items()}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import PeftModel
@@ -67,6 +67,9 @@ class Member:
     """Ids of the family's vocabulary that this member does not know: their logits are -inf."""
     unknown: int = 0
     """The token it reads in place of a missing one."""
+
+    remote: ClassVar[bool] = False
+    """As in `MemberFacts`."""
 
     def __post_init__(self) -> None:
         try:

@@ -50,7 +50,8 @@ def tabulate(record: Record, *, full: bool = True) -> Report:
     shown = [column for column, why in reasons if not why or column is columns[0]]
     tables = [_table(column, record.tasks, notes, first=column is shown[0]) for column in shown]
     undefined = [f"{column.title} is undefined everywhere: {why}." for column, why in reasons if why]
-    return Report(tables, notes.texts, [*undefined, *_remarks(record.tasks), *_ignored(record)], _verdict(record.tasks))
+    remarks = [*undefined, *_behind_endpoint(record), *_remarks(record.tasks), *_ignored(record)]
+    return Report(tables, notes.texts, remarks, _verdict(record.tasks))
 
 
 def _verdict(tasks: Tasks) -> str:
@@ -156,7 +157,10 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
                 error = next(iter(entry.failed_items.values()))
                 count = len(entry.failed_items)
                 yield f"{name}: {arm} failed at {count} items, which are left out of its score: {error}."
-        invalid = {arm: entry.n_invalid - len(entry.failed_items) for arm, entry in task.arms.items()}
+        left_out = ", ".join(f"{arm} {entry.left_out}" for arm, entry in task.arms.items() if entry.left_out)
+        if left_out:
+            yield f"{name}: items without a choice among the base's likeliest tokens, which are left out: {left_out}."
+        invalid = {arm: entry.n_invalid - len(entry.failed_items) - entry.left_out for arm, entry in task.arms.items()}
         counts = ", ".join(f"{arm} {count}" for arm, count in invalid.items() if count)
         if counts:
             yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
@@ -181,6 +185,22 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
             yield _traced(name, task.trace, task.n)
         if task.n_truncated:
             yield f"{name}: {task.n_truncated} prompts were cut to the smallest window."
+
+
+def _behind_endpoint(record: Record) -> Iterator[str]:
+    """What is known of a base behind an endpoint, and what it was asked."""
+    source = record.provenance.members["base"].source if "base" in record.provenance.members else {}
+    if "api" not in source:
+        return
+    yield (
+        f"base is {source['model']} at {source['api']}: at each step its {source['top_logprobs']} likeliest tokens are "
+        "known; all others are ruled out, and probabilities are those among these tokens."
+    )
+    for task, usage in record.provenance.timings.endpoint.items():
+        yield (
+            f"{task}: {usage.requests} requests to the endpoint, {usage.prompt_tokens} prompt tokens, "
+            f"{usage.completion_tokens} completion tokens."
+        )
 
 
 def _ignored(record: Record) -> Iterator[str]:

@@ -80,6 +80,7 @@ KINDS: dict[str, Any] = {
     "one true target": Annotated[TrueFirst, AfterValidator(_one_true)],
     "boolean": bool,
     "integer": int,
+    "number of a choice": Annotated[list[Literal["0", "1", "2", "3"]], Field(min_length=1, max_length=1)],
     "0 or 1": Literal[0, 1],
     "0, 1 or 2": Literal[0, 1, 2],
 }

@@ -80,7 +80,7 @@ def plan(
 
     Raises UserError for a member from which no training can start.
     """
-    sources = {kind: family.sources[STARTS[kind]] for kind in kinds}
+    sources = {kind: family.weights(STARTS[kind]) for kind in kinds}
     for kind, source in sources.items():
         check_tunable(STARTS[kind], source)
     return [

@@ -45,7 +45,7 @@ def engine_arguments(
         UserError: for members that the fused model cannot hold.
     """
     members = _checked(members, family)
-    sources = {role: family.sources[role] for role in members.members}
+    sources = {role: family.weights(role) for role in members.members}
     shared = _shared(sources, members) if tensor_parallel == 1 else frozenset()
     places = {
         role: _beside(source) if role in shared else place_of(role, source, _padding(role, members[role]))
@@ -84,9 +84,9 @@ def refusals() -> Iterator[None]:
 
 
 def _checked(members: Members[MemberFacts] | None, family: FamilySpec) -> Members[MemberFacts]:
-    for role, source in family.sources.items():
+    for role in family.sources:
         if members is None or role in members.members:
-            _check_source(role, source)
+            _check_source(role, family.weights(role))
     if members is None:
         raise UserError("a member's configuration does not say its number type, which vLLM must know: give it a dtype")
     for role, member in members.members.items():

@@ -20,10 +20,10 @@ from proxytune.models.facts import Members
 from proxytune.record import TaskCosts
 
 log = logging.getLogger(__name__)
-BLOCK = 128
+BLOCK, REMOTE_BLOCK = 128, 32
 """Requests that are answered and stored together: a few batches of the engine, or fewer where the engine says so
-(`portion`). It is the most that a killed run loses, since answers are stored only with their whole block: see
-`SharedAnswers`."""
+(`portion`) and where an endpoint, which may be paid for, answers. It is the most that a killed run loses, since answers
+are stored only with their whole block: see `SharedAnswers`."""
 
 
 class Engine(Protocol):
@@ -79,6 +79,11 @@ class LazyEngine:
     def take_costs(self) -> TaskCosts:
         """As `HFEngine.take_costs`; nothing where nothing was loaded."""
         return getattr(self._engine, "take_costs", TaskCosts)()
+
+    @property
+    def loaded(self) -> Engine | None:
+        """None where nothing was loaded."""
+        return self._engine
 
     @property
     def batch_size(self) -> int | None:
@@ -157,6 +162,11 @@ class SharedAnswers:
         return self.engine.ensemble
 
     @property
+    def block(self) -> int:
+        """Requests of a block."""
+        return REMOTE_BLOCK if any(self.ensemble[role].remote for role in self.roles) else BLOCK
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """The members that some arm needs."""
         return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
@@ -185,7 +195,7 @@ class SharedAnswers:
         keyed = _keyed(requests, keys)
         found = self.store.get([key for one in keyed for key in one.keys.values() if key not in self._answers])
         if self.tracing.missing == "recompute":
-            found = _with_their_traces(keyed, found)
+            found = _with_their_traces(keyed, found, self.block)
         self._answers |= found
         self.read += len(found)
         self._able |= {name for one in keyed for name, key in one.keys.items() if key in self._answers}
@@ -230,8 +240,8 @@ class SharedAnswers:
     def _blocks(self, keyed: Sequence[KeyedRequest]) -> Iterator[Sequence[KeyedRequest]]:
         """What is answered and stored together, whatever of it is stored already."""
         portion = getattr(self.engine, "portion", None)
-        for start in range(0, len(keyed), BLOCK):
-            block = keyed[start : start + BLOCK]
+        for start in range(0, len(keyed), self.block):
+            block = keyed[start : start + self.block]
             while block:
                 size = len(block) if portion is None else portion([one.request for one in block], self.arms)
                 yield block[:size]
@@ -239,8 +249,8 @@ class SharedAnswers:
 
     def _defined(self, requests: Sequence[KeyedRequest], answers: Mapping[str, Answer]) -> dict[str, Answer]:
         """Those of `answers` that hold no NaN or infinity; the others become failed items."""
-        rules = {arm.name: arm.rule is not None for arm in self.arms}
-        masks = {key: rules[name] for one in requests for name, key in one.keys.items()}
+        may = {arm.name: arm.rule is not None or self.ensemble[arm.base].remote for arm in self.arms}
+        masks = {key: may[name] for one in requests for name, key in one.keys.items()}
         why = {key: answer.undefined(masks[key]) for key, answer in answers.items()}
         self._failed_items |= {key: Failed(reason) for key, reason in why.items() if reason is not None}
         return {key: answer for key, answer in answers.items() if why[key] is None}
@@ -357,14 +367,14 @@ class SharedAnswers:
         return run(requests, [arm for arm in self.arms if arm.name in names])
 
 
-def _with_their_traces(keyed: Sequence[KeyedRequest], found: Mapping[str, Answer]) -> dict[str, Answer]:
+def _with_their_traces(keyed: Sequence[KeyedRequest], found: Mapping[str, Answer], size: int) -> dict[str, Answer]:
     """`found` without the blocks in which an answer lacks the trace that its request asks for.
 
-    A whole block is computed again, so that its answers are the same to the last digit.
+    A whole block, of `size` requests, is computed again, so that its answers are the same to the last digit.
     """
     kept: dict[str, Answer] = {}
-    for start in range(0, len(keyed), BLOCK):
-        block = keyed[start : start + BLOCK]
+    for start in range(0, len(keyed), size):
+        block = keyed[start : start + size]
         there = {key: (one.request, found[key]) for one in block for key in one.keys.values() if key in found}
         if not any(lacks_trace(*pair) for pair in there.values()):
             kept |= {key: answer for key, (_, answer) in there.items()}

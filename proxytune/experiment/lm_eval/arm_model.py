@@ -164,8 +164,16 @@ class ArmLM(HFLM):
     @property
     def failed(self) -> dict[int, str]:
         """Items at one or more of whose requests the arm failed, or whose choices cannot be compared -> the error."""
-        found = {item: _error(answers) for item, answers in self.item_answers.items()}
+        left_out = self.left_out
+        found = {item: _error(answers) for item, answers in self.item_answers.items() if item not in left_out}
         return {item: error for item, error in found.items() if error is not None}
+
+    @property
+    def left_out(self) -> set[int]:
+        """Items none of whose choices is among the likeliest tokens that the endpoint of the arm's base gives."""
+        if not self.shared.ensemble[self.arm.base].remote:
+            return set()
+        return {item for item, answers in self.item_answers.items() if all(is_ruled_out(one.answer) for one in answers)}
 
     def _note(self, request: Instance, *answers: ItemAnswer) -> None:
         assert request.doc_id is not None

@@ -44,12 +44,13 @@ def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items:
     samples.sort(key=lambda sample: sample["doc_id"])
     metrics = _aggregates(results["results"][task.task_name], info.filter)
     values = _headline(task.task_name, info, samples, metrics)
-    if failed := lm.failed:
-        # lm-eval has counted what stands in for the failed answers.
-        values[[sample["doc_id"] in failed for sample in samples]] = np.nan
+    failed, left_out = lm.failed, lm.left_out
+    if failed or left_out:
+        # lm-eval has counted what stands in for the failed answers, and choices that are all ruled out.
+        values[[sample["doc_id"] in {*failed, *left_out} for sample in samples]] = np.nan
         metrics = dict.fromkeys(metrics) | {info.metric: mean(values).value}
     data = data_record(task, [sample["doc_id"] for sample in samples])
-    return Outcome(samples, values, metrics, lm.item_answers, data, failed, _end_tokens(shared, arm, task))
+    return Outcome(samples, values, metrics, lm.item_answers, data, failed, _end_tokens(shared, arm, task), left_out)
 
 
 def _end_tokens(shared: SharedAnswers, arm: Arm, task: Task) -> list[str] | None:

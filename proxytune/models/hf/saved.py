@@ -150,7 +150,7 @@ def _inside(spec: FamilySpec, folder: Path, options: Mapping[str, Any]) -> Famil
 
     return replace(
         spec,
-        base=joined(spec.base),
+        base=joined(spec.weights("base")),
         antiexpert=None if spec.antiexpert is None else joined(spec.antiexpert),
         experts={name: joined(source) for name, source in spec.experts.items()},
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.models.api.endpoint import Endpoint
 from proxytune.models.family import FamilySpec, Source, is_local
 from proxytune.models.hf.config import FusedConfig
 from proxytune.models.loading.adapters import check_adapter
@@ -21,10 +22,12 @@ def check(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = No
     check_sources({"base": spec.base, **chosen(spec, roles)})
 
 
-def check_sources(sources: Mapping[str, Source]) -> None:
-    """`check` for sources by role."""
+def check_sources(sources: Mapping[str, Source | Endpoint]) -> None:
+    """`check` for sources by role. An endpoint is asked nothing yet."""
     for role, source in sources.items():
         try:
+            if isinstance(source, Endpoint):
+                continue
             _check_device(source)
             _check_model(source)
             if source.adapter is not None:
@@ -33,7 +36,7 @@ def check_sources(sources: Mapping[str, Source]) -> None:
             raise UserError(f"{role}: {error}") from error
 
 
-def chosen(spec: FamilySpec, roles: Iterable[str] | None) -> dict[str, Source]:
+def chosen(spec: FamilySpec, roles: Iterable[str] | None) -> dict[str, Source | Endpoint]:
     """The sources of `roles` (all if None) in the family's order."""
     sources = spec.sources
     wanted = set(sources if roles is None else roles)

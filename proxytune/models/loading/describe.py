@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from proxytune.models.api.endpoint import Endpoint
+from proxytune.models.api.member import ApiFacts
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.facts import MemberFacts, Members, ends_of
 from proxytune.models.family import FamilySpec, Source
@@ -29,16 +31,17 @@ def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Me
     """
     sources = chosen(spec, roles)
     check(spec, sources)
-    if not all(map(_is_plain, sources.values())):
+    here = local(sources)
+    if not all(map(_is_plain, here.values())):
         return None
-    tokenizers = load_tokenizers({"base": spec.base, **sources})
-    configs = {role: _config(role, source) for role, source in sources.items()}
-    dtypes = {role: _dtype(source, configs[role]) for role, source in sources.items()}
+    tokenizers = family_tokenizers(spec, here)
+    configs = {role: _config(role, source) for role, source in here.items()}
+    dtypes = {role: _dtype(source, configs[role]) for role, source in here.items()}
     if None in dtypes.values():
         return None
-    identities = {role: identity(source) for role, source in sources.items()}
-    members = {role: _facts(spec, role, configs[role], dtypes[role], identities[role], tokenizers) for role in sources}
-    return Members(members, tokenizers["base"], spec.end_tokens)
+    identities = {role: identity(source) for role, source in here.items()}
+    members = {role: _facts(spec, role, configs[role], dtypes[role], identities[role], tokenizers) for role in here}
+    return Members(behind_endpoints(sources, tokenizers) | members, tokenizers["base"], spec.end_tokens)
 
 
 def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts]:
@@ -47,11 +50,31 @@ def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Mem
     Their number types and identities are not looked for. Raises UserError as `load` does.
     """
     sources = chosen(spec, roles)
-    tokenizers = load_tokenizers({"base": spec.base, **sources})
-    members = {
-        role: _facts(spec, role, _config(role, one), None, NOT_READ, tokenizers) for role, one in sources.items()
+    here = local(sources)
+    tokenizers = family_tokenizers(spec, here)
+    members = {role: _facts(spec, role, _config(role, one), None, NOT_READ, tokenizers) for role, one in here.items()}
+    return Members(behind_endpoints(sources, tokenizers) | members, tokenizers["base"], spec.end_tokens)
+
+
+def local(sources: Mapping[str, Source | Endpoint]) -> dict[str, Source]:
+    """Those whose files are to be had."""
+    return {role: source for role, source in sources.items() if isinstance(source, Source)}
+
+
+def family_tokenizers(spec: FamilySpec, here: Mapping[str, Source]) -> dict[str, PreTrainedTokenizerBase]:
+    """The tokenizers of the sources `here`, and the family's as that of "base"."""
+    return load_tokenizers({"base": spec.vocabulary, **here})
+
+
+def behind_endpoints(
+    sources: Mapping[str, Source | Endpoint], tokenizers: Mapping[str, PreTrainedTokenizerBase]
+) -> dict[str, Any]:
+    """An `ApiFacts` for each source that is behind an endpoint."""
+    return {
+        role: ApiFacts(role, source, tokenizers["base"])
+        for role, source in sources.items()
+        if isinstance(source, Endpoint)
     }
-    return Members(members, tokenizers["base"], spec.end_tokens)
 
 
 def _is_plain(source: Source) -> bool:
@@ -85,7 +108,7 @@ def _facts(
     identity: str,
     tokenizers: Mapping[str, PreTrainedTokenizerBase],
 ) -> MemberFacts:
-    source, tokenizer = spec.sources[role], tokenizers[role]
+    source, tokenizer = spec.weights(role), tokenizers[role]
     missing = missing_tokens(tokenizers["base"], tokenizer, role, spec.missing_tokens)
     generation = _generation_config(source, config)
     return MemberFacts(

@@ -10,6 +10,7 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 
+from proxytune.models.api.endpoint import Endpoint
 from proxytune.models.family import Source, is_local
 from proxytune.models.loading.files import locate
 
@@ -31,11 +32,13 @@ _IDLE = (
 _COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
-def identity(source: Source) -> str:
+def identity(source: Source | Endpoint) -> str:
     """Names what `source` answers by its content: a hub commit or a hash of its files, adapter, precision, attention.
 
     Nothing is loaded; a folder that was moved keeps its identity.
     """
+    if isinstance(source, Endpoint):
+        return source.identity
     parts = [_content(source.path, source.revision, source.gguf_file)]
     if source.adapter is not None:
         parts.append(f"adapter={_content(source.adapter, source.adapter_revision)}")

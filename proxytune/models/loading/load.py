@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
+from proxytune.models.api.member import connect
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import FamilySpec, Source
 from proxytune.models.loading.checks import check, check_sources, chosen
+from proxytune.models.loading.describe import behind_endpoints, family_tokenizers, local
 from proxytune.models.loading.identity import identity
 from proxytune.models.loading.memory import check_memory
 from proxytune.models.loading.modules import load_module, load_modules
@@ -32,9 +34,13 @@ def load(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = Non
     spec = FamilySpec.of(spec)
     sources = chosen(spec, roles)
     check(spec, roles)
-    tokenizers = load_tokenizers({"base": spec.base, **sources})
+    here = local(sources)
+    tokenizers = family_tokenizers(spec, here)
     base = tokenizers["base"]
-    return Ensemble(load_members(sources, tokenizers, base, spec.missing_tokens), base, spec.end_tokens)
+    # An endpoint answers before weights are read, so that what is wrong with it is said at once.
+    remote = {role: connect(facts) for role, facts in behind_endpoints(sources, tokenizers).items()}
+    members = load_members(here, tokenizers, base, spec.missing_tokens)
+    return Ensemble({**cast(dict[str, Member], remote), **members}, base, spec.end_tokens)
 
 
 def load_members(

@@ -129,6 +129,22 @@ LIU2024 = Paper(
             runs={"codexeval": "humaneval_liu2024"},
         ),
         Layout(
+            id="black_box",
+            title="Black-box base, Llama-2 7B → GPT-3.5 (section 7)",
+            tasks={"realtimeqa": "RealTimeQA ↑"},
+            rows={
+                ("7B", "antiexpert"): "7B base (the antiexpert)",
+                ("7B", "expert"): "7B on later news (the expert)",
+                ("GPT-3.5", "base"): "GPT-3.5",
+                ("GPT-3.5", "proxy"): "GPT-3.5 proxy-tuned",
+            },
+            experiments={"liu2024_blackbox": "GPT-3.5"},
+            bounds={},
+            summary="mean_of_gaps",
+            shared={"antiexpert": "7B", "expert": "7B"},
+            runs={"realtimeqa": "realtimeqa_mc_liu2024"},
+        ),
+        Layout(
             id="task_tuning",
             title="Task tuning, Llama-2 7B → 13B and 70B",
             tasks={"triviaqa": "TriviaQA ↑", "gsm8k": "GSM ↑"},
