@@ -73,10 +73,19 @@ def write_data(folder: Path) -> None:
     ]
     mathematics = [{"problem": f"What is {i} + {i}?", "answer": f"{2 * i}"} for i in numbers]
     toxigen = [{"text": f"Those people number {i}", "target_groups": ["women", "asian"][i % 2 :][:1]} for i in numbers]
+    news_quiz = [
+        {
+            "question_sentence": f"Who won race {i}?",
+            "choices": [f"Team {n}" for n in numbers][:4],
+            "answer": [str(i % 4)],
+        }
+        for i in numbers
+    ]
     for name, rows in {
         "humaneval/test": code,
         "toxigen/test": toxigen,
         **{f"{task}/test": mathematics for task in ("math500", "aime24", "amc", "minerva", "olympiadbench")},
+        "realtimeqa/test": news_quiz,
         "gsm8k/train": gsm8k,
         "gsm8k/test": gsm8k,
         "triviaqa/rc.nocontext_train": trivia,

@@ -34,6 +34,7 @@ ARMS = (
 )
 PROMPTS = ("Question: how many apples are there? Answer:", "In which country")
 ITEMS = 20
+PAGE = (Path(__file__).parents[1] / "docs" / "blackbox.md").read_text()
 
 
 @pytest.fixture
@@ -358,3 +359,12 @@ def test_a_text_that_several_tokens_have_is_refused() -> None:
         tokens.ids(both)
     with pytest.raises(UserError, match="gives the token 'token_id:32000', which"):
         tokens.ids("token_id:32000")
+
+
+COMMANDS = [line for line in PAGE.splitlines() if line.startswith("proxytune run")]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_page_compose(line: str, capfd) -> None:
+    assert main([*shlex.split(line)[1:], "--cfg", "job"]) == 0
+    assert "top_logprobs: 5" in capfd.readouterr().out

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from api_server import KEY, Served, serving
 from standins import ROOT, fill_standins, use, write_data
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -37,10 +39,23 @@ def _write_classifier(folder: Path) -> None:
     LlamaForSequenceClassification(config).save_pretrained(folder)
 
 
+@pytest.fixture(scope="module")
+def address(standins: Path) -> Iterator[str]:
+    """Of an endpoint that stands in for GPT-3.5, whose likeliest token is always a letter."""
+    served = Served(None, None)
+    served.top = lambda tokens, k, by_id: [(token, -1.0 - n) for n, token in enumerate(("A", "The", "C", " D", "x"))][
+        :k
+    ]
+    served.tokenizer = lambda text: {"input_ids": text.split()}  # type: ignore[assignment]
+    with serving(served) as running:
+        yield running.url
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_runs_from_config_to_table(
     experiment: str,
     standins: Path,
+    address: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -49,14 +64,17 @@ def test_experiment_runs_from_config_to_table(
     monkeypatch.chdir(tmp_path)
     if "_code_" in experiment and _fault("bubblewrap") is not None:
         pytest.skip(f"no isolation: {_fault('bubblewrap')}")
+    monkeypatch.setenv("PROXYTUNE_API_KEY", KEY)
     shortened = ["limit=4", f"task.data_dir={standins / 'data'}", "output=run"]
+    shortened += [f"models.base.api={address}"] if "blackbox" in experiment else []
     if "toxigen" in experiment or "frontier" in experiment:
         shortened.append(f"task.classifier={standins / 'classifier'}")
     assert main(["run", f"experiment={experiment}", *shortened]) == 0, capsys.readouterr().err
 
     record = json.loads((tmp_path / "run" / "results.json").read_text())
     assert record["provenance"]["config"]["experiment"] == experiment
-    assert all("/" in member["source"]["path"] for member in record["provenance"]["members"].values())
+    sources = [member["source"] for member in record["provenance"]["members"].values()]
+    assert all("/" in source.get("path", source.get("api")) for source in sources)
     for task, entry in record["tasks"].items():
         assert entry["n"] == 4 and not entry["missing"], task
         # Stand-ins answer noise: all that is known is that every arm has answered.

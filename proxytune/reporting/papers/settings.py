@@ -18,7 +18,7 @@ _SHARED: tuple[Path, ...] = (("task", "style"), ("num_fewshot",), ("limit",), ("
 """Settings that all arms share."""
 _DEFAULTS = {"dtype": "auto", "trust_remote_code": False}
 """Of a model's source; the other keys' default is null."""
-_PLACEMENT = {"device_map", "max_memory"}
+_PLACEMENT = {"device_map", "max_memory", "api", "concurrency", "timeout", "retries"}
 """Keys of a source that say where a model runs, not which it is."""
 
 
