@@ -40,6 +40,7 @@ TEXT = (
     "The answer is: A. There are four options and one of them is true. Write a summary of the following article.",
     "Paris, London, Rome and Madrid are cities; 48 - 17 = 31 and 3 + 4 = 7 are sums. #### 31",
     " pass ..." * 50,  # one token each, as in the real ones: HumanEval bans them
+    "The options are A, B, C and D: A or B or C or D.",
 )
 """What the stand-ins' tokenizers are trained on, so that prompts are not spelt byte by byte."""
 

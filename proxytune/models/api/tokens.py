@@ -55,14 +55,12 @@ class SameTokens:
         """The tokens that a text may be, decoded alone or after another token (some tokenizers drop a first blank)."""
         found = defaultdict(set)
         tokenizer, numbers = self.tokenizer, range(self.size)
-        first = next(i for i in numbers if str(tokenizer.decode([i], skip_special_tokens=True)).isalpha())
-        start = str(tokenizer.decode([first]))
-        options = {"clean_up_tokenization_spaces": False}
-        alone = tokenizer.batch_decode([[i] for i in numbers], **options)
-        after = tokenizer.batch_decode([[first, i] for i in numbers], **options)
+        alone = _texts(tokenizer, [[i] for i in numbers])
+        first = next(i for i in numbers if alone[i].isalpha())
+        after = _texts(tokenizer, [[first, i] for i in numbers])
         for i, (text, longer) in enumerate(zip(alone, after, strict=True)):
             found[text].add(i)
-            found[longer.removeprefix(start)].add(i)
+            found[longer.removeprefix(alone[first])].add(i)
         return dict(found)
 
 
@@ -81,7 +79,15 @@ class Letters:
     def _by_letter(self) -> dict[str, tuple[int, ...]]:
         found: dict[str, list[int]] = defaultdict(list)
         numbers = range(vocabulary_size(self.tokenizer))
-        for i, text in enumerate(self.tokenizer.batch_decode([[i] for i in numbers])):
+        for i, text in enumerate(_texts(self.tokenizer, [[i] for i in numbers])):
             if _LETTER.fullmatch(text.strip()):
                 found[text.strip()].append(i)
         return {letter: tuple(ids) for letter, ids in found.items()}
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, sequences: list[list[int]]) -> list[str]:
+    """Each sequence decoded, special tokens included."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # many times faster than one by one
+        return list(backend.decode_batch(sequences, skip_special_tokens=False))
+    return list(tokenizer.batch_decode(sequences, clean_up_tokenization_spaces=False))
