@@ -28,7 +28,7 @@ def evaluate(shared: SharedAnswers, arm: Arm, task: Task, info: TaskInfo, items:
     Raises UserError for a headline metric that has no value per item.
     """
     task.set_fewshot_seed(items.seed)
-    with quiet(), compiled_once():
+    with quiet(), compiled_once(), np.errstate(invalid="ignore"):  # of choices that are all ruled out
         lm = ArmLM(shared, arm, items.seed)
         loaded = {"tasks": {task.task_name: task}}
         results: Any = lm_eval.evaluate(
