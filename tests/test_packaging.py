@@ -88,7 +88,8 @@ def test_an_editable_install_is_the_checkout_and_nothing_else(tmp_path: Path):
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = {name: _names(project["optional-dependencies"][name]) for name in ("train", "gguf", "vllm", "wandb")}
+    own = ("train", "gguf", "vllm", "wandb", "api")
+    extras = {name: _names(project["optional-dependencies"][name]) for name in own}
     imported: dict[str, set[str]] = {}
     packages = {"vllm": ["vllm"], **packages_distributions()}  # vLLM lives in an environment of its own
     for path in (ROOT / "proxytune").rglob("*.py"):
@@ -100,6 +101,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     assert all(path.startswith("models/loading/") for path in imported["gguf"])
     assert all(path.startswith("engines/vllm/") for path in imported["vllm"])
     assert all(path.startswith(("tracking/wandb.py", "cli/sync.py")) for path in imported["wandb"])
+    assert imported["openai"] == {"models/api/client.py"}
 
 
 def _names(requirements: list[str]) -> set[str]:
