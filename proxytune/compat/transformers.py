@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput
@@ -31,6 +32,7 @@ NAMES = (
     Name(_MODEL, "hf_device_map", "whether a model is spread over devices"),
     Name(_MODEL, "_hf_hook", "where an offloaded model runs"),
     Name("accelerate.hooks:AlignDevicesHook", "execution_device", "the same"),
+    Name(_MODEL, "_can_compile_fullgraph", "whether a model can be one static graph"),
     Name(_MODEL, "all_tied_weights_keys", "FusedCausalLM sets it, as post_init would"),
     Name(_MODEL, "_supports_sdpa", "FusedCausalLM takes any attention its members take", overridden=True),
     Name("torch.nn.modules.module:Module", "_apply", "some members cannot be moved", overridden=True),
@@ -60,6 +62,12 @@ def quantization_config(description: Mapping[str, object]) -> object:
 def attention_of(model: PreTrainedModel) -> str:
     """The name of the attention that the model runs with."""
     return model.config._attn_implementation
+
+
+def can_be_static(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model can read with a cache of fixed size, as one graph."""
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
+    return bool(plain._can_compile_fullgraph)
 
 
 def requested_kernels(config: PreTrainedConfig) -> dict[str, str | None]:

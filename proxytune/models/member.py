@@ -29,6 +29,11 @@ class KVState:
         self.cache = cache
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)
 
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.mask)
+
     def extend(self, mask: Tensor) -> Tensor:
         """Note `mask` [B, t] as read; returns the position ids [B, t] of the new tokens."""
         self.mask = torch.cat([self.mask, mask], dim=1)
@@ -133,7 +138,7 @@ class Member:
                 use_cache=True,
                 logits_to_keep=keep,
             )
-        return self._aligned(output.logits)
+        return self.aligned(output.logits)
 
     def _check_boundary(self, positions: Tensor, length: int) -> None:
         """UserError where the logits of a row would depend on the other rows."""
@@ -151,7 +156,7 @@ class Member:
             return tokens
         return tokens.masked_fill(torch.isin(tokens, tokens.new_tensor(self.missing)), self.unknown)
 
-    def _aligned(self, logits: Tensor) -> Tensor:
+    def aligned(self, logits: Tensor) -> Tensor:
         """Logits over the family's vocabulary: padding rows cut off, missing tokens -inf."""
         logits = logits[..., : self.vocab_size]
         if not self.missing:

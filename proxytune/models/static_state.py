@@ -1,0 +1,223 @@
+"""What one member has read, in a cache of fixed size: rows come, grow and leave, and no tensor is made anew.
+
+    slot 0   p p p a a . . .      Row i of a state is in slot `slots[i]`. A slot is filled from its first column on, so
+    slot 1   . . . . . . . .      there is no padding: a token's column is its position, and what lies beyond the
+    slot 2   p p p p p a . .      length of a row is masked. To forget a row's last tokens is to lower its length.
+
+A step over fixed tensors is recorded once as a CUDA graph and then replayed (`graphs.py`): a model's many short kernels
+no longer wait for Python. Shapes: B rows, S slots, t new tokens, C columns, H heads, D of one head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedConfig
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from proxytune.compat.transformers import attention_of, can_be_static, is_spread
+from proxytune.models.graphs import Graphs
+from proxytune.models.member import KVState, Member
+from proxytune.models.positions import boundary
+
+PAD = 0
+"""Stands where there is no token; what it leaves in the cache is overwritten before it can be seen."""
+ATTENTIONS = ("sdpa", "eager")
+"""Attentions that take a mask of their own for each row and new token."""
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values [S, H, C, D] of one layer; `update` writes into the columns of the present step."""
+
+    def __init__(self, like: CacheLayerMixin, slots: int, columns: int) -> None:
+        super().__init__()
+        assert like.keys is not None and like.values is not None
+        self.keys, self.values = (
+            tensor.new_zeros(slots, tensor.shape[1], columns, tensor.shape[3]) for tensor in (like.keys, like.values)
+        )
+        self.is_initialized = True
+        self.at: Tensor | None = None
+        """[S, t]: the columns of the new tokens in the first S slots."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None and self.at is not None
+        at = self.at[:, None, :, None]
+        keys, values = self.keys[: len(at)], self.values[: len(at)]
+        keys.scatter_(2, at.expand_as(key_states), key_states)
+        values.scatter_(2, at.expand_as(value_states), value_states)
+        return keys, values
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_max_length(), 0
+
+    def get_seq_length(self) -> int:
+        """0: positions are given with every step."""
+        return 0
+
+    def get_max_length(self) -> int:
+        assert self.keys is not None
+        return self.keys.shape[2]
+
+
+def fits(member: Member, state: KVState) -> bool:
+    """Whether what the member has read, in `state`, can go on in slots: keys and values by position, nothing else."""
+    return (
+        all(type(layer) is DynamicLayer for layer in state.cache.layers)
+        and can_be_static(member.model)
+        and attention_of(member.model) in ATTENTIONS
+        and boundary(member.model.config) is None
+        and not alibi(member.model.config)
+        and not is_spread(member.model)
+        and not getattr(member.model, "is_quantized", False)
+    )
+
+
+def alibi(config: PreTrainedConfig) -> bool:
+    """Whether positions are a bias that the model makes of the padding: it takes no other mask."""
+    return config.model_type == "bloom" or getattr(config, "alibi", False)
+
+
+class StaticState:
+    """The rows that one member has read, in slots of at most `columns` tokens."""
+
+    def __init__(self, member: Member, columns: int, graphs: bool) -> None:
+        """`graphs`: steps are recorded as CUDA graphs and replayed; else they run as they are."""
+        self.member = member
+        self.columns = columns
+        self.graphs = Graphs(self._forward, member.device) if graphs else None
+        self.layers: list[SlotLayer] = []
+        self.cache = Cache(layers=self.layers)
+        self.slots: list[int] = []
+        """The slot of each row."""
+        self.lengths: list[int] = []
+        """The tokens of each row."""
+
+    @property
+    def rows(self) -> int:
+        """B."""
+        return len(self.slots)
+
+    def clear(self) -> None:
+        """Forget all rows; the tensors and the recorded steps stay."""
+        self.slots, self.lengths = [], []
+
+    def join(self, state: KVState) -> None:
+        """The rows of `state`, padded on the left, become rows after the present ones."""
+        lengths = state.mask.sum(dim=1)
+        width = state.mask.shape[1]
+        if width > self.columns:
+            raise ValueError(f"rows of {width} tokens do not fit into {self.columns} columns")
+        taken = set(self.slots)
+        self._reserve(self.rows + len(lengths), state.cache.layers)
+        new = [slot for slot in range(self.size) if slot not in taken][: len(lengths)]
+        at = torch.tensor(new, device=lengths.device)
+        # Column c of a slot is column L - length + c of the padded row; what lies beyond the length is never seen.
+        source = (width - lengths[:, None] + torch.arange(width, device=lengths.device)).clamp(max=width - 1)
+        for layer, other in zip(self.layers, state.cache.layers, strict=True):
+            for part in ("keys", "values"):
+                rows = getattr(other, part)
+                index = source[:, None, :, None].expand_as(rows)
+                getattr(layer, part)[at, :, :width] = rows.gather(2, index)
+        self.slots += new
+        self.lengths += lengths.tolist()
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, drop, reorder or repeat rows: afterwards row i is what row `rows[i]` was.
+
+        Only a repeated row is copied, and rows that are too far back once few are left.
+        """
+        kept = rows.tolist()
+        self._reserve(len(kept), self.layers)
+        wanted, limit = [self.slots[row] for row in kept], bucket(len(kept))
+        stay = {slot for slot in wanted if slot < limit}
+        free = iter([slot for slot in range(limit) if slot not in stay])
+        placed: list[int] = []
+        copies: list[tuple[int, int]] = []
+        for slot in wanted:
+            if slot in stay:
+                stay.remove(slot)
+                placed.append(slot)
+            else:
+                placed.append(next(free))
+                copies.append((slot, placed[-1]))
+        self.slots, self.lengths = placed, [self.lengths[row] for row in kept]
+        if copies:
+            self._copy(copies)
+
+    def forget(self, tokens: Sequence[int]) -> None:
+        """Row i forgets its last `tokens[i]` tokens."""
+        self.lengths = [length - few for length, few in zip(self.lengths, tokens, strict=True)]
+
+    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Row i reads `tokens[i]`, any number up to t; logits [B, t, V] in a tensor of their own.
+
+        Logits after the end of a row's tokens mean nothing.
+        """
+        size, width = bucket(max(self.slots) + 1), max(map(len, tokens))
+        if max(self.lengths) + width > self.columns:
+            raise ValueError(f"{max(self.lengths)} + {width} tokens do not fit into {self.columns} columns")
+        padded, lengths = torch.full((size, width), PAD), torch.zeros(size, dtype=torch.long)
+        for slot, length, row in zip(self.slots, self.lengths, tokens, strict=True):
+            padded[slot, : len(row)] = torch.tensor(row)
+            lengths[slot] = length
+        self.lengths = [length + len(row) for length, row in zip(self.lengths, tokens, strict=True)]
+        device = self.member.device
+        logits = self.step(
+            self.member.known(padded).to(device, non_blocking=True), lengths.to(device, non_blocking=True)
+        )
+        return self.member.aligned(logits[torch.tensor(self.slots, device=device)])
+
+    def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """The first S slots, of `lengths` [S], read `tokens` [S, t]: logits [S, t, V], which the next step overwrites."""
+        return self._forward(tokens, lengths) if self.graphs is None else self.graphs(tokens, lengths)
+
+    def _forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        at = lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
+        unseen = torch.arange(self.columns, device=tokens.device) > at[:, None, :, None]
+        dtype = self.member.dtype
+        mask = torch.zeros_like(unseen, dtype=dtype).masked_fill_(unseen, torch.finfo(dtype).min)
+        for layer in self.layers:
+            layer.at = at
+        with self.member.active():
+            return self.member.model(
+                input_ids=tokens, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
+            ).logits
+
+    @property
+    def size(self) -> int:
+        """The slots that there are."""
+        keys = self.layers[0].keys if self.layers else None
+        return 0 if keys is None else len(keys)
+
+    def _reserve(self, rows: int, like: Sequence[CacheLayerMixin]) -> None:
+        """Makes slots for `rows`; more slots than before are new tensors, for which all steps are recorded anew."""
+        if rows <= self.size:
+            return
+        old, size = list(self.layers), self.size
+        self.layers[:] = [SlotLayer(layer, bucket(rows), self.columns) for layer in like]
+        for layer, before in zip(self.layers, old, strict=False):
+            for part in ("keys", "values"):
+                getattr(layer, part)[:size] = getattr(before, part)
+        if self.graphs is not None:
+            self.graphs.clear()
+
+    def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Each pair: from slot, to slot."""
+        source, target = torch.tensor(pairs, device=self.member.device).T
+        seen = slice(max(self.lengths))
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                assert tensor is not None
+                tensor[target, :, seen] = tensor[source, :, seen]
+
+
+def bucket(rows: int) -> int:
+    """The power of 2 that has room for `rows`: one recorded step for each such number of slots."""
+    return 1 << max(0, rows - 1).bit_length()

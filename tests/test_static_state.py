@@ -1,0 +1,115 @@
+"""Rows in slots of a cache of fixed size: the same logits as without, whatever comes, goes, splits and is forgotten."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from test_architectures import RIGHT, WINDOW, V, alone, build
+from tiny import tiny_adapter_family, tiny_family
+
+from proxytune.models.member import Member
+from proxytune.models.static_state import StaticState, bucket, fits
+
+CLOSE = {"atol": 2e-4, "rtol": 1e-5}
+
+
+def prefilled(member: Member, rows: list[list[int]]):
+    width = max(map(len, rows))
+    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    state = member.start(len(rows))
+    member.read(state, tokens, mask)
+    return state
+
+
+@torch.inference_mode()
+def after(member: Member, row: list[int], keep: int) -> torch.Tensor:
+    with member.active():
+        return member.model(torch.tensor([row]), use_cache=False).logits[0, -keep:].float()
+
+
+def some(rng: random.Random, size: int) -> list[int]:
+    return [rng.randrange(3, V) for _ in range(size)]
+
+
+MEMBERS = {
+    "llama": lambda: tiny_family()["base"],
+    "gpt2": lambda: tiny_family()["expert:trivia"],
+    "adapter": lambda: tiny_adapter_family()["expert:math"],
+}
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+@torch.inference_mode()
+def test_rows_that_come_go_split_and_forget_are_each_row_alone(kind):
+    """Random operations, each followed by a step of random width, against reading every row from its beginning."""
+    member, rng = MEMBERS[kind](), random.Random(kind)
+    state = StaticState(member, columns=160, graphs=False)
+    rows: list[list[int]] = []
+    for _ in range(25):
+        if not rows or (len(rows) < 6 and rng.random() < 0.3):
+            new = [some(rng, rng.randrange(1, 12)) for _ in range(rng.randrange(1, 4))]
+            state.join(prefilled(member, new))
+            rows += new
+        kept = [rng.randrange(len(rows)) for _ in range(rng.randrange(1, min(9, len(rows) + 3)))]
+        state.select(torch.tensor(kept))
+        rows = [list(rows[row]) for row in kept]
+        forgotten = [rng.randrange(0, min(3, len(row))) for row in rows]
+        state.forget(forgotten)
+        rows = [row[: len(row) - few] for row, few in zip(rows, forgotten, strict=True)]
+        tokens = [some(rng, rng.choice([1, 1, 2, 5])) for _ in rows]
+        logits = state.read(tokens)
+        assert state.rows == len(rows) <= state.size
+        for i, (row, new) in enumerate(zip(rows, tokens, strict=True)):
+            row += new
+            torch.testing.assert_close(
+                logits[i, : len(new)].float(), member.aligned(after(member, row, len(new))), **CLOSE
+            )
+
+
+def test_dropping_rows_moves_nothing_and_few_rows_take_few_slots():
+    member, rng = MEMBERS["llama"](), random.Random(0)
+    state = StaticState(member, columns=32, graphs=False)
+    with torch.inference_mode():
+        state.join(prefilled(member, [some(rng, 3) for _ in range(7)]))
+    assert (state.size, state.slots) == (8, [0, 1, 2, 3, 4, 5, 6])
+    keys = state.layers[0].keys
+    state.select(torch.tensor([6, 4, 0, 2, 1]))
+    assert (state.slots, state.layers[0].keys is keys) == ([6, 4, 0, 2, 1], True)
+    with torch.inference_mode():
+        state.select(torch.tensor([2, 0]))
+    assert sorted(state.slots) == [0, 1] and state.slots[0] == 0
+
+
+def test_rows_that_are_too_long_are_refused():
+    member, rng = MEMBERS["llama"](), random.Random(0)
+    state = StaticState(member, columns=8, graphs=False)
+    with torch.inference_mode():
+        state.join(prefilled(member, [some(rng, 7)]))
+        state.read([[5]])
+        with pytest.raises(ValueError, match=r"8 \+ 1 tokens do not fit into 8 columns"):
+            state.read([[5]])
+        with pytest.raises(ValueError, match="rows of 9 tokens do not fit into 8 columns"):
+            state.join(prefilled(member, [some(rng, 9)]))
+
+
+@pytest.mark.parametrize(("rows", "slots"), [(0, 1), (1, 1), (2, 2), (3, 4), (8, 8), (9, 16)])
+def test_slots_come_in_powers_of_two(rows, slots):
+    assert bucket(rows) == slots
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@torch.inference_mode()
+def test_every_architecture_that_fits_gives_the_logits_of_a_row_alone(name):
+    member, rng = Member("base", build(name), V), random.Random(1)
+    rows = [some(rng, 20), some(rng, 6)]
+    state = prefilled(member, [row[:-4] for row in rows])
+    if not fits(member, state):
+        pytest.skip("keeps its dynamic cache")
+    static = StaticState(member, WINDOW, graphs=False)
+    static.join(state)
+    logits = torch.cat([static.read([row[-4:-3] for row in rows]), static.read([row[-3:] for row in rows])], dim=1)
+    for row, found in zip(rows, logits, strict=True):
+        torch.testing.assert_close(found[:, :V].float(), alone(member.model, row), **CLOSE)
