@@ -64,9 +64,8 @@ def test_rows_that_come_go_split_and_forget_are_each_row_alone(kind):
         assert state.rows == len(rows) <= state.size
         for i, (row, new) in enumerate(zip(rows, tokens, strict=True)):
             row += new
-            torch.testing.assert_close(
-                logits[i, : len(new)].float(), member.aligned(after(member, row, len(new))), **CLOSE
-            )
+            expected = member.aligned(after(member, row, len(new)))
+            torch.testing.assert_close(logits[i, : len(new)].float(), expected, **CLOSE)
 
 
 def test_dropping_rows_moves_nothing_and_few_rows_take_few_slots():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor], Tensor]
-"""From tokens [S, t] and the lengths of the slots [S] to logits [S, t, V]. Run twice on the same, it changes nothing."""
+"""From tokens [S, t] and the lengths of the slots [S] to logits [S, t, V]. To run it twice changes nothing."""
 WARM_UP = 2
 """Runs before a recording: libraries allocate their workspaces in the first ones."""
 

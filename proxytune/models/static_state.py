@@ -11,6 +11,7 @@ no longer wait for Python. Shapes: B rows, S slots, t new tokens, C columns, H h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -87,13 +88,14 @@ def alibi(config: PreTrainedConfig) -> bool:
 class StaticState:
     """The rows that one member has read, in slots of at most `columns` tokens."""
 
-    def __init__(self, member: Member, columns: int, graphs: bool) -> None:
-        """`graphs`: steps are recorded as CUDA graphs and replayed; else they run as they are."""
+    def __init__(self, member: Member, columns: int, graphs: bool, compiled: bool = False) -> None:
+        """`graphs`: steps are recorded as CUDA graphs and replayed; `compiled`: by torch.compile; else as they are."""
         self.member = member
+        self.model = torch.compile(member.model, dynamic=False) if compiled else member.model
         self.columns = columns
         self.graphs = Graphs(self._forward, member.device) if graphs else None
         self.layers: list[SlotLayer] = []
-        self.cache = Cache(layers=self.layers)
+        self.cache = Cache(layers=cast(Any, self.layers))
         self.slots: list[int] = []
         """The slot of each row."""
         self.lengths: list[int] = []
@@ -169,13 +171,11 @@ class StaticState:
             lengths[slot] = length
         self.lengths = [length + len(row) for length, row in zip(self.lengths, tokens, strict=True)]
         device = self.member.device
-        logits = self.step(
-            self.member.known(padded).to(device, non_blocking=True), lengths.to(device, non_blocking=True)
-        )
+        logits = self.step(self.member.known(padded).to(device), lengths.to(device))
         return self.member.aligned(logits[torch.tensor(self.slots, device=device)])
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The first S slots, of `lengths` [S], read `tokens` [S, t]: logits [S, t, V], which the next step overwrites."""
+        """The first S slots, of `lengths` [S], read `tokens` [S, t]: the head's logits, which the next step overwrites."""
         return self._forward(tokens, lengths) if self.graphs is None else self.graphs(tokens, lengths)
 
     def _forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ class StaticState:
         for layer in self.layers:
             layer.at = at
         with self.member.active():
-            return self.member.model(
+            return self.model(
                 input_ids=tokens, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
             ).logits
 
@@ -196,7 +196,7 @@ class StaticState:
         keys = self.layers[0].keys if self.layers else None
         return 0 if keys is None else len(keys)
 
-    def _reserve(self, rows: int, like: Sequence[CacheLayerMixin]) -> None:
+    def _reserve(self, rows: int, like: Sequence[Any]) -> None:
         """Makes slots for `rows`; more slots than before are new tensors, for which all steps are recorded anew."""
         if rows <= self.size:
             return

@@ -1,0 +1,563 @@
+"""What a GPU must show, in one call of at most 8 minutes: a table, and the same as JSON.
+
+    python scripts/gpu_check.py [--json FILE] [--only SECTION ...] [--seconds 460] [--toy]
+
+    bandwidth   bytes that a copy reads and writes per second: what all floors are computed from
+    large_1b    13B + 2 x 1.1B in bfloat16, random weights: milliseconds per token of the plain base and of the fused
+                model; eager, as CUDA graphs, compiled, and speculated at forced acceptance
+    large_7b    the same of 13B + 2 x 7B
+    match_kl    MatchKL's kernel against its search in PyTorch: time, reads of the rows, difference of the losses
+    answers     tokens of the static caches and graphs, and of bfloat16, against those of float32
+    training    a training step in bfloat16, plain and sharded by FSDP
+
+Needs torch, transformers and proxytune's models (peft, pydantic, PyYAML); neither lm-eval nor Hydra. A section that
+fails is reported as failed, and the others go on. Every timing is a median of rounds in which the variants take turns,
+with the smallest and the largest. "floor" is the time in which the weights that a token needs are read at the measured
+bandwidth. `--toy` does the same with tiny models on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from proxytune.fusion import MatchKL, Static
+from proxytune.models.member import Member
+from proxytune.models.static_state import StaticState
+
+Row = dict[str, Any]
+"""One line of the table."""
+ACCEPTANCES = (0.6, 0.7, 0.8, 0.9)
+TOY_VOCAB, VOCAB = 500, 32_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the checks run, and how large."""
+
+    device: torch.device
+    toy: bool
+    compiled: bool
+    deadline: float
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32 if self.toy else torch.bfloat16
+
+    @property
+    def vocab(self) -> int:
+        return TOY_VOCAB if self.toy else VOCAB
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+SHAPES: dict[str, dict[str, int]] = {
+    "13B": dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40),
+    "7B": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
+    "1.1B": dict(
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
+    ),
+}
+
+
+def make(size: str, setting: Setting, seed: int, dtype: torch.dtype | None = None) -> LlamaForCausalLM:
+    """A random Llama of that size, made on the device; logits differ enough that rounding decides few tokens."""
+    shape = dict(SHAPES[size])
+    if setting.toy:
+        shape = {
+            **shape,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        shape["num_hidden_layers"] = 3 if size == "13B" else 2
+    config = LlamaConfig(vocab_size=setting.vocab, max_position_embeddings=4096, **shape)
+    torch.manual_seed(seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(setting.dtype if dtype is None else dtype)
+    try:
+        with torch.device(setting.device):
+            model = LlamaForCausalLM(config).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.1)
+    return model
+
+
+def family(sizes: Mapping[str, str], setting: Setting) -> dict[str, Member]:
+    """Members by role."""
+    return {
+        role: Member(role, make(size, setting, seed), setting.vocab) for seed, (role, size) in enumerate(sizes.items())
+    }
+
+
+def read_bytes(member: Member) -> int:
+    """The bytes of the weights that a token needs: all but the embedding table."""
+    table = member.model.get_input_embeddings().weight
+    return sum(p.numel() * p.element_size() for p in member.model.parameters()) - table.numel() * table.element_size()
+
+
+def prompts(setting: Setting, rows: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randint(3, setting.vocab, (rows, 16 if setting.toy else 128), generator=generator).tolist()
+
+
+# --- timing -----------------------------------------------------------------------------------------------------------
+
+
+def alternate(setting: Setting, rounds: int, calls: Mapping[str, Callable[[], int]]) -> dict[str, list[float]]:
+    """Milliseconds per token of each call, which returns its number of tokens; the calls take turns. A first round
+    warms up."""
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds + 1):
+        for name, call in calls.items():
+            setting.wait()
+            start = time.perf_counter()
+            tokens = call()
+            setting.wait()
+            if turn:
+                found[name].append(1000 * (time.perf_counter() - start) / tokens)
+    return found
+
+
+def spread(times: Sequence[float]) -> Row:
+    return {"median_ms": statistics.median(times), "min_ms": min(times), "max_ms": max(times)}
+
+
+def bandwidth(setting: Setting) -> float:
+    """Bytes per second that a copy on the device reads and writes together."""
+    size = 2**24 if setting.toy else 2**32
+    source = torch.empty(size, dtype=torch.uint8, device=setting.device).random_()
+    target = torch.empty_like(source)
+
+    def copy() -> int:
+        target.copy_(source)
+        return 1
+
+    times = alternate(setting, 10, {"copy": copy})["copy"]
+    return 2 * size / (statistics.median(times) / 1000)
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """Members in static states that read the same prompts; tokens stay on the device within a cycle."""
+
+    def __init__(self, members: Mapping[str, Member], rows: int, setting: Setting, compiled: bool = False) -> None:
+        self.setting, self.members, self.rows = setting, members, rows
+        self.prompts = prompts(setting, rows)
+        columns, graphs = 64 if setting.toy else 512, setting.device.type == "cuda"
+        self.states = {role: StaticState(member, columns, graphs, compiled) for role, member in members.items()}
+        for role, member in members.items():
+            state = member.start(rows)
+            member.read(state, torch.tensor(self.prompts)[:, :-1])
+            self.states[role].join(state)
+        self.streams = {role: torch.cuda.Stream() for role in members} if setting.device.type == "cuda" else {}
+        self.start = torch.tensor(self.prompts, device=setting.device)[:, -1:]
+        self.length = len(self.prompts[0]) - 1
+
+    def lengths(self, done: int) -> Tensor:
+        return torch.full((self.rows,), self.length + done, device=self.setting.device)
+
+    def step(self, roles: Sequence[str], tokens: Tensor, done: int, apart: bool = False) -> dict[str, Tensor]:
+        """`roles` read `tokens` [B, t] after `done` others; `apart`: each on a stream of its own."""
+        lengths = self.lengths(done)
+        if not apart or not self.streams:
+            return {role: self.states[role].step(tokens, lengths).float() for role in roles}
+        here, found = torch.cuda.current_stream(), {}
+        for role in roles:
+            self.streams[role].wait_stream(here)
+            with torch.cuda.stream(self.streams[role]):
+                found[role] = self.states[role].step(tokens, lengths)
+        for role in roles:
+            here.wait_stream(self.streams[role])
+        return {role: logits.float() for role, logits in found.items()}
+
+
+def choose(rule: Any, logits: Mapping[str, Tensor]) -> Tensor:
+    """The likeliest tokens [B, t] of the only member, or of the rule over the three."""
+    if rule is None:
+        return next(iter(logits.values())).argmax(-1)
+    return rule.fuse(logits["base"], logits["expert"][None], logits["anti"]).logits.argmax(-1)
+
+
+def plain(decoder: Decoder, roles: Sequence[str], rule: Any, steps: int, apart: bool = False) -> int:
+    """One token after the other; each is looked at on the host, as an engine does."""
+    tokens = decoder.start
+    for done in range(steps):
+        tokens = choose(rule, decoder.step(roles, tokens, done, apart))
+        tokens.tolist()
+    return steps
+
+
+def eager(members: Mapping[str, Member], given: Sequence[Sequence[int]], rule: Any, steps: int) -> Callable[[], int]:
+    """The same by transformers' dynamic caches."""
+    states = {role: member.start(len(given)) for role, member in members.items()}
+    for role, member in members.items():
+        member.read(states[role], torch.tensor(given)[:, :-1])
+
+    def run() -> int:
+        tokens = torch.tensor(given)[:, -1:].to(next(iter(members.values())).device)
+        for _ in range(steps):
+            tokens = choose(rule, {role: members[role].read(states[role], tokens).float() for role in members})
+            tokens.tolist()
+        for state in states.values():
+            state.crop(steps)
+        return steps
+
+    return run
+
+
+def speculated(decoder: Decoder, rule: Any, drafts: int, acceptance: float, tokens: int, apart: bool = False) -> int:
+    """The expert drafts, base and antiexpert verify; a draft counts as right with the given probability.
+
+    Which drafts are right is drawn in advance, so that random weights do not decide it; the work is that of a verify.
+    """
+    generator = torch.Generator().manual_seed(0)
+    done = 0
+    while done < tokens:
+        read, drafted = [decoder.start], []
+        for i in range(drafts + 1):
+            drafted.append(decoder.step(["expert"], read[-1], done + i)["expert"].clone())
+            if i < drafts:
+                read.append(drafted[-1].argmax(-1))
+        verified = decoder.step(["base", "anti"], torch.cat(read, dim=1), done, apart)
+        chosen = choose(rule, {**verified, "expert": torch.cat(drafted, dim=1)})
+        (chosen[:, :-1] == torch.cat(read, dim=1)[:, 1:]).tolist()
+        chosen.tolist()
+        right = (torch.rand(drafts, generator=generator) < acceptance).int().cumprod(0).sum()
+        done += int(right) + 1
+    return done
+
+
+def drafts_for(acceptance: float, ratio: float, most: int = 10) -> int:
+    """The number of drafts that makes a token cheapest where an expert's step costs `ratio` of the base's."""
+
+    def cost(k: int) -> float:
+        return (1 + ratio + (k + 1) * ratio) / sum(acceptance**i for i in range(k + 1))
+
+    return min(range(1, most + 1), key=cost)
+
+
+def decode(setting: Setting, sizes: Mapping[str, str], measured: float) -> Iterator[Row]:
+    """The plain base and the fused model at batch 1 and 8, in every way to run them."""
+    members = family(sizes, setting)
+    roles, steps = tuple(members), 8 if setting.toy else 48
+    floor = {role: 1000 * read_bytes(member) / measured for role, member in members.items()}
+    yield {"what": "floor: base", "median_ms": floor["base"]}
+    yield {"what": "floor: fused", "median_ms": sum(floor.values())}
+    for rows in (1, 8):
+        yield from at_batch(setting, members, roles, rows, steps)
+    if setting.compiled:
+        yield from compiled(setting, members, steps)
+
+
+def at_batch(
+    setting: Setting, members: Mapping[str, Member], roles: Sequence[str], rows: int, steps: int
+) -> Iterator[Row]:
+    given, one = prompts(setting, rows), {"base": members["base"]}
+    decoder, static, dynamic = Decoder(members, rows, setting), Static(1.0), MatchKL()
+    calls = {
+        "graphs: base": lambda: plain(decoder, ["base"], None, steps),
+        "graphs: antiexpert alone": lambda: plain(decoder, ["anti"], None, steps),
+        "graphs: fused": lambda: plain(decoder, roles, static, steps),
+        "graphs, streams: fused": lambda: plain(decoder, roles, static, steps, apart=True),
+        "graphs, streams: fused, MatchKL": lambda: plain(decoder, roles, dynamic, steps, apart=True),
+        "eager: base": eager(one, given, None, steps),
+        "eager: fused": eager(members, given, static, steps),
+    }
+    found = alternate(setting, 2 if setting.toy else 5, calls)
+    yield from ({"what": name, "batch": rows, **spread(times)} for name, times in found.items())
+    if rows == 1:
+        base, small = (statistics.median(found[name]) for name in ("graphs: base", "graphs: antiexpert alone"))
+        yield from speculation(setting, decoder, small / base, steps)
+
+
+def compiled(setting: Setting, members: Mapping[str, Member], steps: int) -> Iterator[Row]:
+    """torch.compile of each member's whole forward pass, recorded as graphs: batch 1."""
+    roles = tuple(members)
+    decoder = Decoder(members, 1, setting, compiled=True)
+    for role in roles:
+        start = time.perf_counter()
+        plain(decoder, [role], None, 1)
+        yield {"what": f"seconds to compile and record: {role}", "batch": 1, "seconds": time.perf_counter() - start}
+    calls = {
+        "compiled graphs: base": lambda: plain(decoder, ["base"], None, steps),
+        "compiled graphs: antiexpert alone": lambda: plain(decoder, ["anti"], None, steps),
+        "compiled graphs: fused": lambda: plain(decoder, roles, Static(1.0), steps),
+        "compiled graphs, streams: fused": lambda: plain(decoder, roles, Static(1.0), steps, apart=True),
+    }
+    found = alternate(setting, 2 if setting.toy else 5, calls)
+    yield from ({"what": name, "batch": 1, **spread(times)} for name, times in found.items())
+
+
+def speculation(setting: Setting, decoder: Decoder, ratio: float, steps: int) -> Iterator[Row]:
+    calls, drafts = {}, {}
+    for acceptance in ACCEPTANCES:
+        for name, rule in (("static", Static(1.0)), ("MatchKL", MatchKL())):
+            if rule.id == "static" or acceptance == 0.8:
+                what = f"speculated at {acceptance}: {name}"
+                drafts[what] = drafts_for(acceptance, ratio)
+                calls[what] = lambda a=acceptance, r=rule, k=drafts[what]: speculated(decoder, r, k, a, 2 * steps, True)
+    for name, times in alternate(setting, 2 if setting.toy else 5, calls).items():
+        yield {"what": name, "batch": 1, "drafts": drafts[name], **spread(times)}
+
+
+# --- the kernel of MatchKL --------------------------------------------------------------------------------------------
+
+
+def language_like(rows: int, vocabulary: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [n, V] with Zipf's law and a few likely tokens: base, expert [1, n, V], antiexpert."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def noise() -> Tensor:
+        return torch.randn(rows, vocabulary, generator=generator, device=device)
+
+    def likely(scale: float) -> Tensor:
+        tokens = torch.randint(vocabulary, (rows, 20), generator=generator, device=device)
+        height = scale * torch.rand(rows, 20, generator=generator, device=device)
+        return torch.zeros(rows, vocabulary, device=device).scatter_(1, tokens, height)
+
+    common = -1.1 * torch.arange(1, vocabulary + 1, device=device).log() + 1.5 * noise() + likely(14.0)
+    antiexpert = 0.8 * common + noise()
+    strength = 1.5 * torch.rand(rows, 1, generator=generator, device=device)
+    expert = antiexpert + strength * noise() + likely(8.0)
+    return 1.2 * common + 0.8 * noise(), expert[None], antiexpert
+
+
+def match_kl(setting: Setting, measured: float) -> Iterator[Row]:
+    """A read of the rows is base, expert and antiexpert once, in float32, at the measured bandwidth."""
+    for rows, vocabulary in ((4, 810), (8, 2000)) if setting.toy else ((5, 32_000), (64, 32_000), (256, 151_936)):
+        logits = language_like(rows, vocabulary, setting.device)
+        read_ms = 1000 * 3 * 4 * rows * vocabulary / measured
+        ways = {"kernel": MatchKL(), "PyTorch": MatchKL()}
+        losses = {}
+        for name in ways:
+            with searching(name):
+                losses[name] = MatchKL().loss(*logits, MatchKL().fuse(*logits).weights)
+        calls = {name: (lambda n=name: fuse_by(n, logits)) for name in ways}
+        for name, times in alternate(setting, 3 if setting.toy else 20, calls).items():
+            yield {
+                "what": f"[{rows}, {vocabulary}] {name}",
+                **spread(times),
+                "reads": statistics.median(times) / read_ms,
+                "loss_above": (losses["kernel"] - losses["PyTorch"]).max().item(),
+            }
+
+
+@contextmanager
+def searching(name: str) -> Iterator[None]:
+    """MatchKL by its kernel, where there is one, or by its search in PyTorch."""
+    yield
+
+
+def fuse_by(name: str, logits: tuple[Tensor, Tensor, Tensor]) -> int:
+    with searching(name):
+        MatchKL().fuse(*logits)
+    return 1
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def answers(setting: Setting, measured: float) -> Iterator[Row]:
+    """Greedy fused answers in float32 by dynamic caches are the reference."""
+    sizes = {"base": "1.1B", "expert": "1.1B", "anti": "1.1B"}
+    rows, steps = (2, 8) if setting.toy else (8, 64)
+    exact = {
+        role: Member(role, make(size, setting, seed, torch.float32), setting.vocab)
+        for seed, (role, size) in enumerate(sizes.items())
+    }
+    reference, logits = by_dynamic(setting, exact, rows, steps)
+    yield {"what": "float32, static and graphs", "equal": share(by_static(setting, exact, rows, steps), reference)}
+    for member in exact.values():
+        member.model.to(torch.bfloat16)
+    forced, _ = by_dynamic(setting, exact, rows, steps, reference)
+    apart = (forced != reference).nonzero().tolist()
+    gaps = [(logits[r, c, reference[r, c]] - logits[r, c, forced[r, c]]).item() for r, c in apart]
+    yield {
+        "what": "bfloat16 after the same tokens",
+        "equal": share(forced, reference),
+        "first_gap": gaps[0] if gaps else None,
+        "largest_gap": max(gaps, default=None),
+    }
+    free = by_static(setting, exact, rows, steps)
+    yield {"what": "bfloat16, whole answers", "equal": (free == reference).all(1).float().mean().item()}
+
+
+def share(tokens: Tensor, reference: Tensor) -> float:
+    return (tokens == reference).float().mean().item()
+
+
+def by_dynamic(
+    setting: Setting, members: Mapping[str, Member], rows: int, steps: int, forced: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens [B, steps] and fused logits [B, steps, V]; `forced` are read in place of the chosen tokens."""
+    given = torch.tensor(prompts(setting, rows))
+    states = {role: member.start(rows) for role, member in members.items()}
+    tokens, chosen, seen = given, [], []
+    for i in range(steps):
+        logits = {role: member.read(states[role], tokens)[:, -1].float() for role, member in members.items()}
+        fused = Static(1.0).fuse(logits["base"], logits["expert"][None], logits["anti"]).logits
+        chosen.append(fused.argmax(-1))
+        seen.append(fused)
+        tokens = (chosen[-1] if forced is None else forced[:, i])[:, None]
+    return torch.stack(chosen, 1), torch.stack(seen, 1)
+
+
+def by_static(setting: Setting, members: Mapping[str, Member], rows: int, steps: int) -> Tensor:
+    decoder, found = Decoder(members, rows, setting), []
+    tokens = decoder.start
+    for done in range(steps):
+        tokens = choose(Static(1.0), decoder.step(tuple(members), tokens, done, apart=True))
+        found.append(tokens)
+    return torch.cat(found, dim=1)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def training(setting: Setting, measured: float) -> Iterator[Row]:
+    """Steps of AdamW on one batch, whose loss must fall."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield {"what": "bfloat16", **train(setting, make("1.1B", setting, 0))}
+        with one_process(setting):
+            yield {"what": "bfloat16, FSDP", **train(setting, sharded(make("1.1B", setting, 0)))}
+
+
+def train(setting: Setting, model: torch.nn.Module) -> Row:
+    rows, length = (2, 16) if setting.toy else (4, 1024)
+    tokens = torch.randint(3, setting.vocab, (rows, length), device=setting.device)
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if setting.toy else 1e-4)
+    losses, times = [], []
+    for _ in range(3 if setting.toy else 8):
+        setting.wait()
+        start = time.perf_counter()
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        setting.wait()
+        times.append(1000 * (time.perf_counter() - start))
+    if not losses[-1] < losses[0]:
+        raise RuntimeError(f"the loss does not fall: {losses}")
+    return {**spread(times[1:]), "first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def sharded(model: LlamaForCausalLM) -> torch.nn.Module:
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in model.model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+@contextmanager
+def one_process(setting: Setting) -> Iterator[None]:
+    """A process group of this process alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    backend = "nccl" if setting.device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# --- the call ---------------------------------------------------------------------------------------------------------
+
+SECTIONS: dict[str, Callable[[Setting, float], Iterator[Row]]] = {
+    "large_1b": lambda s, b: decode(s, {"base": "13B", "expert": "1.1B", "anti": "1.1B"}, b),
+    "match_kl": match_kl,
+    "answers": answers,
+    "training": training,
+    "large_7b": lambda s, b: decode(s, {"base": "13B", "expert": "7B", "anti": "7B"}, b),
+}
+NEEDED = 30
+"""Seconds without which no section begins."""
+
+
+def section(name: str, setting: Setting, measured: float) -> Iterator[Row]:
+    """Its rows; one that says so where it fails or finds no time."""
+    if setting.left < NEEDED:
+        yield {"what": "left out: no time"}
+        return
+    start = time.perf_counter()
+    try:
+        with torch.inference_mode():
+            yield from SECTIONS[name](setting, measured)
+    except Exception as error:
+        traceback.print_exc()
+        yield {"what": f"FAILED: {type(error).__name__}: {str(error).splitlines()[:1]}"}
+    if setting.device.type == "cuda":
+        torch.cuda.empty_cache()
+    yield {"what": "the section", "seconds": time.perf_counter() - start}
+
+
+def show(section: str, row: Row) -> None:
+    numbers = (f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in row.items())
+    print(
+        f"{section:10} {row['what']:46}", *(number for number in numbers if not number.startswith("what=")), flush=True
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """The rows that were printed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--seconds", type=float, default=460.0)
+    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--compiled", action="store_true", help="also by torch.compile, which takes minutes")
+    options = parser.parse_args(arguments)
+    device = torch.device("cpu" if options.toy or not torch.cuda.is_available() else "cuda")
+    if device.type == "cpu" and not options.toy:
+        sys.exit("no GPU: only --toy runs on a CPU")
+    setting = Setting(device, options.toy, options.compiled, time.monotonic() + options.seconds)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    measured = bandwidth(setting)
+    rows: list[Row] = [
+        {"section": "bandwidth", "what": f"{name}, torch {torch.__version__}", "tb_per_s": measured / 1e12}
+    ]
+    show("bandwidth", rows[0])
+    for chosen in options.only:
+        for row in section(chosen, setting, measured):
+            rows.append({"section": chosen, **row})
+            show(chosen, row)
+            if options.json:
+                options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
