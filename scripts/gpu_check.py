@@ -7,6 +7,7 @@
                 model; eager, as CUDA graphs, compiled, and speculated at forced acceptance
     large_7b    the same of 13B + 2 x 7B
     match_kl    MatchKL's kernel against its search in PyTorch: time, reads of the rows, difference of the losses
+    engine      whole answers of 13B + 2 x 1.1B by the engine of `proxytune run`
     answers     tokens of the static caches and graphs, and of bfloat16, against those of float32
     training    a training step in bfloat16, plain and sharded by FSDP
 
@@ -20,23 +21,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import socket
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from proxytune.engines.hf import HFEngine
+from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
+from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
 from proxytune.models.static_state import StaticState
 
@@ -75,28 +84,23 @@ class Setting:
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
-SHAPES: dict[str, dict[str, int]] = {
-    "13B": dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40),
-    "7B": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32),
-    "1.1B": dict(
-        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
-    ),
-}
+SHAPES = {"13B": (5120, 13824, 40, 40, 40), "7B": (4096, 11008, 32, 32, 32), "1.1B": (2048, 5632, 22, 32, 4)}
+"""Hidden size, size of the MLP, layers, heads, heads of keys and values: of Llama 2 and TinyLlama."""
 
 
 def make(size: str, setting: Setting, seed: int, dtype: torch.dtype | None = None) -> LlamaForCausalLM:
     """A random Llama of that size, made on the device; logits differ enough that rounding decides few tokens."""
-    shape = dict(SHAPES[size])
-    if setting.toy:
-        shape = {
-            **shape,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        }
-        shape["num_hidden_layers"] = 3 if size == "13B" else 2
-    config = LlamaConfig(vocab_size=setting.vocab, max_position_embeddings=4096, **shape)
+    hidden, mlp, layers, heads, kv_heads = (64, 128, 3 if size == "13B" else 2, 4, 2) if setting.toy else SHAPES[size]
+    config = LlamaConfig(
+        vocab_size=setting.vocab,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=4096,
+        eos_token_id=None,
+    )
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(setting.dtype if dtype is None else dtype)
@@ -169,7 +173,10 @@ def bandwidth(setting: Setting) -> float:
 class Decoder:
     """Members in static states that read the same prompts; tokens stay on the device within a cycle."""
 
-    def __init__(self, members: Mapping[str, Member], rows: int, setting: Setting, compiled: bool = False) -> None:
+    def __init__(
+        self, members: Mapping[str, Member], rows: int, setting: Setting, compiled: bool = False, apart: bool = True
+    ) -> None:
+        """`apart`: each member on a CUDA stream of its own."""
         self.setting, self.members, self.rows = setting, members, rows
         self.prompts = prompts(setting, rows)
         columns, graphs = 64 if setting.toy else 512, setting.device.type == "cuda"
@@ -178,26 +185,33 @@ class Decoder:
             state = member.start(rows)
             member.read(state, torch.tensor(self.prompts)[:, :-1])
             self.states[role].join(state)
-        self.streams = {role: torch.cuda.Stream() for role in members} if setting.device.type == "cuda" else {}
+        self.streams = {role: torch.cuda.Stream() for role in members} if graphs and apart else {}
         self.start = torch.tensor(self.prompts, device=setting.device)[:, -1:]
         self.length = len(self.prompts[0]) - 1
 
     def lengths(self, done: int) -> Tensor:
         return torch.full((self.rows,), self.length + done, device=self.setting.device)
 
-    def step(self, roles: Sequence[str], tokens: Tensor, done: int, apart: bool = False) -> dict[str, Tensor]:
-        """`roles` read `tokens` [B, t] after `done` others; `apart`: each on a stream of its own."""
-        lengths = self.lengths(done)
-        if not apart or not self.streams:
-            return {role: self.states[role].step(tokens, lengths).float() for role in roles}
+    def step(self, roles: Sequence[str], tokens: Tensor, done: int) -> dict[str, Tensor]:
+        """Logits [B, t, V] of `roles`, which read `tokens` [B, t] after `done` others, each on its own stream."""
+        return self._together({role: (tokens, self.lengths(done)) for role in roles})
+
+    def verify(self, tokens: Tensor, done: int, drafts: int) -> dict[str, Tensor]:
+        """Base and antiexpert read all `tokens`, the expert the last of them."""
+        reading = {role: (tokens, self.lengths(done)) for role in ("base", "anti")}
+        return self._together(reading | {"expert": (tokens[:, -1:], self.lengths(done + drafts))})
+
+    def _together(self, reading: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        if not self.streams:
+            return {role: self.states[role].step(*inputs).float() for role, inputs in reading.items()}
         here, found = torch.cuda.current_stream(), {}
-        for role in roles:
+        for role, inputs in reading.items():
             self.streams[role].wait_stream(here)
             with torch.cuda.stream(self.streams[role]):
-                found[role] = self.states[role].step(tokens, lengths)
-        for role in roles:
+                found[role] = self.states[role].step(*inputs).float()
+        for role in reading:
             here.wait_stream(self.streams[role])
-        return {role: logits.float() for role, logits in found.items()}
+        return found
 
 
 def choose(rule: Any, logits: Mapping[str, Tensor]) -> Tensor:
@@ -207,11 +221,11 @@ def choose(rule: Any, logits: Mapping[str, Tensor]) -> Tensor:
     return rule.fuse(logits["base"], logits["expert"][None], logits["anti"]).logits.argmax(-1)
 
 
-def plain(decoder: Decoder, roles: Sequence[str], rule: Any, steps: int, apart: bool = False) -> int:
+def plain(decoder: Decoder, roles: Sequence[str], rule: Any, steps: int) -> int:
     """One token after the other; each is looked at on the host, as an engine does."""
     tokens = decoder.start
     for done in range(steps):
-        tokens = choose(rule, decoder.step(roles, tokens, done, apart))
+        tokens = choose(rule, decoder.step(roles, tokens, done))
         tokens.tolist()
     return steps
 
@@ -234,33 +248,36 @@ def eager(members: Mapping[str, Member], given: Sequence[Sequence[int]], rule: A
     return run
 
 
-def speculated(decoder: Decoder, rule: Any, drafts: int, acceptance: float, tokens: int, apart: bool = False) -> int:
-    """The expert drafts, base and antiexpert verify; a draft counts as right with the given probability.
+def speculated(decoder: Decoder, rule: Any, drafts: int, acceptance: float, tokens: int) -> int:
+    """The expert drafts, base and antiexpert verify while the expert reads its last draft: the number of tokens.
 
-    Which drafts are right is drawn in advance, so that random weights do not decide it; the work is that of a verify.
+    How many drafts are right is set, so that random weights do not decide it: evenly spread over its distribution.
     """
-    generator = torch.Generator().manual_seed(0)
-    done = 0
+    done, cycles = 0, 0
     while done < tokens:
         read, drafted = [decoder.start], []
-        for i in range(drafts + 1):
-            drafted.append(decoder.step(["expert"], read[-1], done + i)["expert"].clone())
-            if i < drafts:
-                read.append(drafted[-1].argmax(-1))
-        verified = decoder.step(["base", "anti"], torch.cat(read, dim=1), done, apart)
-        chosen = choose(rule, {**verified, "expert": torch.cat(drafted, dim=1)})
-        (chosen[:, :-1] == torch.cat(read, dim=1)[:, 1:]).tolist()
+        for i in range(drafts):
+            drafted.append(decoder.step(["expert"], read[-1], done + i)["expert"])
+            read.append(drafted[-1].argmax(-1))
+        verified = decoder.verify(torch.cat(read, dim=1), done, drafts)
+        chosen = choose(rule, {**verified, "expert": torch.cat([*drafted, verified["expert"]], dim=1)})
         chosen.tolist()
-        right = (torch.rand(drafts, generator=generator) < acceptance).int().cumprod(0).sum()
-        done += int(right) + 1
+        done += accepted(cycles, drafts, acceptance) + 1
+        cycles += 1
     return done
+
+
+def accepted(cycle: int, drafts: int, acceptance: float) -> int:
+    """Of `drafts`, where each is right with the given probability if those before it are."""
+    share = (0.5 + cycle * 0.618034) % 1.0
+    return min(drafts, int(math.log(1 - share) / math.log(acceptance)))
 
 
 def drafts_for(acceptance: float, ratio: float, most: int = 10) -> int:
     """The number of drafts that makes a token cheapest where an expert's step costs `ratio` of the base's."""
 
     def cost(k: int) -> float:
-        return (1 + ratio + (k + 1) * ratio) / sum(acceptance**i for i in range(k + 1))
+        return (1 + ratio / 2 + k * ratio) / sum(acceptance**i for i in range(k + 1))
 
     return min(range(1, most + 1), key=cost)
 
@@ -268,65 +285,101 @@ def drafts_for(acceptance: float, ratio: float, most: int = 10) -> int:
 def decode(setting: Setting, sizes: Mapping[str, str], measured: float) -> Iterator[Row]:
     """The plain base and the fused model at batch 1 and 8, in every way to run them."""
     members = family(sizes, setting)
-    roles, steps = tuple(members), 8 if setting.toy else 48
+    roles, steps = tuple(members), 8 if setting.toy else 32
     floor = {role: 1000 * read_bytes(member) / measured for role, member in members.items()}
     yield {"what": "floor: base", "median_ms": floor["base"]}
     yield {"what": "floor: fused", "median_ms": sum(floor.values())}
-    for rows in (1, 8):
-        yield from at_batch(setting, members, roles, rows, steps)
+    yield from at_batch(setting, members, roles, 1, steps)
     if setting.compiled:
         yield from compiled(setting, members, steps)
+    yield from at_batch(setting, members, roles, 8, steps)
 
 
 def at_batch(
     setting: Setting, members: Mapping[str, Member], roles: Sequence[str], rows: int, steps: int
 ) -> Iterator[Row]:
     given, one = prompts(setting, rows), {"base": members["base"]}
-    decoder, static, dynamic = Decoder(members, rows, setting), Static(1.0), MatchKL()
+    decoder, serial = Decoder(members, rows, setting), Decoder(members, rows, setting, apart=False)
+    static, dynamic = Static(1.0), MatchKL()
     calls = {
         "graphs: base": lambda: plain(decoder, ["base"], None, steps),
-        "graphs: antiexpert alone": lambda: plain(decoder, ["anti"], None, steps),
+        "graphs: antiexpert": lambda: plain(decoder, ["anti"], None, steps),
         "graphs: fused": lambda: plain(decoder, roles, static, steps),
-        "graphs, streams: fused": lambda: plain(decoder, roles, static, steps, apart=True),
-        "graphs, streams: fused, MatchKL": lambda: plain(decoder, roles, dynamic, steps, apart=True),
-        "eager: base": eager(one, given, None, steps),
-        "eager: fused": eager(members, given, static, steps),
+        "graphs: fused, MatchKL": lambda: plain(decoder, roles, dynamic, steps),
+        "graphs, one stream: fused": lambda: plain(serial, roles, static, steps),
+        "eager: base": eager(one, given, None, steps // 2),
+        "eager: fused": eager(members, given, static, steps // 2),
     }
-    found = alternate(setting, 2 if setting.toy else 5, calls)
-    yield from ({"what": name, "batch": rows, **spread(times)} for name, times in found.items())
+    found = alternate(setting, 2 if setting.toy else 4, calls)
+    yield from lines(found, found["graphs: base"], batch=rows)
     if rows == 1:
-        base, small = (statistics.median(found[name]) for name in ("graphs: base", "graphs: antiexpert alone"))
-        yield from speculation(setting, decoder, small / base, steps)
+        yield from speculation(setting, decoder, "graphs", found["graphs: base"], found["graphs: antiexpert"], steps)
 
 
 def compiled(setting: Setting, members: Mapping[str, Member], steps: int) -> Iterator[Row]:
     """torch.compile of each member's whole forward pass, recorded as graphs: batch 1."""
-    roles = tuple(members)
-    decoder = Decoder(members, 1, setting, compiled=True)
+    roles, decoder = tuple(members), Decoder(members, 1, setting, compiled=True)
     for role in roles:
         start = time.perf_counter()
         plain(decoder, [role], None, 1)
-        yield {"what": f"seconds to compile and record: {role}", "batch": 1, "seconds": time.perf_counter() - start}
+        yield {"what": f"compiling and recording: {role}", "batch": 1, "seconds": time.perf_counter() - start}
     calls = {
-        "compiled graphs: base": lambda: plain(decoder, ["base"], None, steps),
-        "compiled graphs: antiexpert alone": lambda: plain(decoder, ["anti"], None, steps),
-        "compiled graphs: fused": lambda: plain(decoder, roles, Static(1.0), steps),
-        "compiled graphs, streams: fused": lambda: plain(decoder, roles, Static(1.0), steps, apart=True),
+        "compiled: base": lambda: plain(decoder, ["base"], None, steps),
+        "compiled: antiexpert": lambda: plain(decoder, ["anti"], None, steps),
+        "compiled: fused": lambda: plain(decoder, roles, Static(1.0), steps),
+        "compiled: fused, MatchKL": lambda: plain(decoder, roles, MatchKL(), steps),
     }
-    found = alternate(setting, 2 if setting.toy else 5, calls)
-    yield from ({"what": name, "batch": 1, **spread(times)} for name, times in found.items())
+    found = alternate(setting, 2 if setting.toy else 4, calls)
+    yield from lines(found, found["compiled: base"], batch=1)
+    yield from speculation(setting, decoder, "compiled", found["compiled: base"], found["compiled: antiexpert"], steps)
 
 
-def speculation(setting: Setting, decoder: Decoder, ratio: float, steps: int) -> Iterator[Row]:
+def speculation(
+    setting: Setting, decoder: Decoder, name: str, base: Sequence[float], small: Sequence[float], steps: int
+) -> Iterator[Row]:
+    """With as many drafts as the measured times of base and small model make best. torch.compile compiles anew for each
+    number of drafts, so that there it is one for all."""
+    ratio = statistics.median(small) / statistics.median(base)
     calls, drafts = {}, {}
     for acceptance in ACCEPTANCES:
-        for name, rule in (("static", Static(1.0)), ("MatchKL", MatchKL())):
+        for rule in (Static(1.0), MatchKL()):
+            what = f"{name}: speculated at {acceptance}" + (", MatchKL" if rule.id == "match_kl" else "")
             if rule.id == "static" or acceptance == 0.8:
-                what = f"speculated at {acceptance}: {name}"
-                drafts[what] = drafts_for(acceptance, ratio)
-                calls[what] = lambda a=acceptance, r=rule, k=drafts[what]: speculated(decoder, r, k, a, 2 * steps, True)
-    for name, times in alternate(setting, 2 if setting.toy else 5, calls).items():
-        yield {"what": name, "batch": 1, "drafts": drafts[name], **spread(times)}
+                drafts[what] = drafts_for(0.8 if name == "compiled" else acceptance, ratio)
+                calls[what] = partial(speculated, decoder, rule, drafts[what], acceptance, 2 * steps)
+    found = alternate(setting, 2 if setting.toy else 4, calls)
+    for row in lines(found, base, batch=1):
+        yield row | {"drafts": drafts[row["what"]]}
+
+
+def lines(found: Mapping[str, Sequence[float]], base: Sequence[float], **more: Any) -> Iterator[Row]:
+    """Times, and their ratio to those of the plain base."""
+    for name, times in found.items():
+        yield {"what": name, **more, **spread(times), "of_base": statistics.median(times) / statistics.median(base)}
+
+
+def engine(setting: Setting, measured: float) -> Iterator[Row]:
+    """Whole answers of 13B + 2 x 1.1B by the engine of `proxytune run`: base and proxy arm, each alone, batch 1."""
+    members = family({"base": "13B", "expert:task": "1.1B", "antiexpert": "1.1B"}, setting)
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(setting.vocab)}, unk_token="w0"))
+    ensemble = Ensemble(members, PreTrainedTokenizerFast(tokenizer_object=words))
+    requests = [GenerateRequest(Prompt(tuple(prompts(setting, 1)[0])), max_new_tokens=8 if setting.toy else 64)]
+    arms = {"base": Arm("base"), "proxy": Arm("proxy", rule=Static(1.0), experts=("expert:task",))}
+    engines = {
+        "plain": HFEngine(ensemble, 1, speculate="off", compile=False),
+        "graphs": HFEngine(ensemble, 1, speculate="off", compile="auto"),
+    }
+    calls = {
+        f"{how}: {name}": partial(answered, one, requests, arm)
+        for how, one in engines.items()
+        for name, arm in arms.items()
+    }
+    found = alternate(setting, 2 if setting.toy else 4, calls)
+    yield from lines(found, found["graphs: base"], batch=1)
+
+
+def answered(engine: HFEngine, requests: Sequence[GenerateRequest], arm: Arm) -> int:
+    return sum(len(answer.tokens) for _, _, answer in engine.generate(requests, [arm]))
 
 
 # --- the kernel of MatchKL --------------------------------------------------------------------------------------------
@@ -356,12 +409,12 @@ def match_kl(setting: Setting, measured: float) -> Iterator[Row]:
     for rows, vocabulary in ((4, 810), (8, 2000)) if setting.toy else ((5, 32_000), (64, 32_000), (256, 151_936)):
         logits = language_like(rows, vocabulary, setting.device)
         read_ms = 1000 * 3 * 4 * rows * vocabulary / measured
-        ways = {"kernel": MatchKL(), "PyTorch": MatchKL()}
+        ways = {"kernel": nullcontext, "PyTorch": without_kernel}
         losses = {}
-        for name in ways:
-            with searching(name):
+        for name, way in ways.items():
+            with way():
                 losses[name] = MatchKL().loss(*logits, MatchKL().fuse(*logits).weights)
-        calls = {name: (lambda n=name: fuse_by(n, logits)) for name in ways}
+        calls = {name: partial(fuse_once, way, logits) for name, way in ways.items()}
         for name, times in alternate(setting, 3 if setting.toy else 20, calls).items():
             yield {
                 "what": f"[{rows}, {vocabulary}] {name}",
@@ -371,14 +424,13 @@ def match_kl(setting: Setting, measured: float) -> Iterator[Row]:
             }
 
 
-@contextmanager
-def searching(name: str) -> Iterator[None]:
-    """MatchKL by its kernel, where there is one, or by its search in PyTorch."""
-    yield
+def without_kernel() -> AbstractContextManager[Any]:
+    """MatchKL searches in PyTorch."""
+    return mock.patch.object(MatchKL, "_kernel", lambda *_: None)
 
 
-def fuse_by(name: str, logits: tuple[Tensor, Tensor, Tensor]) -> int:
-    with searching(name):
+def fuse_once(way: Callable[[], AbstractContextManager[Any]], logits: tuple[Tensor, Tensor, Tensor]) -> int:
+    with way():
         MatchKL().fuse(*logits)
     return 1
 
@@ -435,7 +487,7 @@ def by_static(setting: Setting, members: Mapping[str, Member], rows: int, steps:
     decoder, found = Decoder(members, rows, setting), []
     tokens = decoder.start
     for done in range(steps):
-        tokens = choose(Static(1.0), decoder.step(tuple(members), tokens, done, apart=True))
+        tokens = choose(Static(1.0), decoder.step(tuple(members), tokens, done))
         found.append(tokens)
     return torch.cat(found, dim=1)
 
@@ -498,6 +550,7 @@ def one_process(setting: Setting) -> Iterator[None]:
 
 SECTIONS: dict[str, Callable[[Setting, float], Iterator[Row]]] = {
     "large_1b": lambda s, b: decode(s, {"base": "13B", "expert": "1.1B", "anti": "1.1B"}, b),
+    "engine": engine,
     "match_kl": match_kl,
     "answers": answers,
     "training": training,
@@ -518,7 +571,7 @@ def section(name: str, setting: Setting, measured: float) -> Iterator[Row]:
             yield from SECTIONS[name](setting, measured)
     except Exception as error:
         traceback.print_exc()
-        yield {"what": f"FAILED: {type(error).__name__}: {str(error).splitlines()[:1]}"}
+        yield {"what": f"FAILED: {type(error).__name__}: {' '.join(str(error).splitlines()[:1])}"}
     if setting.device.type == "cuda":
         torch.cuda.empty_cache()
     yield {"what": "the section", "seconds": time.perf_counter() - start}

@@ -9,7 +9,13 @@ import torch
 from test_architectures import RIGHT, WINDOW, V, alone, build
 from tiny import tiny_adapter_family, tiny_family
 
+from proxytune.engines.hf import HFEngine
+from proxytune.engines.requests import GenerateRequest, Prompt
+from proxytune.errors import UserError
+from proxytune.fusion import MatchKL, Static
+from proxytune.fusion.arm import Arm
 from proxytune.models.member import Member
+from proxytune.models.rows import pad
 from proxytune.models.static_state import StaticState, bucket, fits
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-5}
@@ -60,7 +66,7 @@ def test_rows_that_come_go_split_and_forget_are_each_row_alone(kind):
         state.forget(forgotten)
         rows = [row[: len(row) - few] for row, few in zip(rows, forgotten, strict=True)]
         tokens = [some(rng, rng.choice([1, 1, 2, 5])) for _ in rows]
-        logits = state.read(tokens)
+        logits = state.read(*pad(tokens, left=False))
         assert state.rows == len(rows) <= state.size
         for i, (row, new) in enumerate(zip(rows, tokens, strict=True)):
             row += new
@@ -87,9 +93,9 @@ def test_rows_that_are_too_long_are_refused():
     state = StaticState(member, columns=8, graphs=False)
     with torch.inference_mode():
         state.join(prefilled(member, [some(rng, 7)]))
-        state.read([[5]])
+        state.read(torch.tensor([[5]]))
         with pytest.raises(ValueError, match=r"8 \+ 1 tokens do not fit into 8 columns"):
-            state.read([[5]])
+            state.read(torch.tensor([[5]]))
         with pytest.raises(ValueError, match="rows of 9 tokens do not fit into 8 columns"):
             state.join(prefilled(member, [some(rng, 9)]))
 
@@ -109,6 +115,63 @@ def test_every_architecture_that_fits_gives_the_logits_of_a_row_alone(name):
         pytest.skip("keeps its dynamic cache")
     static = StaticState(member, WINDOW, graphs=False)
     static.join(state)
-    logits = torch.cat([static.read([row[-4:-3] for row in rows]), static.read([row[-3:] for row in rows])], dim=1)
+    last = torch.tensor([row[-4:] for row in rows])
+    logits = torch.cat([static.read(last[:, :1]), static.read(last[:, 1:])], dim=1)
     for row, found in zip(rows, logits, strict=True):
         torch.testing.assert_close(found[:, :V].float(), alone(member.model, row), **CLOSE)
+
+
+# --- in the engine ----------------------------------------------------------------------------------------------------
+
+ARMS = [
+    Arm("base"),
+    Arm("proxy", rule=Static(1.0), experts=("expert:math",)),
+    Arm("dynamic", rule=MatchKL(), experts=("expert:trivia",)),
+    Arm("both", rule=Static((0.5, 0.5)), experts=("expert:math", "expert:trivia")),
+]
+
+
+@pytest.mark.parametrize("make", [tiny_family, tiny_adapter_family])
+@pytest.mark.parametrize(("size", "speculate"), [(1, "off"), (6, "off"), (6, 3), (2, "auto")])
+def test_the_engine_answers_the_same_with_static_caches(make, size, speculate, monkeypatch):
+    """Arms that split, rows that enter and leave, drafts that are rejected; the states are used again."""
+    ensemble, rng = make(), random.Random(3)
+    requests = [
+        GenerateRequest(Prompt(tuple(some(rng, rng.randrange(1, 30)))), 10, temperature=0.8 * (i % 2), seed=i)
+        for i in range(14)
+    ]
+
+    def answers(engine: HFEngine, asked: list[GenerateRequest]) -> dict:
+        return {(index, arm): answer for index, arm, answer in engine.generate(asked, ARMS)}
+
+    plain = HFEngine(ensemble, size, speculate=speculate, compile=False)
+    static = HFEngine(ensemble, size, speculate=speculate, compile=True)
+    monkeypatch.setattr(torch, "compile", lambda model: model)
+    expected = answers(plain, requests)
+    for asked in (requests, requests[:5]):
+        found = answers(static, asked)
+        for key, answer in found.items():
+            assert answer.tokens == expected[key].tokens and answer.finish == expected[key].finish
+    assert static._static is not None and set(static._static[1].states) >= {"base", "antiexpert"}
+
+
+def test_auto_is_static_on_a_gpu_only_and_scoring_gives_the_memory_back():
+    ensemble = tiny_family()
+    engine = HFEngine(ensemble, compile="auto")
+    list(engine.generate([GenerateRequest(Prompt((5, 6)), 2)], ARMS))
+    assert engine._static is None
+    with pytest.raises(UserError, match=r"engine\.compile = 2: give auto, true or false"):
+        HFEngine(ensemble, compile=2)
+
+
+def test_a_compiled_model_reads_the_same():
+    """torch.compile itself, on one small member."""
+    member, rng = MEMBERS["llama"](), random.Random(0)
+    rows = [some(rng, 6), some(rng, 3)]
+    with torch.inference_mode():
+        states = [StaticState(member, 16, graphs=False, compiled=compiled) for compiled in (False, True)]
+        for state in states:
+            state.join(prefilled(member, rows))
+        tokens = torch.tensor([[7], [8]])
+        plain, compiled = (state.read(tokens) for state in states)
+    torch.testing.assert_close(compiled, plain, **CLOSE)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput
@@ -64,10 +63,9 @@ def attention_of(model: PreTrainedModel) -> str:
     return model.config._attn_implementation
 
 
-def can_be_static(model: PreTrainedModel | PeftModel) -> bool:
+def can_be_static(model: PreTrainedModel) -> bool:
     """Whether the model can read with a cache of fixed size, as one graph."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    return bool(plain._can_compile_fullgraph)
+    return model._can_compile_fullgraph
 
 
 def requested_kernels(config: PreTrainedConfig) -> dict[str, str | None]:

@@ -47,8 +47,9 @@ def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
     """
     antiexpert = antiexpert.float()
     d = expert.float() - antiexpert
-    # Boolean masks cost more than all the rest, and most logits have no mask: then one sum says so.
-    if d.sum().isfinite():
+    # Boolean masks cost more than all the rest, and most logits have no mask: then one sum says so. On a GPU the host
+    # would wait for it.
+    if d.device.type == "cpu" and d.sum().isfinite():
         return d, antiexpert
     masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
     return d.masked_fill(masked, 0.0), torch.where(masked, -torch.inf, antiexpert)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import ClassVar
 
 import torch
@@ -22,6 +25,8 @@ MAX_STEPS = 10_000
 """Finer grids are refused: they gain nothing, and their points alone would fill the memory."""
 MAX_COMBINATIONS = 10_000
 """Joint grid searches larger than this are refused: they would take minutes per token."""
+KERNEL_POINTS = 128
+"""More points than that are searched without the Triton kernel, which holds them in registers."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class MatchKL:
     pair says nothing about it: its difference counts as 0, and Q_t and Q are taken over the tokens that both know.
     Mask with -inf, not with a large negative number. NaN or +inf in a row of any model makes the row's weights and
     fused logits NaN.
+
+    On a GPU the exact search for one expert at a time is one Triton kernel (`solvers/kernel.py`), which comes to the
+    same loss up to rounding.
 
     On a CPU a row's result is the same, to the last bit, alone and among others (not checked elsewhere).
     """
@@ -108,6 +116,12 @@ class MatchKL:
         """
         check_shapes(base, experts, antiexpert)
         self._check_size(len(experts))
+        kernel = self._kernel(base, len(experts))
+        if kernel is not None:
+            size = -1, base.shape[-1]
+            several = experts.reshape(len(experts), *size)
+            fused, chosen = kernel.fuse(base.reshape(size), several, antiexpert.reshape(size), self.points)
+            return Fused(fused.view(base.shape), chosen.view(experts.shape[:-1]))
         logits = torch.empty(base.shape, dtype=torch.float32, device=base.device)
         weights = torch.empty(experts.shape[:-1], dtype=torch.float32, device=base.device)
         logits_NV, weights_TN = logits.view(-1, base.shape[-1]), weights.view(len(experts), -1)
@@ -158,6 +172,14 @@ class MatchKL:
         if self.solver == "grid":
             return grid_search(tilt, targets, points)[0]
         return joint_search(tilt, _mean(targets), points)
+
+    def _kernel(self, base: Tensor, experts: int) -> ModuleType | None:
+        """The search in one Triton kernel, on a GPU where Triton is installed, for the searches that it has."""
+        one = self.experts == "one_at_a_time" or experts == 1
+        has = self.solver == "exact" and one and 2 <= len(self.points) <= KERNEL_POINTS and base.numel() > 0
+        if not has or base.device.type != "cuda" or find_spec("triton") is None:
+            return None
+        return import_module("proxytune.fusion.solvers.kernel")
 
     def _check_size(self, experts: int) -> None:
         combinations = len(self.points) ** experts

@@ -13,13 +13,15 @@ from proxytune.errors import UserError
 from proxytune.models.clock import Clock
 from proxytune.models.facts import Members
 from proxytune.models.member import KVState, Member
+from proxytune.models.static_state import StaticState
 
 
 @dataclass
 class Inputs:
-    """What one member is to read next: `tokens` [B, t] on top of `state`; logits come back for the last `keep`."""
+    """What one member is to read next: `tokens` [B, t] on top of `state`; logits come back for the last `keep`, or for
+    all where the state is static."""
 
-    state: KVState
+    state: KVState | StaticState
     tokens: Tensor
     mask: Tensor | None = None
     """[B, t]: 1 = real token, 0 = padding; None: all real."""
@@ -49,12 +51,18 @@ class Ensemble(Members[Member]):
     def step(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
         """Every role reads its tokens; logits by role, each [B_role, K, V], on one device. Rows may differ by role."""
         read = {role: self._timed(role, i) for role, i in inputs.items()}
+        for one in inputs.values():
+            if isinstance(one.state, StaticState):
+                one.state.finish()
         return {role: logits.to(self.device) for role, logits in read.items()}
 
     def _timed(self, role: str, inputs: Inputs) -> Tensor:
-        what = "answers" if inputs.state.mask.shape[1] else "prompts"
+        state = inputs.state
+        what = "answers" if isinstance(state, StaticState) or state.mask.shape[1] else "prompts"
         with self.clock.time((what, role), self[role].device):
-            return self[role].read(inputs.state, inputs.tokens, inputs.mask, inputs.keep)
+            if isinstance(state, StaticState):
+                return state.read(inputs.tokens, inputs.mask)
+            return self[role].read(state, inputs.tokens, inputs.mask, inputs.keep)
 
     @property
     def device(self) -> torch.device:

@@ -59,8 +59,9 @@ class Graphs:
         with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP):
                 self.step(tokens, lengths)
+            self.stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                logits = self.step(tokens, lengths)
         torch.cuda.current_stream().wait_stream(self.stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
-            logits = self.step(tokens, lengths)
         return Recorded(graph, tokens, lengths, logits)

@@ -10,10 +10,12 @@ no longer wait for Python. Shapes: B rows, S slots, t new tokens, C columns, H h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
@@ -25,6 +27,8 @@ from proxytune.models.positions import boundary
 
 PAD = 0
 """Stands where there is no token; what it leaves in the cache is overwritten before it can be seen."""
+COLUMNS = 128
+"""Columns come in multiples of this: attention reads them all."""
 ATTENTIONS = ("sdpa", "eager")
 """Attentions that take a mask of their own for each row and new token."""
 
@@ -69,14 +73,15 @@ class SlotLayer(CacheLayerMixin):
 
 def fits(member: Member, state: KVState) -> bool:
     """Whether what the member has read, in `state`, can go on in slots: keys and values by position, nothing else."""
+    model: Any = member.model.get_base_model() if isinstance(member.model, PeftModel) else member.model
     return (
         all(type(layer) is DynamicLayer for layer in state.cache.layers)
-        and can_be_static(member.model)
-        and attention_of(member.model) in ATTENTIONS
+        and can_be_static(model)
+        and attention_of(model) in ATTENTIONS
         and boundary(member.model.config) is None
         and not alibi(member.model.config)
-        and not is_spread(member.model)
-        and not getattr(member.model, "is_quantized", False)
+        and not is_spread(model)
+        and not getattr(model, "is_quantized", False)
     )
 
 
@@ -89,9 +94,10 @@ class StaticState:
     """The rows that one member has read, in slots of at most `columns` tokens."""
 
     def __init__(self, member: Member, columns: int, graphs: bool, compiled: bool = False) -> None:
-        """`graphs`: steps are recorded as CUDA graphs and replayed; `compiled`: by torch.compile; else as they are."""
+        """`graphs`: steps are recorded as CUDA graphs and replayed. `compiled`: the model is compiled by torch.compile
+        first, which takes about a minute for a large one."""
         self.member = member
-        self.model = torch.compile(member.model, dynamic=False) if compiled else member.model
+        self.model = torch.compile(member.model) if compiled else member.model
         self.columns = columns
         self.graphs = Graphs(self._forward, member.device) if graphs else None
         self.layers: list[SlotLayer] = []
@@ -157,25 +163,39 @@ class StaticState:
         """Row i forgets its last `tokens[i]` tokens."""
         self.lengths = [length - few for length, few in zip(self.lengths, tokens, strict=True)]
 
-    def read(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Row i reads `tokens[i]`, any number up to t; logits [B, t, V] in a tensor of their own.
+    def read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The rows read `tokens` [B, t], of which `mask` says how many first ones are real: logits [B, t, V].
 
-        Logits after the end of a row's tokens mean nothing.
+        Logits of padding mean nothing. Of several states each reads on a CUDA stream of its own, so that small models
+        run beside a large one; call `finish` on all of them before the logits are used.
         """
-        size, width = bucket(max(self.slots) + 1), max(map(len, tokens))
-        if max(self.lengths) + width > self.columns:
-            raise ValueError(f"{max(self.lengths)} + {width} tokens do not fit into {self.columns} columns")
-        padded, lengths = torch.full((size, width), PAD), torch.zeros(size, dtype=torch.long)
-        for slot, length, row in zip(self.slots, self.lengths, tokens, strict=True):
-            padded[slot, : len(row)] = torch.tensor(row)
-            lengths[slot] = length
-        self.lengths = [length + len(row) for length, row in zip(self.lengths, tokens, strict=True)]
-        device = self.member.device
-        logits = self.step(self.member.known(padded).to(device), lengths.to(device))
-        return self.member.aligned(logits[torch.tensor(self.slots, device=device)])
+        counts = [tokens.shape[1]] * self.rows if mask is None else mask.sum(dim=1).tolist()
+        if max(self.lengths) + tokens.shape[1] > self.columns:
+            raise ValueError(f"{max(self.lengths)} + {tokens.shape[1]} tokens do not fit into {self.columns} columns")
+        size = bucket(max(self.slots) + 1)
+        slots = torch.tensor(self.slots)
+        padded, lengths = torch.full((size, tokens.shape[1]), PAD), torch.zeros(size, dtype=torch.long)
+        padded[slots], lengths[slots] = self.member.known(tokens.cpu()), torch.tensor(self.lengths)
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
+        with self._aside():
+            # Copied before the step is under way: a copy from the host waits for all that its stream was given.
+            padded, lengths, slots = (tensor.to(self.member.device) for tensor in (padded, lengths, slots))
+            return self.member.aligned(self.step(padded, lengths)[slots])
+
+    def finish(self) -> None:
+        """What is done next comes after what the state reads."""
+        if self.graphs is not None:
+            torch.cuda.current_stream(self.member.device).wait_stream(self.graphs.stream)
+
+    def _aside(self) -> AbstractContextManager[Any]:
+        """On the stream of the recordings, after all that was asked for so far."""
+        if self.graphs is None:
+            return nullcontext()
+        self.graphs.stream.wait_stream(torch.cuda.current_stream(self.member.device))
+        return torch.cuda.stream(self.graphs.stream)
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """The first S slots, of `lengths` [S], read `tokens` [S, t]: the head's logits, which the next step overwrites."""
+        """The first S slots, of `lengths` [S], read `tokens` [S, t]: the head's logits, which later steps overwrite."""
         return self._forward(tokens, lengths) if self.graphs is None else self.graphs(tokens, lengths)
 
     def _forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -221,3 +241,31 @@ class StaticState:
 def bucket(rows: int) -> int:
     """The power of 2 that has room for `rows`: one recorded step for each such number of slots."""
     return 1 << max(0, rows - 1).bit_length()
+
+
+class StaticStates:
+    """The static states of an engine, kept from one batch of requests to the next: what was recorded stays valid."""
+
+    def __init__(self, ensemble: Mapping[str, Member], compiled: bool) -> None:
+        """By role; `compiled` as in `StaticState`."""
+        self.members = ensemble
+        self.compiled = compiled
+        self.columns = 0
+        self.states: dict[str, StaticState] = {}
+
+    def make_room(self, tokens: int) -> None:
+        """For rows of so many tokens."""
+        if tokens > self.columns:
+            self.columns = -(-tokens // COLUMNS) * COLUMNS
+            self.states.clear()
+
+    def take(self, role: str, state: KVState) -> KVState | StaticState:
+        """The static state of the role, with the rows of `state` alone; `state` itself where it does not fit."""
+        member = self.members[role]
+        if not fits(member, state):
+            return state
+        if role not in self.states:
+            self.states[role] = StaticState(member, self.columns, member.device.type == "cuda", self.compiled)
+        self.states[role].clear()
+        self.states[role].join(state)
+        return self.states[role]

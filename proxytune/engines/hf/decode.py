@@ -31,6 +31,7 @@ from proxytune.engines.hf.tracing import Tracer
 from proxytune.engines.requests import Generated, GenerateRequest
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
+from proxytune.models.static_state import StaticStates
 
 Finished = tuple[int, str, Generated]
 UNDEFINED = -1
@@ -51,13 +52,19 @@ class Choice(NamedTuple):
 
 
 def generate_all(
-    members: DistinctMembers, arms: Sequence[Arm], queue: Queue[GenerateRequest], draft: int | None, meter: Meter
+    members: DistinctMembers,
+    arms: Sequence[Arm],
+    queue: Queue[GenerateRequest],
+    draft: int | None,
+    meter: Meter,
+    static: StaticStates | None = None,
 ) -> Iterator[tuple[int, str, Generated]]:
     """`arms` answer every request of the queue, which enter as others leave; yields answers as they are finished.
 
     `draft` is the number of tokens that a draft may have (0: no drafts); None: as many as pay. `meter` counts them.
+    `static` as in `KVStates`.
     """
-    decoding = Decoding(members, arms, draft, meter)
+    decoding = Decoding(members, arms, draft, meter, static)
     while True:
         yield from decoding.admit(queue.take(at_least=decoding.entry(queue.size)))
         if not decoding.branches:
@@ -69,14 +76,21 @@ def generate_all(
 class Decoding:
     """Branches that `grow` by the tokens each arm chooses; then the members `read` these and a draft, and so on."""
 
-    def __init__(self, members: DistinctMembers, arms: Sequence[Arm], draft: int | None, meter: Meter) -> None:
+    def __init__(
+        self,
+        members: DistinctMembers,
+        arms: Sequence[Arm],
+        draft: int | None,
+        meter: Meter,
+        static: StaticStates | None,
+    ) -> None:
         self.members = members
         self.arms = arms
         self.ends = {arm.name: set(members.ensemble.ends(arm.roles)) for arm in arms}
         self.weights: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
         """The weights [T] at each token, by request and arm."""
         self.tracer = Tracer(members)
-        self.states = KVStates(members.ensemble)
+        self.states = KVStates(members.ensemble, static)
         self.meter = meter
         self.drafting = Drafting(members, self.states, self.ends, draft)
         self.noise = Noise(members.ensemble.vocab_size)

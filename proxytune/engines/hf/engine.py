@@ -19,6 +19,7 @@ from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.rows import revisable
+from proxytune.models.static_state import StaticStates
 from proxytune.models.threads import few_threads
 from proxytune.record import Drafts, TaskCosts
 
@@ -39,18 +40,34 @@ class HFEngine:
     traces: ClassVar[bool] = True
     """Whether it keeps the traces that requests ask for."""
 
-    def __init__(self, ensemble: Ensemble, batch_size: int | None = None, speculate: int | str = "auto") -> None:
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        batch_size: int | None = None,
+        speculate: int | str = "auto",
+        compile: bool | str = "auto",
+    ) -> None:
         """`batch_size` is the number of requests worked on together; None: 32. Halved when memory runs out.
 
         `speculate` is how many tokens may be drafted and verified in one pass: "auto" as many as pay, "off" or 0 none.
         It changes no token (docs/speculation.md).
+
+        `compile` says how models read answers: false as they are; true with static caches and torch.compile, which
+        takes up to a minute for each model, and on a GPU as CUDA graphs; "auto" as graphs without torch.compile on a
+        GPU, which takes about a second, and as they are on a CPU. Models that do not fit a static cache are read as
+        they are. Logits are the same up to rounding.
         """
         if batch_size is not None and batch_size < 1:
             raise UserError(
                 f"engine.batch_size = {batch_size}: give a number of requests >= 1, or null for {DEFAULT_BATCH_SIZE}"
             )
+        if compile not in (True, False, "auto"):
+            raise UserError(f"engine.compile = {compile}: give auto, true or false")
         self.ensemble = ensemble
         self.draft = _draft(speculate)
+        self.compile = compile
+        self._static: tuple[int, StaticStates] | None = None
+        """The batch size for which there are static states, and these."""
         self.meter = Meter()
         """Of the last call of `generate`."""
         self._said: set[str] = set()
@@ -80,6 +97,7 @@ class HFEngine:
         Requests that share a prompt share its KV state. Raises UserError, before any model runs, for an empty prompt,
         an unknown role, a repeated arm name, or a text longer than a member's window.
         """
+        self._static = None  # its memory is needed here
         longest: dict[tuple[int, ...], int] = {}
         for request in requests:
             prompt = request.prompt.tokens
@@ -103,13 +121,27 @@ class HFEngine:
             return -len(request.prompt.tokens), -request.max_new_tokens
 
         self.meter = Meter()
+        roles = {role for arm in arms for role in arm.roles}
+        lengths = (len(one.prompt.of(role)) + one.max_new_tokens for one in requests for role in roles)
+        longest = max(lengths, default=0)
 
         def answer(
             members: DistinctMembers, arms: Sequence[Arm], queue: Queue[GenerateRequest]
         ) -> Iterator[tuple[int, str, Generated]]:
-            return generate_all(members, arms, queue, self._draft_of(members), self.meter)
+            static = self._static_states(longest)
+            return generate_all(members, arms, queue, self._draft_of(members), self.meter, static)
 
         return self._answer(requests, arms, answer, order, lambda request: request.max_new_tokens, progress)
+
+    def _static_states(self, longest: int) -> StaticStates | None:
+        """For rows of at most `longest` tokens and a draft; None where dynamic caches are used."""
+        on_gpu = self.ensemble.device.type == "cuda"
+        if self.compile is False or (self.compile == "auto" and not on_gpu):
+            return None
+        if self._static is None or self._static[0] != self.batches.size:
+            self._static = self.batches.size, StaticStates(self.ensemble.members, self.compile is True)
+        self._static[1].make_room(longest + LONGEST_DRAFT + 1)
+        return self._static[1]
 
     def _draft_of(self, members: DistinctMembers) -> int | None:
         """Tokens of a draft at most (None: as many as pay): 0 where a member can't forget what it has read."""

@@ -11,23 +11,26 @@ from proxytune.engines.requests import Prompt
 from proxytune.models.ensemble import Ensemble, Inputs
 from proxytune.models.member import KVState
 from proxytune.models.rows import forget, join, joinable, pad
+from proxytune.models.static_state import StaticState, StaticStates
 
 
 class KVStates:
     """One KV state for each role that runs; roles may have different numbers of rows."""
 
-    def __init__(self, ensemble: Ensemble) -> None:
+    def __init__(self, ensemble: Ensemble, static: StaticStates | None = None) -> None:
+        """`static`: where the states of answers are kept; None, or where they do not fit: in dynamic caches."""
         self.ensemble = ensemble
-        self.states: dict[str, KVState] = {}
+        self.static = static
+        self.states: dict[str, KVState | StaticState] = {}
 
     def rows(self, role: str) -> int:
         """B: the rows of the role's state."""
-        return len(self.states[role].mask) if role in self.states else 0
+        return self.states[role].rows if role in self.states else 0
 
     @property
     def joinable(self) -> bool:
         """Whether new rows may join the present ones, and positions in the middle of a row be forgotten."""
-        return all(map(joinable, self.states.values()))
+        return all(isinstance(state, StaticState) or joinable(state) for state in self.states.values())
 
     def prefill(self, prompts: Iterable[Prompt], roles: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
         """Each role reads the different ones of `prompts`, which become rows after the present ones.
@@ -38,10 +41,13 @@ class KVStates:
         new = {role: self.ensemble.start(role, len(different)) for role in roles}
         logits = self._step(new, {role: [prompt.of(role) for prompt in different] for role in new}, left=True, keep=1)
         for role, state in new.items():
-            if role in self.states:
-                join(self.states[role], state)
+            present = self.states.get(role)
+            if present is None:
+                self.states[role] = state if self.static is None else self.static.take(role, state)
+            elif isinstance(present, StaticState):
+                present.join(state)
             else:
-                self.states[role] = state
+                join(present, state)
         return logits, places
 
     def extend(self, rows: Mapping[str, list[int]], tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
@@ -57,10 +63,14 @@ class KVStates:
         """Each role keeps `rows` of its state; of each, the last `forgotten[role]` tokens count as never read."""
         self.states = {role: self.states[role] for role in rows}
         for role, kept in rows.items():
-            if kept != list(range(self.rows(role))):
-                self.states[role].select(torch.tensor(kept))
+            state = self.states[role]
+            if kept != list(range(state.rows)):
+                state.select(torch.tensor(kept))
             if forgotten and any(forgotten[role]):
-                forget(self.states[role], forgotten[role])
+                if isinstance(state, StaticState):
+                    state.forget(forgotten[role])
+                else:
+                    forget(state, forgotten[role])
 
     def read(self, tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
         """The roles that are named read on, as `extend` says; some of their sequences, not all, may be empty."""
@@ -68,7 +78,7 @@ class KVStates:
 
     def _step(
         self,
-        states: Mapping[str, KVState],
+        states: Mapping[str, KVState | StaticState],
         tokens: Mapping[str, Sequence[Sequence[int]]],
         left: bool,
         keep: int | None = None,

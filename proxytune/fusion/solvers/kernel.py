@@ -4,40 +4,48 @@ A row is read three times, by one program:
 
 1. base, expert and antiexpert give the targets, the mean of d under the base, and the range of d;
 2. psi (see `tilt.py`) and its first two derivatives at NODES weights. Both divergences follow from psi and psi', and
-   between nodes the quintic through these values has them to about 1e-6 where logits are those of language models. Of
-   the rule's points the best is found on it, and the lowest loss between the neighbours of that point;
+   between nodes the quintic through these values has them to about 1e-6 where logits are those of language models. The
+   best of the rule's points and of some between them is found on it, and the lowest loss between its neighbours;
 3. the fused logits are written with that weight, and the divergences there are computed. Where the loss could still
    fall by more than rounding, Newton's method, safeguarded by bisection, goes on, a read of the row at each step.
 
-Where exponents are too large for sums in float32, step 2 computes the loss at every point of the rule instead. Results
-are those of `line_search` up to rounding. Needs Triton, so it is imported only where tensors are on a GPU (or where
+Where exponents are too large for sums in float32, step 2 computes the loss at all these points instead. The loss is
+that of `line_search` up to rounding, or lower where a narrow minimum hides between two points of the rule. Needs Triton, so it is imported only where tensors are on a GPU (or where
 Triton's interpreter is on, which tests it). Shapes: n rows, V tokens, N nodes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = tl.constexpr(1024)
+BLOCK = tl.constexpr(4096)
 """Tokens looked at together."""
+WARPS = 16
 NODES = tl.constexpr(8)
 LARGE = tl.constexpr(60.0)
 """As in `tilt.py`."""
 FLAT = tl.constexpr(1e-4)
 """As in `tilt.py`."""
+NARROW = tl.constexpr(64.0)
+"""As in `search.py`: only where d varies by less does the slope say how far the loss may still fall."""
+SHORT = tl.constexpr(3e-3)
+"""And only for steps shorter than this."""
+LATTICE = 32
+"""Between the ends of the rule's points there are at least so many cells: the lowest of their corners is sought, then
+the lowest loss between its neighbours."""
 ZOOMS = tl.constexpr(3)
 SAMPLES = tl.constexpr(64)
 """Weights at which a zoom computes the loss of the model: three zooms come to 1e-5 of the distance of two points."""
-STEPS = tl.constexpr(24)
+STEPS = tl.constexpr(30)
 """Most steps of Newton's method or bisection."""
 CLOSE = tl.constexpr(1e-6)
 """A loss that falls by less than this, in its own size or nats squared, is a minimum."""
-SHORTEST = tl.constexpr(1e-6)
+SHORTEST = tl.constexpr(1e-7)
 """A step shorter than this is the last."""
 INFINITY = tl.constexpr(float("inf"))
 
@@ -205,13 +213,19 @@ def _model_loss(w, low, h, psi, mean, variance, forward, backward):
     t5 = t4 * t
     a = 10 * t3 - 15 * t4 + 6 * t5
     value = (
-        (v1 - v0) * a + v0 + s0 * (t - 6 * t3 + 8 * t4 - 3 * t5) + s1 * (-4 * t3 + 7 * t4 - 3 * t5)
-        + c0 * (0.5 * t2 - 1.5 * t3 + 1.5 * t4 - 0.5 * t5) + c1 * (0.5 * t3 - t4 + 0.5 * t5)
+        (v1 - v0) * a
+        + v0
+        + s0 * (t - 6 * t3 + 8 * t4 - 3 * t5)
+        + s1 * (-4 * t3 + 7 * t4 - 3 * t5)
+        + c0 * (0.5 * t2 - 1.5 * t3 + 1.5 * t4 - 0.5 * t5)
+        + c1 * (0.5 * t3 - t4 + 0.5 * t5)
     )
     slope = (
         (v1 - v0) * (30 * t2 - 60 * t3 + 30 * t4)
-        + s0 * (1 - 18 * t2 + 32 * t3 - 15 * t4) + s1 * (-12 * t2 + 28 * t3 - 15 * t4)
-        + c0 * (t - 4.5 * t2 + 6 * t3 - 2.5 * t4) + c1 * (1.5 * t2 - 4 * t3 + 2.5 * t4)
+        + s0 * (1 - 18 * t2 + 32 * t3 - 15 * t4)
+        + s1 * (-12 * t2 + 28 * t3 - 15 * t4)
+        + c0 * (t - 4.5 * t2 + 6 * t3 - 2.5 * t4)
+        + c1 * (1.5 * t2 - 4 * t3 + 2.5 * t4)
     )
     return _loss(w, value, slope / h, forward, backward)
 
@@ -245,9 +259,9 @@ def _by_model(base, expert, anti, V, psi0, mean0, uniform, forward, backward, lo
 
 @triton.jit
 def _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G):
-    """The same from the loss at every point, NODES of them at each read."""
+    """The same from the loss at every one of G points, NODES of them at each read."""
     step = (high - low) / (G - 1)
-    best, lowest = low, INFINITY
+    best, lowest = low, low * 0 + INFINITY
     for start in range(0, G, NODES):
         i = start + tl.arange(0, NODES)
         points = tl.minimum(low + step * i, high)
@@ -261,19 +275,19 @@ def _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, l
 
 @triton.jit
 def _search(
-    base, expert, anti, out, weights, losses, targets, stride_b, stride_e, stride_a, V, n, low, high, G,
+    base, expert, anti, out, weights, losses, targets, stride_b, stride_e, stride_a, V, n, low, high, at_flat, G,
     POINTS: tl.constexpr, GIVEN: tl.constexpr, WRITE: tl.constexpr,
 ):  # fmt: skip
     """One row: its weight and loss, and its fused logits if WRITE. `targets` [2, n] are read if GIVEN."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     base, expert, anti = base + row * stride_b, expert + row * stride_e, anti + row * stride_a
-    out += row.to(tl.int64) * V
+    out += row * V
     psi0, mean0, forward, backward, least, most, flat, uniform, bad = _survey(base, expert, anti, V)
     if GIVEN:
         forward, backward = tl.load(targets + row), tl.load(targets + n + row)
     low, high = tl.zeros([], tl.float32) + low, tl.zeros([], tl.float32) + high
     reach = tl.maximum(tl.abs(low), tl.abs(high))
-    w, first, last = low, low, high
+    w, first, last = low * 0 + at_flat, low, high
     if (not flat) & (not bad):
         if reach * tl.maximum(most - mean0, mean0 - least) <= LARGE:
             w, first, last = _by_model(
@@ -282,7 +296,7 @@ def _search(
         else:
             w, first, last = _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G)
     w = tl.where(bad, float("nan"), w)
-    best, lowest, written, left = w, INFINITY, w, STEPS
+    best, lowest, written, left = w, low * 0 + INFINITY, w, tl.zeros([], tl.int32) + STEPS
     while left > 0:
         psi, mean, variance, skew = _at(base, expert, anti, out, V, psi0, mean0, uniform, w, WRITE)
         written = w
@@ -294,21 +308,22 @@ def _search(
         first, last = tl.where(slope < 0, w, first), tl.where(slope > 0, w, last)
         newton = w - slope / curvature
         safe = (curvature > 0) & (newton >= first) & (newton <= last)
-        falls = tl.where(safe, slope * slope / curvature > CLOSE * tl.maximum(loss, 1.0), True)
+        falls = tl.where(
+            safe & (most - least <= NARROW), slope * slope / curvature > CLOSE * tl.maximum(loss, 1.0), True
+        )
         after = tl.where(safe, newton, (first + last) / 2)
         go_on = falls & (tl.abs(after - w) >= SHORTEST) & (not flat) & (not bad)
         w, left = tl.where(go_on, after, w), tl.where(go_on, left - 1, 0)
     tl.store(weights + row, best)
     tl.store(losses + row, lowest)
-    if WRITE:
-        if written != best:
-            _at(base, expert, anti, out, V, psi0, mean0, uniform, best, WRITE)
+    if WRITE and written != best:
+        _at(base, expert, anti, out, V, psi0, mean0, uniform, best, WRITE)
 
 
 @triton.jit
 def _targets(expert, anti, targets, stride_e, stride_a, V, n):
     """Both targets of one row."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     expert, anti = expert + row * stride_e, anti + row * stride_a
     _, _, forward, backward, _, _, _, _, _ = _survey(anti, expert, anti, V)
     tl.store(targets + row, forward)
@@ -319,25 +334,56 @@ def targets_of(expert: Tensor, antiexpert: Tensor) -> Tensor:
     """KL(Q_t || Q) and KL(Q || Q_t) [2, n] of rows [n, V] of any float type."""
     n, vocabulary = expert.shape
     targets = torch.empty(2, n, dtype=torch.float32, device=expert.device)
-    _targets[(n,)](expert, antiexpert, targets, expert.stride(0), antiexpert.stride(0), vocabulary, n, num_warps=8)
+    _targets[(n,)](expert, antiexpert, targets, expert.stride(0), antiexpert.stride(0), vocabulary, n, num_warps=WARPS)
     return targets
 
 
 def search(
-    base: Tensor, expert: Tensor, antiexpert: Tensor, low: float, high: float, points: int,
+    base: Tensor, expert: Tensor, antiexpert: Tensor, points: Sequence[float], at_flat: float,
     targets: Tensor | None = None, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Weights [n] and losses [n] of rows [n, V] of any float type, contiguous along V; fused logits [n, V] into `out`.
 
-    `points`, 2 or more, are evenly spaced from `low` to `high`. `targets` [2, n]; None: those of the expert.
+    `points`, 2 or more, are evenly spaced; `at_flat` is the weight of a row whose d is the same everywhere. `targets`
+    [2, n]; None: those of the expert.
     """
     n, vocabulary = base.shape
     weights = torch.empty(n, dtype=torch.float32, device=base.device)
     losses = torch.empty_like(weights)
-    arguments: tuple[Any, ...] = (base, expert, antiexpert, weights if out is None else out, weights, losses)
-    arguments += (losses if targets is None else targets, base.stride(0), expert.stride(0), antiexpert.stride(0))
+    tensors = (base, expert, antiexpert, weights if out is None else out, weights, losses)
+    strides = (base.stride(0), expert.stride(0), antiexpert.stride(0))
+    cells = len(points) - 1
+    cells *= -(-LATTICE // cells)
     _search[(n,)](
-        *arguments, vocabulary, n, low, high, points, POINTS=max(16, triton.next_power_of_2(points)),
-        GIVEN=targets is not None, WRITE=out is not None, num_warps=8,
+        *tensors, losses if targets is None else targets, *strides, vocabulary, n, points[0], points[-1], at_flat,
+        cells + 1, POINTS=triton.next_power_of_2(cells + 1), GIVEN=targets is not None,
+        WRITE=out is not None, num_warps=WARPS,
     )  # fmt: skip
     return weights, losses
+
+
+def fuse(base: Tensor, experts: Tensor, antiexpert: Tensor, points: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Fused logits [n, V] and weights [T, n] of which at most one per row is not 0; experts are [T, n, V]."""
+    base, experts, antiexpert = (x if x.stride(-1) == 1 else x.contiguous() for x in (base, experts, antiexpert))
+    sides = [[p for p in points if p <= 0], [p for p in points if p >= 0]]
+    sides = [side for side in sides if len(side) > 1] or [list(points)]
+    if len(experts) == len(sides) == 1:
+        out = torch.empty(base.shape, dtype=torch.float32, device=base.device)
+        return out, search(base, experts[0], antiexpert, sides[0], points[0], out=out)[0][None]
+    targets = torch.stack([targets_of(expert, antiexpert) for expert in experts]).mean(0)
+    found = [[search(base, expert, antiexpert, side, points[0], targets) for side in sides] for expert in experts]
+    lines = [_lower(*of_expert) if len(of_expert) == 2 else of_expert[0] for of_expert in found]
+    weights, losses = torch.stack([w for w, _ in lines]), torch.stack([loss for _, loss in lines])
+    others = torch.arange(len(lines), device=base.device)[:, None] != losses.argmin(0)
+    weights = weights.masked_fill(others, 0.0).masked_fill(weights.isnan().any(0), torch.nan)
+    out = base.float()
+    for expert, weight in zip(experts, weights, strict=True):
+        masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
+        out = torch.addcmul(out, (expert.float() - antiexpert.float()).masked_fill(masked, 0.0), weight[:, None])
+    return out, weights
+
+
+def _lower(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of each row the weight and loss with the lower loss; of equal ones the first."""
+    better = other[1] < one[1]
+    return torch.where(better, other[0], one[0]), torch.where(better, other[1], one[1])
