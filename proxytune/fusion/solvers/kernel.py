@@ -10,8 +10,9 @@ A row is read three times, by one program:
    fall by more than rounding, Newton's method, safeguarded by bisection, goes on, a read of the row at each step.
 
 Where exponents are too large for sums in float32, step 2 computes the loss at all these points instead. The loss is
-that of `line_search` up to rounding, or lower where a narrow minimum hides between two points of the rule. Needs Triton, so it is imported only where tensors are on a GPU (or where
-Triton's interpreter is on, which tests it). Shapes: n rows, V tokens, N nodes.
+that of `line_search` up to rounding, or lower where a narrow minimum hides between two points of the rule. Needs
+Triton, so it is imported only where tensors are on a GPU (or where Triton's interpreter is on, which tests it).
+Shapes: n rows, V tokens, N nodes.
 """
 
 from __future__ import annotations
