@@ -121,6 +121,27 @@ def test_every_architecture_that_fits_gives_the_logits_of_a_row_alone(name):
         torch.testing.assert_close(found[:, :V].float(), alone(member.model, row), **CLOSE)
 
 
+def test_a_step_that_cannot_be_recorded_is_run_and_said_once(caplog):
+    """Of a model that looks at its own results, say."""
+    member, rng = MEMBERS["llama"](), random.Random(0)
+    plain, broken = (StaticState(member, 16, graphs=False) for _ in range(2))
+
+    def record(*_):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with torch.inference_mode():
+        rows = [some(rng, 6), some(rng, 3)]
+        plain.join(prefilled(member, rows))
+        broken.join(prefilled(member, rows))
+        tokens, lengths = torch.tensor([[7], [8]]), torch.tensor([6, 3])
+        broken.graphs = record  # type: ignore[assignment]
+        for _ in range(2):
+            torch.testing.assert_close(broken.step(tokens, lengths), plain.step(tokens, lengths))
+    assert [record.message for record in caplog.records] == [
+        "base can't be recorded as a CUDA graph and runs without: operation not permitted when stream is capturing"
+    ]
+
+
 # --- in the engine ----------------------------------------------------------------------------------------------------
 
 ARMS = [

@@ -24,8 +24,8 @@ class Machine(NamedTuple):
 MACHINES = {
     # One thread in float32: up to 8 tokens cost about as much as 2, half as much again as one (AMD EPYC).
     "cpu": Machine(0.35e-3, 0.43e-9, 0.6e-9, 0.025e-9),
-    # Without graphs the launches of a layer's kernels take 0.6 ms; then weights in 16 bits at 2 TB/s, and 200 TFLOP/s.
-    "cuda": Machine(0.6e-3, 1e-12, 1e-12, 1e-14),
+    # As CUDA graphs (docs/performance.md): 13B in 16 bits 10.5 ms a token, 1.1B 2.9 ms, 13B for 8 rows 11.8 ms.
+    "cuda": Machine(0.11e-3, 0.46e-12, 0.46e-12, 1.5e-14),
 }
 
 

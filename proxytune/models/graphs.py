@@ -30,9 +30,10 @@ class Recorded:
 class Graphs:
     """Records `step` for each new shape of its arguments, and replays it afterwards."""
 
-    def __init__(self, step: Step, device: torch.device) -> None:
+    def __init__(self, step: Step, stream: torch.cuda.Stream) -> None:
+        """Recordings are made on `stream`."""
         self.step = step
-        self.stream = torch.cuda.Stream(device)
+        self.stream = stream
         self.recorded: dict[tuple[int, ...], Recorded] = {}
         self.pool = torch.cuda.graph_pool_handle()
         """Memory that all recordings share: they never run at the same time."""

@@ -10,6 +10,7 @@ no longer wait for Python. Shapes: B rows, S slots, t new tokens, C columns, H h
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -25,6 +26,7 @@ from proxytune.models.graphs import Graphs
 from proxytune.models.member import KVState, Member
 from proxytune.models.positions import boundary
 
+log = logging.getLogger(__name__)
 PAD = 0
 """Stands where there is no token; what it leaves in the cache is overwritten before it can be seen."""
 COLUMNS = 128
@@ -99,7 +101,8 @@ class StaticState:
         self.member = member
         self.model = torch.compile(member.model) if compiled else member.model
         self.columns = columns
-        self.graphs = Graphs(self._forward, member.device) if graphs else None
+        self.stream = torch.cuda.Stream(member.device) if graphs else None
+        self.graphs = Graphs(self._forward, self.stream) if self.stream is not None else None
         self.layers: list[SlotLayer] = []
         self.cache = Cache(layers=cast(Any, self.layers))
         self.slots: list[int] = []
@@ -184,19 +187,28 @@ class StaticState:
 
     def finish(self) -> None:
         """What is done next comes after what the state reads."""
-        if self.graphs is not None:
-            torch.cuda.current_stream(self.member.device).wait_stream(self.graphs.stream)
+        if self.stream is not None:
+            torch.cuda.current_stream(self.member.device).wait_stream(self.stream)
 
     def _aside(self) -> AbstractContextManager[Any]:
-        """On the stream of the recordings, after all that was asked for so far."""
-        if self.graphs is None:
+        """On the state's own stream, after all that was asked for so far."""
+        if self.stream is None:
             return nullcontext()
-        self.graphs.stream.wait_stream(torch.cuda.current_stream(self.member.device))
-        return torch.cuda.stream(self.graphs.stream)
+        self.stream.wait_stream(torch.cuda.current_stream(self.member.device))
+        return torch.cuda.stream(self.stream)
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """The first S slots, of `lengths` [S], read `tokens` [S, t]: the head's logits, which later steps overwrite."""
-        return self._forward(tokens, lengths) if self.graphs is None else self.graphs(tokens, lengths)
+        if self.graphs is None:
+            return self._forward(tokens, lengths)
+        try:
+            return self.graphs(tokens, lengths)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            log.warning("%s can't be recorded as a CUDA graph and runs without: %s", self.member.role, error)
+            self.graphs = None
+            return self._forward(tokens, lengths)
 
     def _forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         at = lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
