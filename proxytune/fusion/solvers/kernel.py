@@ -9,10 +9,10 @@ A row is read three times, by one program:
 3. the fused logits are written with that weight, and the divergences there are computed. Where the loss could still
    fall by more than rounding, Newton's method, safeguarded by bisection, goes on, a read of the row at each step.
 
-Where exponents are too large for sums in float32, step 2 computes the loss at all these points instead. The loss is
-that of `line_search` up to rounding, or lower where a narrow minimum hides between two points of the rule. Needs
-Triton, so it is imported only where tensors are on a GPU (or where Triton's interpreter is on, which tests it).
-Shapes: n rows, V tokens, N nodes.
+Where exponents are too large for sums in float32, or step 3 shows the model to be wrong, the loss is computed at those
+points in place of step 2. The loss found is that of `line_search` up to rounding, or lower where a narrow minimum hides
+between two points of the rule. Needs Triton, so it is imported only where tensors are on a GPU (or where Triton's
+interpreter is on, which tests it). Shapes: n rows, V tokens, N nodes.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ SHORT = tl.constexpr(3e-3)
 LATTICE = 32
 """Between the ends of the rule's points there are at least so many cells: the lowest of their corners is sought, then
 the lowest loss between its neighbours."""
+TRUSTED = tl.constexpr(1e-4)
+"""Where the loss is further than this from the model's, in its own size or nats squared, the model is not used."""
 ZOOMS = tl.constexpr(3)
 SAMPLES = tl.constexpr(64)
 """Weights at which a zoom computes the loss of the model: three zooms come to 1e-5 of the distance of two points."""
@@ -241,7 +243,7 @@ def _first_lowest(loss, w, M: tl.constexpr):
 
 @triton.jit
 def _by_model(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G, POINTS: tl.constexpr):
-    """The second read: a weight, and the weights between which it is the best."""
+    """The second read: a weight, the weights between which it is the best, and its loss by the model."""
     h, step = (high - low) / (NODES - 1), (high - low) / (G - 1)
     psi, mean, variance = _nodes(base, expert, anti, V, psi0, mean0, uniform, low + h * tl.arange(0, NODES))
     i = tl.arange(0, POINTS)
@@ -249,29 +251,35 @@ def _by_model(base, expert, anti, V, psi0, mean0, uniform, forward, backward, lo
     loss = tl.where(i < G, _model_loss(points, low, h, psi, mean, variance, forward, backward), INFINITY)
     best = _first_lowest(loss, points, POINTS)
     first, last = tl.maximum(best - step, low), tl.minimum(best + step, high)
-    w, inner, outer = best, first, last
+    w, inner, outer, lowest = best, first, last, tl.min(loss)
     for _ in tl.static_range(ZOOMS):
         fine = (outer - inner) / (SAMPLES - 1)
         samples = inner + fine * tl.arange(0, SAMPLES)
-        w = _first_lowest(_model_loss(samples, low, h, psi, mean, variance, forward, backward), samples, SAMPLES)
+        loss = _model_loss(samples, low, h, psi, mean, variance, forward, backward)
+        w, lowest = _first_lowest(loss, samples, SAMPLES), tl.min(loss)
         inner, outer = tl.maximum(w - fine, inner), tl.minimum(w + fine, outer)
-    return w, first, last
+    return w, first, last, lowest
 
 
 @triton.jit
 def _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G):
-    """The same from the loss at every one of G points, NODES of them at each read."""
+    """The same, without a model, from the loss itself: NODES weights at each read."""
     step = (high - low) / (G - 1)
     best, lowest = low, low * 0 + INFINITY
-    for start in range(0, G, NODES):
-        i = start + tl.arange(0, NODES)
-        points = tl.minimum(low + step * i, high)
+    first, last = low, high
+    for start in range(0, G + ZOOMS * NODES, NODES):
+        # After the G points, ZOOMS times NODES weights between the neighbours of the best one so far.
+        zoom = start >= G
+        fine = tl.where(zoom, (last - first) / (NODES - 1), step)
+        points = tl.where(zoom, first, low + step * start) + fine * tl.arange(0, NODES)
+        points = tl.minimum(points, high)
         psi, mean = _points(base, expert, anti, V, psi0, mean0, uniform, points)
-        loss = tl.where(i < G, _loss(points, psi, mean, forward, backward), INFINITY)
+        loss = _loss(points, psi, mean, forward, backward)
         loss = tl.where(loss == loss, loss, INFINITY)
         here = tl.min(loss)
         best, lowest = tl.where(here < lowest, _first_lowest(loss, points, NODES), best), tl.minimum(here, lowest)
-    return best, tl.maximum(best - step, low), tl.minimum(best + step, high)
+        first, last = tl.maximum(best - fine, low), tl.minimum(best + fine, high)
+    return best, first, last
 
 
 @triton.jit
@@ -288,14 +296,15 @@ def _search(
         forward, backward = tl.load(targets + row), tl.load(targets + n + row)
     low, high = tl.zeros([], tl.float32) + low, tl.zeros([], tl.float32) + high
     reach = tl.maximum(tl.abs(low), tl.abs(high))
-    w, first, last = low * 0 + at_flat, low, high
-    if (not flat) & (not bad):
-        if reach * tl.maximum(most - mean0, mean0 - least) <= LARGE:
-            w, first, last = _by_model(
-                base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G, POINTS
-            )
-        else:
-            w, first, last = _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G)
+    w, first, last, expected = low * 0 + at_flat, low, high, low * 0
+    some = (not flat) & (not bad)
+    modelled = some & (reach * tl.maximum(most - mean0, mean0 - least) <= LARGE)
+    if modelled:
+        w, first, last, expected = _by_model(
+            base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G, POINTS
+        )
+    elif some:
+        w, first, last = _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G)
     w = tl.where(bad, float("nan"), w)
     best, lowest, written, left = w, low * 0 + INFINITY, w, tl.zeros([], tl.int32) + STEPS
     while left > 0:
@@ -303,18 +312,22 @@ def _search(
         written = w
         loss = _loss(w, psi, mean, forward, backward)
         best, lowest = tl.where(loss < lowest, w, best), tl.minimum(loss, lowest)
-        gap, back = w * mean - psi - forward, psi - backward
-        slope = gap * w * variance + back * mean
-        curvature = w * w * variance * variance + gap * (variance + w * skew) + mean * mean + back * variance
-        first, last = tl.where(slope < 0, w, first), tl.where(slope > 0, w, last)
-        newton = w - slope / curvature
-        safe = (curvature > 0) & (newton >= first) & (newton <= last)
-        falls = tl.where(
-            safe & (most - least <= NARROW), slope * slope / curvature > CLOSE * tl.maximum(loss, 1.0), True
-        )
-        after = tl.where(safe, newton, (first + last) / 2)
-        go_on = falls & (tl.abs(after - w) >= SHORTEST) & (not flat) & (not bad)
-        w, left = tl.where(go_on, after, w), tl.where(go_on, left - 1, 0)
+        if modelled & (left == STEPS) & (tl.abs(loss - expected) > TRUSTED * tl.maximum(loss, 1.0)):
+            w, first, last = _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G)
+            left = left - 1
+        else:
+            gap, back = w * mean - psi - forward, psi - backward
+            slope = gap * w * variance + back * mean
+            curvature = w * w * variance * variance + gap * (variance + w * skew) + mean * mean + back * variance
+            first, last = tl.where(slope < 0, w, first), tl.where(slope > 0, w, last)
+            newton = w - slope / curvature
+            safe = (curvature > 0) & (newton >= first) & (newton <= last)
+            foreseen = slope * slope / curvature
+            after = tl.where(safe, newton, (first + last) / 2)
+            known = safe & (most - least <= NARROW) & (tl.abs(after - w) <= SHORT)
+            falls = (foreseen > CLOSE * tl.maximum(loss, 1.0)) | (not known)
+            go_on = falls & (tl.abs(after - w) >= SHORTEST) & some
+            w, left = tl.where(go_on, after, w), tl.where(go_on, left - 1, 0)
     tl.store(weights + row, best)
     tl.store(losses + row, lowest)
     if WRITE and written != best:
