@@ -137,7 +137,8 @@ def _our_classes() -> Iterator[type]:
     for path in FILES:
         module = ".".join(["proxytune", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
         inside_vllm = path.parent.name == "vllm" and path.name in ("members.py", "model.py", "runners.py")
-        if path.name != "__main__.py" and not inside_vllm:  # vLLM lives in an environment of its own
+        elsewhere = inside_vllm or path.name in ("__main__.py", "kernel.py")  # vLLM and Triton are not installed here
+        if not elsewhere:
             for kind in vars(importlib.import_module(module)).values():
                 if inspect.isclass(kind) and kind.__module__ == module and kind.__qualname__ == kind.__name__:
                     yield kind
