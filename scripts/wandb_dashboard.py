@@ -16,7 +16,7 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
-from proxytune.record import Record, TaskRecord, read_record
+from proxytune.record import Record, TaskRecord, deciding, flattened, read_record
 
 WIDE = wr.Layout(w=24, h=12)
 
@@ -44,18 +44,10 @@ def dashboard(runs: Sequence[Record], entity: str, project: str, group: str | No
 
 
 def swept(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """The keys of numbers, texts and switches in which the configurations differ, in their order; not where they go."""
-    flat = [dict(_leaves(config)) for config in configs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    return [key for key in keys if key != "output" and len({str(one.get(key)) for one in flat}) > 1]
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
-        for name, child in node.items():
-            yield from _leaves(child, f"{key}.{name}" if key else str(name))
-    elif not isinstance(node, list):
-        yield key, node
+    """The keys of numbers, texts and switches that decide results and in which the configurations differ."""
+    flat = [dict(flattened(deciding(config))) for config in configs]
+    keys = dict.fromkeys(key for one in flat for key, value in one.items() if not isinstance(value, list))
+    return [key for key in keys if len({str(one.get(key)) for one in flat}) > 1]
 
 
 def _alpha(tasks: dict[str, TaskRecord], keys: Sequence[str]) -> Iterator[wr.ScatterPlot]:

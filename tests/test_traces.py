@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,11 @@ def test_a_trace_changes_no_answer(family: Ensemble):
 def test_a_trace_comes_back_from_the_store_as_it_was(family: Ensemble):
     for answer in answers(family, requests(family)).values():
         assert decode(encode(answer)) == answer
+        if answer.trace is not None:
+            older = {"kind": "generated", **vars(answer), "trace": vars(answer.trace)}
+            assert decode(json.dumps(older)) == answer
+            if answer.trace.top:
+                assert len(encode(answer)) < len(json.dumps(older)) / 1.5
 
 
 class Counting(HFEngine):

@@ -89,12 +89,17 @@ def best_fused(task: TaskRecord) -> list[str]:
     return [name for name, value in fused.items() if value == best]
 
 
+def in_order(tasks: Tasks) -> list[str]:
+    """The arms as they stand in tables: by kind, and in the order of the configuration."""
+    names = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
+    return sorted(names, key=lambda arm: _KINDS.index(_entries(tasks, arm)[0].kind))
+
+
 def _table(column: Column, tasks: Tasks, notes: Notes, *, first: bool) -> Table:
     """The column's table; metric and n stand in the headings of the first."""
-    names = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
-    arms = dict.fromkeys(sorted(names, key=lambda arm: _KINDS.index(_entries(tasks, arm)[0].kind)))
+    arms = in_order(tasks)
     if column.fused_only:
-        arms = {arm: None for arm in arms if any(entry.rule for entry in _entries(tasks, arm))}
+        arms = [arm for arm in arms if any(entry.rule for entry in _entries(tasks, arm))]
     rows = {arm: [_cell(column, task, arm, notes) for task in tasks.values()] for arm in arms}
     start = _common_start(list(tasks))
     short = {name.removeprefix(start): task for name, task in tasks.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
 import sqlite3
 import time
+import zlib
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -149,7 +151,7 @@ def encode(answer: Answer) -> str:
     """An answer as JSON; floats come back bit for bit."""
     fields = {"kind": type(answer).__name__.lower(), **vars(answer)}
     if fields.get("trace") is not None:
-        fields["trace"] = vars(fields["trace"])
+        fields["trace"] = _packed(vars(fields["trace"]))
     return json.dumps(fields)
 
 
@@ -158,9 +160,20 @@ def decode(value: str) -> Answer:
     trace = fields.pop("trace", None)
     answer = {name: _frozen(field) for name, field in fields.items()}
     if trace is not None:
+        trace = _unpacked(trace) if isinstance(trace, str) else trace  # older stores have it as it is
         top = {name: _frozen(field) for name, field in trace.pop("top").items()}
         answer["trace"] = Trace(**{name: _frozen(field) for name, field in trace.items()}, top=top)
     return _KINDS[answer.pop("kind")](**answer)
+
+
+def _packed(trace: Mapping[str, Any]) -> str:
+    """A trace, which is longer than its answer, as compressed JSON in base64."""
+    text = json.dumps(trace, separators=(",", ":"))
+    return base64.b64encode(zlib.compress(text.encode())).decode("ascii")
+
+
+def _unpacked(trace: str) -> dict[str, Any]:
+    return json.loads(zlib.decompress(base64.b64decode(trace)))
 
 
 def _frozen(field: Any) -> Any:

@@ -9,7 +9,7 @@ from proxytune.record import Estimate, Record, TaskRecord
 from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes, scale_and_digits
 from proxytune.reporting.configurations import differing
 from proxytune.reporting.report.source import Run
-from proxytune.reporting.tables import Table
+from proxytune.reporting.tables import Table, in_order
 
 REFERENCES = ("base", "expert", "tuned")
 
@@ -50,7 +50,7 @@ def comparisons(runs: Sequence[Run], names: Sequence[str], notes: Notes) -> list
 
 def _comparison(task: str, column: Column, runs: Sequence[Run], names: Sequence[str], notes: Notes) -> Table:
     records = [run.record.tasks.get(task) for run in runs]
-    arms = dict.fromkeys(arm for record in records if record for arm in record.arms)
+    arms = in_order({str(number): record for number, record in enumerate(records) if record})
     rows = {arm: [_cell(column, record, arm, notes) for record in records] for arm in arms}
     return Table(f"{task}: {column.title}", names, rows)
 
@@ -73,7 +73,7 @@ def _paired(name: str, task: TaskRecord) -> Table:
     references = [reference for reference in REFERENCES if reference in task.references]
     rows = {
         arm: [_difference(task, entry.differences.get(reference)) for reference in references]
-        for arm, entry in task.arms.items()
+        for arm, entry in ((arm, task.arms[arm]) for arm in in_order({name: task}))
     }
     unit = ", percentage points" if task.is_fraction else ""
     return Table(f"{name}: {task.metric}{unit}", [f"− {task.references[one]}" for one in references], rows)

@@ -14,7 +14,7 @@ from proxytune.record import FILE, ArmCost, ArmRecord, MemberRecord, TaskRecord
 from proxytune.reporting.columns import Cell
 from proxytune.reporting.report.differences import paired
 from proxytune.reporting.report.source import Run
-from proxytune.reporting.tables import Report, Table, tabulate
+from proxytune.reporting.tables import Report, Table, in_order, tabulate
 
 COSTS = "Cost of each arm: seconds, tokens per second"
 
@@ -81,11 +81,9 @@ class View:
     def costs(self) -> Table:
         """Arms down, tasks across: seconds and tokens per second of each arm, and last the size of its models."""
         costs = self.run.record.provenance.timings.costs
-        arms = dict.fromkeys(arm for task in costs.values() for arm in task.arms)
-        rows = {arm: [task.arms.get(arm) for task in costs.values()] for arm in arms}
-        return Table(
-            COSTS, [*costs, "weights"], {arm: [*map(_cost, found), _size(found)] for arm, found in rows.items()}
-        )
+        found = {arm: [task.arms.get(arm) for task in costs.values()] for arm in in_order(self.run.record.tasks)}
+        rows = {arm: [*map(_cost, some), _size(some)] for arm, some in found.items() if any(some)}
+        return Table(COSTS, [*costs, "weights"], rows)
 
     @property
     def config(self) -> str:
@@ -103,7 +101,7 @@ def _cost(cost: ArmCost | None) -> Cell:
     if cost is None:
         return Cell("·")
     speed = cost.tokens_per_second
-    return Cell(f"{cost.seconds:.3g} s" + ("" if speed is None else f", {speed:.3g}/s"))
+    return Cell(f"{cost.seconds:.3g} s" + ("" if speed is None else f", {speed:,.{0 if speed > 10 else 1}f}/s"))
 
 
 def _size(costs: Sequence[ArmCost | None]) -> Cell:
