@@ -111,6 +111,28 @@ def test_records_of_every_eval_ever_have_the_scores_of_the_run(folder: Path, tmp
         assert sum(scores) / len(scores) == pytest.approx(arm.value)
 
 
+def test_an_arm_without_a_score_is_left_out_of_every_eval_ever_and_said(folder: Path, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "0", run)
+    record = json.loads((run / "results.json").read_text())
+    record["tasks"]["miniature_gsm"]["arms"]["proxy"] |= {"value": None, "undefined": {"value": "nothing was judged"}}
+    (run / "results.json").write_text(json.dumps(record))
+    items = rows(run, "miniature_gsm")
+    for row in items:
+        row["arms"]["proxy"] |= {"exact_match": None, "output": None, "answer": None, "error": "ValueError: no"}
+    (run / "items" / "miniature_gsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    capsys.readouterr()
+    assert main(["export", str(run), "format=every_eval_ever"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"Exported: {run}/every_eval_ever (6 files)",
+        f"Left out: {run}: proxy on miniature_gsm, which has no score (nothing was judged)",
+    ]
+    assert main(["export", str(run), "format=inspect"]) == 0
+    (log,) = [json.loads(path.read_text()) for path in (run / "inspect").glob("*gsm-proxy*")]
+    assert [sample["error"]["message"] for sample in log["samples"]] == ["ValueError: no"] * 3
+    assert log["samples"][0]["scores"] == {} and log["results"]["scores"][0]["metrics"].keys() <= {"stderr"}
+
+
 def test_exporting_again_writes_the_same_files(folder: Path, tmp_path: Path):
     for kind in ("inspect", "every_eval_ever", "csv"):
         files = []

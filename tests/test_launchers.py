@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -131,3 +132,24 @@ def test_the_shipped_launchers_are_those_tested():
 def composed(*overrides: str):
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         return compose("run", ["models=local", "task=gsm8k", *overrides], return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        (
+            "hydra/launcher=submitit_lokal",
+            "unknown choice for hydra/launcher 'submitit_lokal'. Did you mean 'submitit_local'",
+        ),
+        ("hydra/launcher=ray_gpu", "pip install 'proxytune[ray]'"),
+        ("hydra/sweeper=nevergrad", "pip install 'proxytune[sweep]'"),
+    ],
+)
+def test_a_plugin_that_is_missing_is_named_with_how_to_get_it(launcher: str, said: str, tmp_path, monkeypatch, capsys):
+    if launcher.endswith("ray_gpu") and importlib.util.find_spec("hydra_plugins.hydra_ray_launcher"):
+        pytest.skip("the plugin is installed")
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "-m", "miniature=tiny", "seed=0,1", launcher]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

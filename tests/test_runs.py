@@ -24,7 +24,11 @@ from proxytune.record import Provenance, read_record
 from proxytune.reporting import runs
 
 ANSWER = Scored((-1.0,), (True,), ())
-FINISHED = f"{datetime.fromtimestamp(1e9):%m-%d %H:%M}".split()
+
+
+def _finished(when: float) -> list[str]:
+    """As the table has it."""
+    return f"{datetime.fromtimestamp(when):%m-%d %H:%M}".split()
 
 
 def _arm(value: float | None, rule: object = None) -> dict:
@@ -104,7 +108,7 @@ def test_runs_are_chosen_by_tag_task_and_key(wanted: list[str], names: str, tmp_
         Path(name, "results.json").write_text(json.dumps(record))
     assert main(["runs", "list", ".", *wanted]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "".join(line.split()[0] for line in lines if " open " in line) == names
+    assert "".join(line.split()[0] for line in lines if line.startswith((" a ", " b "))) == names
     assert main(["runs", "list", ".", "tag=none"]) == 1
     assert capsys.readouterr().err == "proxytune: .: none of 2 finished runs has tag=none\n"
 
@@ -133,12 +137,12 @@ def test_the_runs_of_a_sweep_are_told_apart_in_80_columns(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     for job, weight in enumerate((0.2, 0.6)):
         folder = Path("S", str(job))
-        _run(folder, when=1e9 + job, proxy=weight)
+        _run(folder, when=1e9 + 60 * job, proxy=weight)
         _given(folder, "miniature=tiny", f"arms.proxy.rule.weights={weight}", "output=S" if job else "output=T")
     lines = [line.split() for line in _listed(Path("S"), width=80)]
     assert ["run", "finished", "weights", "task", "n", "base", "tuned", "best", "fused"] in lines
-    first = lines.index(["S/0", *FINISHED, "0.2", "open", "40", "25.0", "mild", "37.5"])
-    second = lines.index(["S/1", *FINISHED, "0.6", "open", "40", "25.0", "proxy", "60.0"])
+    first = lines.index(["S/0", *_finished(1e9), "0.2", "open", "40", "25.0", "mild", "37.5"])
+    second = lines.index(["S/1", *_finished(1e9 + 60), "0.6", "open", "40", "25.0", "proxy", "60.0"])
     assert second == first + 2  # a row for the failed task is between them
     assert ["weights:", "arms.proxy.rule.weights"] in lines
 
@@ -161,23 +165,25 @@ def forty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for job in range(40):
         folder, weight, seed = Path("sweep", str(job)), WEIGHTS[job % 10], job // 10
-        _run(folder, when=1e9 + job, proxy=0.4 + job / 100)
+        _run(folder, when=1e9 + 60 * job, proxy=0.4 + job / 100)
         marked = {"tags": ["kept"], "note": f"job {job}"} if job % 10 == 0 else {"tags": [], "note": None}
         config = {"seed": seed, "arms": {"proxy": {"rule": {"weights": weight}}}, **marked}
         record = read_record(folder)
         dated = record.model_copy(update={"provenance": Provenance(config=config, seed=seed), "failed": {}})
         write_json(folder / "results.json", dated.model_dump(mode="json"))
-        os.utime(folder / "results.json", (1e9 + job, 1e9 + job))
+        os.utime(folder / "results.json", (1e9 + 60 * job, 1e9 + 60 * job))
         _given(folder, "miniature=tiny", f"arms.proxy.rule.weights={weight}", f"seed={seed}", "output=sweep")
     return Path("sweep")
 
 
 def test_forty_runs_are_forty_lines_of_80_characters(forty: Path):
     lines = _listed(forty, width=80)
-    rows = [line.split() for line in lines if " open " in line]
+    rows = [line.split() for line in lines if line.strip().startswith("sweep/") and ":" not in line.split()[0]]
     expected = [(f"sweep/{job}", str(WEIGHTS[job % 10]), str(job // 10)) for job in range(40)]
     assert [(row[0], row[3], row[4]) for row in rows] == expected
     assert [row[5] for row in rows[::10]] == ["kept"] * 4
+    assert [row[1:3] for row in rows] == [_finished(1e9 + 60 * job) for job in range(40)]
+    assert "In all rows: task open, n 40." in lines
     assert [float(row[-1]) for row in rows] == [pytest.approx(100 * (0.4 + job / 100), abs=0.06) for job in range(40)]
     assert len(lines) < 40 + 12 and max(map(len, lines)) <= 80
     assert "sweep/30: job 30" in [line.strip() for line in lines]
@@ -186,12 +192,23 @@ def test_forty_runs_are_forty_lines_of_80_characters(forty: Path):
 def test_forty_runs_are_filtered_sorted_compared_and_reported(forty: Path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["runs", "list", "sweep", "seed=2", "sort=arms.proxy.rule.weights"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " open " in line]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(" sweep/")]
     assert [(row[0], row[3]) for row in rows] == [(f"sweep/{20 + step}", str(WEIGHTS[step])) for step in range(10)]
     assert main(["runs", "list", "sweep", "tag=kept", "task=open"]) == 0
-    assert capsys.readouterr().out.count(" open ") == 4
+    assert capsys.readouterr().out.count("\n sweep/") == 4
     assert main(["report", "sweep", "output=all.html"]) == 0
     assert "Report: all.html" in capsys.readouterr().out and Path("all.html").stat().st_size > 0
+
+
+def test_keys_that_are_called_like_a_column_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for when, name in ((1e9, "a"), (2e9, "b")):
+        _run(Path(name), when)
+        _given(Path(name), f"task={name}", f"models.base={name}", f"fusion.proxy.x={name}", f"fusion.other.x={name}")
+    heading = next(line for line in _listed(Path(), width=160) if "tuned" in line)
+    assert heading.split() == [
+        *("run", "finished", "models.base", "proxy.x", "other.x", "task", "n", "base", "tuned", "best", "fused")
+    ]
 
 
 def test_many_different_keys_share_a_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

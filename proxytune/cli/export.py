@@ -37,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
 
     beside = Path(paths[0]) if len(paths) == 1 and Path(paths[0]).is_dir() else Path()
     target = Path(given.get("output", beside / FORMATS[given["format"]][0]))
-    files = export(paths, given["format"], target)
+    files, left_out = export(paths, given["format"], target)
     print(f"Exported: {target} ({len(files)} file{'s' * (len(files) != 1)})")
+    for line in left_out:
+        print(f"Left out: {line}")
     return 0

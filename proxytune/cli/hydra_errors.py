@@ -41,8 +41,13 @@ def one_line(error: Exception) -> UserError:
 def _unknown_choice(file: str, options: Sequence[str]) -> UserError:
     """For a `<group>/<choice>` that is not there; Hydra gives no options for one of a list (arms=[base])."""
     group, _, choice = file.rpartition("/")
-    error = unknown_name(f"choice for {group}", choice, options) if options else f"no file {choice!r} for {group}."
-    return UserError(f"{error} To run some of the arms: only=[{choice}]" if group == "arms" else str(error))
+    near = unknown_name(f"choice for {group}", choice, options)
+    said = str(near) if options else f"no file {choice!r} for {group}"
+    if group == "arms":
+        return UserError(f"{said}. To run some of the arms: only=[{choice}]")
+    if group in ("hydra/launcher", "hydra/sweeper"):
+        return UserError(f"{said}; more of them: pip install 'proxytune[{'ray' if 'ray' in choice else 'sweep'}]'")
+    return UserError(said)
 
 
 def _unknown_key(error: OmegaConfBaseException) -> UserError:

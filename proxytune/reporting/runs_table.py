@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,18 @@ from rich.text import Text
 
 from proxytune.record import Record, TaskRecord
 from proxytune.reporting.columns import scale_and_digits
-from proxytune.reporting.tables import best_fused
+from proxytune.reporting.tables import best_fused, common_start
 
 COLUMNS = 3
 """At most so many keys are columns of their own; the others share one."""
-NO_DIFFERENCE = {"output", "tags", "note", "store", "report", "logger", "headline"}
+RESULTS = ("task", "n", "base", "tuned", "best fused")
+SCORES = RESULTS[2:]
+HEADINGS = {"run", "finished", "other keys", "tags", *RESULTS}
+NO_DIFFERENCE = {"output", "task", "tags", "note", "store", "report", "logger", "headline"}
 """Keys that are not what a run is about, or are shown apart."""
+
+Row = dict[str, str]
+"""Heading -> cell."""
 
 
 class ListedRun(NamedTuple):
@@ -49,29 +55,57 @@ class ListedRun(NamedTuple):
 
 
 def listing(runs: Sequence[ListedRun], task: str = "") -> tuple[RichTable, list[str]]:
-    """The table, of the tasks whose names begin with `task`, and what must be said below it."""
+    """The table, of the tasks whose names begin with `task`, and what must be said below it.
+
+    What is the same in all rows is said once, below, and so is what the names of all tasks begin with.
+    """
     keys = _differing(runs)
     labels = {key: _label(key, keys[:COLUMNS]) for key in keys[:COLUMNS]}
     columns = _columns(runs, labels, keys[COLUMNS:])
+    rows = [
+        {name: cell(run) for name, cell in columns.items()} | dict(zip(RESULTS, cells, strict=True))
+        for run in runs
+        for cells in _rows(run.record, task)
+    ]
+    start = common_start(list(dict.fromkeys(row["task"] for row in rows)))
+    same = _same(rows) if len(runs) > 1 else {}
+    headings = [heading for heading in (*columns, *RESULTS) if heading not in same]
+    notes = [f"{label}: {key}" for key, label in labels.items() if label != key]
+    notes += [f"In all rows: {', '.join(f'{heading} {value}' for heading, value in same.items())}."] if same else []
+    notes += [f"The names of all tasks begin with {start}."] if start else []
+    notes += ["Scores between 0 and 1 are in percent.", *(f"{run.name}: {run.note}" for run in runs if run.note)]
+    return _table(headings, columns, [{**row, "task": row["task"].removeprefix(start)} for row in rows]), notes
+
+
+def _same(rows: Sequence[Row]) -> Row:
+    """The cells that are the same in all rows, scores aside."""
+    same = dict(rows[0]) if rows else {}
+    for row in rows:
+        same = {heading: value for heading, value in same.items() if row[heading] == value}
+    return {heading: value for heading, value in same.items() if value and heading not in SCORES}
+
+
+def _table(headings: Sequence[str], of_run: Collection[str], rows: Sequence[Row]) -> RichTable:
+    """What is `of_run` stands in the first of a run's rows."""
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for heading in (*columns, "task", "n", "base", "tuned", "best fused"):
+    for heading in headings:
         numeric = heading in ("n", "base", "tuned")
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
-    for run in runs:
-        named = [cell(run) for cell in columns.values()]
-        for number, cells in enumerate(_rows(run.record, task)):
-            table.add_row(*map(Text, [*(named if number == 0 else [""] * len(named)), *cells]))
-    notes = [f"{label}: {key}" for key, label in labels.items() if label != key]
-    return table, [*notes, "Scores between 0 and 1 are in percent.", *_notes(runs)]
+    before = None
+    for row in rows:
+        repeated = of_run if row["run"] == before else ()
+        table.add_row(*(Text("" if heading in repeated else row[heading]) for heading in headings))
+        before = row["run"]
+    return table
 
 
 def _columns(
     runs: Sequence[ListedRun], labels: Mapping[str, str], others: Sequence[str]
 ) -> dict[str, Callable[[ListedRun], str]]:
     """Heading -> a run's cell, of what tells the runs apart; without what would be empty or is said already."""
+    form = "%m-%d %H:%M" if len({run.finished.year for run in runs}) == 1 else "%Y-%m-%d"
     columns: dict[str, Callable[[ListedRun], str]] = {"run": lambda run: run.name}
     if not all(f"{run.finished:%Y-%m-%d}" in run.name for run in runs):
-        form = "%m-%d %H:%M" if len({run.finished.year for run in runs}) == 1 else "%Y-%m-%d"
         columns["finished"] = lambda run: f"{run.finished:{form}}"
     for key, label in labels.items():
         columns[label] = partial(_value_of, key)
@@ -93,14 +127,11 @@ def _differing(runs: Sequence[ListedRun]) -> list[str]:
 
 
 def _label(key: str, keys: Sequence[str]) -> str:
-    """The shortest end of `key` that is no end of another."""
+    """The shortest end of `key` that is no end of another and no other heading."""
     parts = key.split(".")
     ends = [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
-    return next(end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
-
-
-def _notes(runs: Sequence[ListedRun]) -> list[str]:
-    return [f"{run.name}: {run.note}" for run in runs if run.note]
+    alone = (end for end in ends if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+    return next((end for end in alone if end not in HEADINGS), key)
 
 
 def _rows(record: Record, wanted: str) -> Iterator[list[str]]:

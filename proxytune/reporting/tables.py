@@ -101,14 +101,14 @@ def _table(column: Column, tasks: Tasks, notes: Notes, *, first: bool) -> Table:
     if column.fused_only:
         arms = [arm for arm in arms if any(entry.rule for entry in _entries(tasks, arm))]
     rows = {arm: [_cell(column, task, arm, notes) for task in tasks.values()] for arm in arms}
-    start = _common_start(list(tasks))
+    start = common_start(list(tasks))
     short = {name.removeprefix(start): task for name, task in tasks.items()}
     headings = [_heading(task, name) if first else name for name, task in short.items()]
     title = f"{column.title}; tasks: {start}…" if start else column.title
     return _with_mean(Table(title or "", headings, rows), notes)
 
 
-def _common_start(names: list[str]) -> str:
+def common_start(names: list[str]) -> str:
     """What the names of several tasks begin with, up to an underscore; "" where they begin differently."""
     if len(names) < 2:
         return ""

@@ -17,10 +17,11 @@ FORMATS = {
 """Format -> what writes runs into a folder or file, and returns the files written."""
 
 
-def export(paths: Sequence[str], wanted: str, target: Path) -> list[Path]:
-    """Writes the runs of folders, and the jobs of sweeps, in one of `FORMATS`.
+def export(paths: Sequence[str], wanted: str, target: Path) -> tuple[list[Path], list[str]]:
+    """Writes the runs of folders, and the jobs of sweeps, in one of `FORMATS`; the files, and what was left out.
 
     Raises UserError for a folder that is no run, for one whose scores or items are not all there, and where it cannot
     write.
     """
-    return FORMATS[wanted](runs_of(paths), target)
+    runs = runs_of(paths)
+    return FORMATS[wanted](runs, target), every_eval_ever.left_out(runs) if wanted == "every_eval_ever" else []

@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 from proxytune.atomic import write_json, write_jsonl
-from proxytune.errors import UserError
 from proxytune.record import DataRecord
 from proxytune.reporting.export.source import Cell, Item, cells, file_name, finished
 from proxytune.reporting.report.source import Run
@@ -22,8 +21,20 @@ SCHEMA = "0.3.0"
 
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
-    """Raises UserError for an arm without a score: the schema has no room for it."""
-    return [path for run in runs for cell in cells(run) for path in _write(cell, folder)]
+    """All arms but those that are `left_out`."""
+    scored = [cell for run in runs for cell in cells(run) if cell.arm.value is not None]
+    return [path for cell in scored for path in _write(cell, folder)]
+
+
+def left_out(runs: Sequence[Run]) -> list[str]:
+    """The arms without a score, for which the schema has no room, and why they have none."""
+    return [
+        f"{cell.run.folder}: {cell.arm_name} on {cell.task_name}, which has no score "
+        f"({cell.arm.undefined.get('value', 'no item could be judged')})"
+        for run in runs
+        for cell in cells(run)
+        if cell.arm.value is None
+    ]
 
 
 def _write(cell: Cell, folder: Path) -> list[Path]:
@@ -102,11 +113,6 @@ def _model_info(cell: Cell) -> dict[str, Any]:
 
 def _result(cell: Cell) -> dict[str, Any]:
     arm, task, provenance = cell.arm, cell.task, cell.run.record.provenance
-    if arm.value is None:
-        raise UserError(
-            f"{cell.run.folder} cannot be exported: {cell.arm_name} has no score on {cell.task_name} "
-            f"({arm.undefined.get('value', 'no item could be judged')}), which the format demands"
-        )
     asked = {"limit": provenance.limit, "num_fewshot": provenance.num_fewshot, "seed": provenance.seed}
     return {
         "evaluation_result_id": f"{cell.task_name}/{task.metric}",
