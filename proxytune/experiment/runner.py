@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
-from proxytune.console import aside, loading_bars, shows_bars
+from proxytune.console import aside, loading_bars, quiet_logger, shows_bars
 from proxytune.errors import UserError
 from proxytune.execution import Isolation
 from proxytune.experiment.answers.shared import ArmFailed, Engine, LazyEngine, SharedAnswers
@@ -129,8 +129,10 @@ class LoadedModels:
         shared = (family.missing_tokens, family.end_tokens, identity(family.base))
         facts = {role: (*shared, family.sources[role], identity(family.sources[role])) for role in sorted(roles)}
         if self._ensemble is None or not facts.items() <= self._facts.items():
-            self._ensemble = None
-            self._ensemble, self._facts = load(family, roles), dict(facts)
+            # The memory that models take is told of once: other tasks' models are of the same sizes.
+            with quiet_logger("proxytune.models.loading.memory") if self._facts else nullcontext():
+                self._ensemble = None
+                self._ensemble, self._facts = load(family, roles), dict(facts)
         return self._ensemble
 
 
