@@ -13,12 +13,14 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
+from hydra.plugins.config_source import ConfigResult
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -26,6 +28,7 @@ from proxytune.compat import Name
 
 _APPLICATION = "hydra._internal.hydra:Hydra"
 _LOADER = "hydra._internal.config_loader_impl:ConfigLoaderImpl"
+_FILES = "hydra._internal.config_repository:ConfigRepository"
 
 NAMES = (
     Name("hydra", "_internal", "where what follows is"),
@@ -38,6 +41,8 @@ NAMES = (
     Name(_APPLICATION, "config_loader", "ours takes its place"),
     Name(_LOADER, "load_configuration", "a configuration is checked before Hydra acts on it", overridden=True),
     Name(_LOADER, "load_sweep_config", "a job is composed once", overridden=True),
+    Name(_FILES, "load_config", "a file is read once", overridden=True),
+    Name(_FILES, "initialize_sources", "what was read belongs to these", overridden=True),
     Name("hydra._internal.core_plugins.basic_sweeper:BasicSweeper", "split_arguments", "the jobs of a sweep"),
 )
 
@@ -69,11 +74,29 @@ def swept(hydra: Hydra) -> tuple[DictConfig | None, list[list[str]]]:
     return loader.sweep, jobs
 
 
+class FilesReadOnce(ConfigRepository):
+    """Configuration files that are read once for all jobs of a sweep: parsing them takes most of composing a job."""
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        self._read: dict[str, ConfigResult | None] = {}
+        super().initialize_sources(config_search_path)
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self._read:
+            self._read[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self._read[config_path])
+
+    def __deepcopy__(self, memo: object) -> FilesReadOnce:
+        """Hydra copies it for every job; `initialize_sources` of a copy leaves this one as it is."""
+        return copy.copy(self)
+
+
 class CheckedLoader(ConfigLoaderImpl):
     """Composes and checks each configuration once, and all jobs of a sweep before its sweeper is built."""
 
     def __init__(self, path: ConfigSearchPath, check: Check) -> None:
         super().__init__(path)
+        self.repository = FilesReadOnce(path)
         self.check = check
         self.jobs: dict[tuple[str, ...], DictConfig] = {}
         self.sweep: DictConfig | None = None

@@ -9,13 +9,8 @@ from __future__ import annotations
 import math
 import re
 import string
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
 from typing import Any
-
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 NEXT_QUESTION = ("Answer the following question", "Question:", "Comment:")
 """Where a model goes on with an exercise of its own: the answer ends there (Liu et al. 2024)."""
@@ -24,11 +19,7 @@ WRAPPERS = ("(", "\\begin{blockquote}", "\\begin{code}")
 code released with the paper takes out four more (quotes, bold, fences), so that 50 more of LLaMA-2-70B's 817 answers
 name a letter (accuracy 0.4256, not 0.4231)."""
 LETTERS = "ABCD"
-ROUGES = ["rouge1", "rouge2", "rougeL"]
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 """Thai, Lao, Burmese, Khmer, kana, Han."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -98,42 +89,11 @@ def score_alias(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, flo
     return {"exact_match": float(results[0].strip().lower() in aliases)}
 
 
-class _Words(Tokenizer):
-    """rouge-score's own tokenizer, which keeps a-z and 0-9 and no other letter, made to read every script.
-
-    A word is a run of letters, digits and their combining marks, in Unicode's composed form (NFC) and without case; in
-    scripts that put no blanks between words (Han, kana, Thai, Lao, Burmese, Khmer) every character is one. Words of
-    ASCII alone are stemmed as usual, so a text without other letters has the words that rouge-score finds in it.
-    """
-
-    def __init__(self) -> None:
-        self._ascii = DefaultTokenizer(use_stemmer=True)
-
-    def tokenize(self, text: str) -> list[str]:
-        return list(self._words(text))
-
-    @lru_cache(2**14)  # noqa: B019 (one object for the whole process)
-    def _words(self, text: str) -> tuple[str, ...]:
-        """Kept, as the references and many outputs are the same for all arms."""
-        words = _UNSPACED.sub(r" \g<0> ", _letters(text)).split()
-        several = ([found] if not found.isascii() else self._ascii.tokenize(found) for found in words)
-        return tuple(word for some in several for word in some)
-
-
-def _letters(text: str) -> str:
-    """`text` with a blank for all that is no letter, digit or mark."""
-    composed = unicodedata.normalize("NFC", text).casefold()
-    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in composed)
-
-
-@cache
-def _rouge() -> RougeScorer:
-    return RougeScorer(ROUGES, tokenizer=_Words())
-
-
 def rouge(reference: str, output: str) -> dict[str, float]:
     """ROUGE-1, ROUGE-2 and ROUGE-L F1 in [0, 1], English words stemmed."""
-    return {name: score.fmeasure for name, score in _rouge().score(reference, output).items()}
+    from proxytune.tasks.rouge import scorer  # brings all of nltk, which most tasks do without
+
+    return {name: score.fmeasure for name, score in scorer().score(reference, output).items()}
 
 
 def score_rouge(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
