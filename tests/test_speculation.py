@@ -9,6 +9,8 @@ from test_engine_batching import Small
 from test_engine_generate import ARMS, GREEDY, PROMPTS, SAMPLED, assert_as_reference, counting
 from tiny import tiny_llama, tiny_tokenizer
 
+from proxytune import validation
+from proxytune.cli.schema import EngineConfig
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
@@ -16,6 +18,8 @@ from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
+from proxytune.record import ArmCost, Drafts, Provenance, Record, TaskCosts, Timings
+from proxytune.reporting.speeds import speeds
 
 OWN = ("expert:math",)
 SIX = [
@@ -206,3 +210,27 @@ def test_the_same_call_makes_the_same_drafts(near):
 def test_a_setting_that_makes_no_sense_is_refused(near, wrong):
     with pytest.raises(UserError, match=r"engine\.speculate"):
         HFEngine(near, speculate=wrong)
+
+
+@pytest.mark.parametrize("wrong", [-1, 65, "fast", 2.5])
+def test_the_setting_is_checked_before_models_load(wrong):
+    with pytest.raises(UserError, match=r"speculate.*auto, off, or an integer from 0 to 64"):
+        validation.check(EngineConfig, {"_target_": "proxytune.engines.hf.HFEngine", "speculate": wrong})
+    for right in ("auto", "off", False, 0, 6):
+        validation.check(EngineConfig, {"_target_": "proxytune.engines.hf.HFEngine", "speculate": right})
+
+
+def test_what_drafts_brought_is_said_in_a_line():
+    arm = ArmCost(seconds=1.0, tokens=1500, weights=10)
+    drafts = Drafts(passes=400, drafted=1000, accepted=800)
+    costs = {
+        "open": TaskCosts(arms={"proxy": arm}, members={"base": 1.0, "expert:x": 0.5}, drafts=drafts),
+        "plain": TaskCosts(arms={"proxy": arm}, members={"base": 2.0}),
+        "stored": TaskCosts(),
+    }
+    timings = Timings(costs=costs, task_seconds={"open": 2.0, "plain": 4.0, "stored": 1.0})
+    assert list(speeds(Record(tasks={}, provenance=Provenance(timings=timings)))) == [
+        "open: 1,500 tokens of all arms in 2 s, 750/s; base 50 %, expert:x 25 % of the time; "
+        "3 tokens a pass, 80 % of 1,000 drafted tokens right",
+        "plain: 1,500 tokens of all arms in 4 s, 375/s; base 50 % of the time",
+    ]

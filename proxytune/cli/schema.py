@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
@@ -42,6 +42,8 @@ class EngineConfig(Strict):
     """an engine's class"""
     batch_size: int | None = Field(None, ge=1)
     """an integer from 1 (requests worked on together), or null for the engine's own choice"""
+    speculate: Literal["auto", "off", False] | Annotated[int, Field(ge=0, le=64)] = "auto"
+    """auto, off, or an integer from 0 to 64: the tokens of a draft, for engine=hf"""
 
 
 class RunConfig(Strict):

@@ -14,12 +14,16 @@ from rich.text import Text
 from proxytune.errors import UserError
 from proxytune.record import FILE, Record, read_record
 from proxytune.reporting.runs_table import ListedRun, listing
+from proxytune.reporting.speeds import speeds
 from proxytune.reporting.terminal import show
 
 
 def show_run(folder: str | Path, console: Console | None = None) -> None:
-    """Prints the tables of a finished run again."""
-    show(read_record(folder), console)
+    """Prints the tables of a finished run again, and how fast its answers were computed."""
+    record, console = read_record(folder), console or Console()
+    show(record, console)
+    for line in speeds(record):
+        console.print(Text(line, style="dim"))
 
 
 def list_runs(

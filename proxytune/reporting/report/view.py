@@ -14,6 +14,7 @@ from proxytune.record import FILE, ArmCost, ArmRecord, MemberRecord, TaskRecord
 from proxytune.reporting.columns import Cell
 from proxytune.reporting.report.differences import paired
 from proxytune.reporting.report.source import Run
+from proxytune.reporting.speeds import speeds
 from proxytune.reporting.tables import Report, Table, in_order, tabulate
 
 COSTS = "Cost of each arm: seconds, tokens per second"
@@ -84,6 +85,11 @@ class View:
         found = {arm: [task.arms.get(arm) for task in costs.values()] for arm in in_order(self.run.record.tasks)}
         rows = {arm: [*map(_cost, some), _size(some)] for arm, some in found.items() if any(some)}
         return Table(COSTS, [*costs, "weights"], rows)
+
+    @property
+    def speeds(self) -> list[str]:
+        """A line for each task."""
+        return list(speeds(self.run.record))
 
     @property
     def config(self) -> str:

@@ -1,0 +1,26 @@
+"""What decoding a task took, in a line: speed, the models' parts of the time, and what came of drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from proxytune.record import Drafts, Record
+
+
+def speeds(record: Record) -> Iterator[str]:
+    """A line for each task of which answers were computed by an engine that measures itself."""
+    timings = record.provenance.timings
+    for task, costs in timings.costs.items():
+        seconds, tokens = timings.task_seconds.get(task), sum(arm.tokens for arm in costs.arms.values())
+        if not seconds or not tokens:
+            continue
+        parts = [f"{role} {100 * part / seconds:.0f} %" for role, part in costs.members.items()]
+        line = f"{task}: {tokens:,} tokens of all arms in {seconds:.3g} s, {tokens / seconds:.3g}/s"
+        yield line + (f"; {', '.join(parts)} of the time" if parts else "") + _drafts(costs.drafts)
+
+
+def _drafts(drafts: Drafts) -> str:
+    if drafts.acceptance is None or drafts.tokens_per_pass is None:
+        return ""
+    right = f"{100 * drafts.acceptance:.0f} % of {drafts.drafted:,} drafted tokens right"
+    return f"; {drafts.tokens_per_pass:.2g} tokens a pass, {right}"
