@@ -1,5 +1,6 @@
 """Runs, sweeps and builds of a miniature that are stopped: scripts/kill_test.py, of which these are short rounds."""
 
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -43,3 +44,26 @@ def test_models_of_the_miniature_that_are_complete_when_its_build_is_stopped_are
     report = _trials(kill_test, 2, tmp_path, "build", "ctrl-c")
     assert report.told > 0
     assert 0 < report.kept < 2 * report.total
+
+
+PARENT = """
+import multiprocessing, time
+from proxytune.miniature.schedule import _start_worker
+
+def work():
+    _start_worker(None)
+    print("at work", flush=True)
+    time.sleep(100)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=work).start()
+"""
+
+
+def test_a_worker_ends_with_a_parent_that_was_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "at work\n"
+        parent.kill()
+        assert parent.stdout.read() == ""  # the pipe closes when the worker, which has it too, has ended
