@@ -91,7 +91,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     own = ("train", "gguf", "vllm", "wandb", "api")
     extras = {name: _names(project["optional-dependencies"][name]) for name in own}
     imported: dict[str, set[str]] = {}
-    packages = {"vllm": ["vllm"], **packages_distributions()}  # vLLM lives in an environment of its own
+    elsewhere = {"vllm": ["vllm"], "ray": ["ray"]}  # in environments of their own
+    packages = {**elsewhere, **packages_distributions()}
     for path in (ROOT / "proxytune").rglob("*.py"):
         for module in _modules(path) - set(sys.stdlib_module_names) - {"proxytune"}:
             for package in packages[module]:
