@@ -11,6 +11,7 @@ import pytest
 from proxytune import provenance
 from proxytune.cli import main
 from proxytune.experiment import runner
+from proxytune.record import read_record
 
 Sweep = Callable[..., list[str]]
 
@@ -27,12 +28,12 @@ def sweep(tmp_path: Path, family_folders: dict[str, Path], monkeypatch: pytest.M
     run = runner.run
     monkeypatch.setattr(runner, "run", lambda *a, **k: done.append(Path(k["output_dir"]).name) or run(*a, **k))
 
-    def call(*more: str, status: int = 0) -> list[str]:
+    def call(*more: str, jobs: int = 2) -> list[str]:
         done.clear()
         given = ["task=miniature", "task.names=[miniature_trivia]", "task.data_dir=data", "only=[base,proxy]"]
         swept = ["arms.proxy.rule.weights=0.5,1.5", "output=sweep", "store=null", *more]
-        assert main(["run", "-m", "models=local", *models, *given, *swept]) == status
-        assert capsys.readouterr().out.count("(finished before)") == 2 - len(done)
+        assert main(["run", "-m", "models=local", *models, *given, *swept]) == 0
+        assert capsys.readouterr().out.count("(finished before)") == jobs - len(done)
         return [*done]
 
     return call
@@ -53,6 +54,15 @@ def test_only_what_is_missing_is_run(sweep: Sweep) -> None:
     assert sweep() == ["1"]
     assert Path("sweep/0/results.json").stat().st_mtime_ns == written
     assert [Path("sweep", name).read_bytes() for name in ("sweep.csv", "sweep.md")] == tables
+
+
+def test_arms_of_a_range_have_the_scores_of_jobs(sweep: Sweep) -> None:
+    assert sweep() == ["0", "1"]
+    jobs = [read_record(f"sweep/{job}").tasks["miniature_trivia"].arms["proxy"] for job in (0, 1)]
+    assert sweep("arms.proxy.rule.weights=0.5:1.5:1", "output=arms", jobs=1) == ["0"]
+    arms = read_record("arms/0").tasks["miniature_trivia"].arms
+    assert [arms[f"proxy[weights={alpha}]"].value for alpha in (0.5, 1.5)] == [job.value for job in jobs]
+    assert [arms[f"proxy[weights={alpha}]"].tokens for alpha in (0.5, 1.5)] == [job.tokens for job in jobs]
 
 
 def test_what_is_made_of_something_else_is_run_again(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
