@@ -91,8 +91,9 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     own = ("train", "gguf", "vllm", "wandb", "api")
     extras = {name: _names(project["optional-dependencies"][name]) for name in own}
     imported: dict[str, set[str]] = {}
-    elsewhere = {"vllm": ["vllm"], "ray": ["ray"]}  # in environments of their own
-    packages = {**elsewhere, **packages_distributions()}
+    # vLLM and Ray live in environments of their own; Triton comes with the CUDA builds of torch.
+    elsewhere = {"vllm": ["vllm"], "ray": ["ray"], "triton": ["torch"]}
+    packages = {**packages_distributions(), **elsewhere}
     for path in (ROOT / "proxytune").rglob("*.py"):
         for module in _modules(path) - set(sys.stdlib_module_names) - {"proxytune"}:
             for package in packages[module]:
