@@ -1,6 +1,12 @@
-"""What the engine saves, as ratios within one run on a family made here (random weights, 32,000 tokens).
+"""What the engine saves, as ratios within one run, mostly on families made here (random weights, 32,000 tokens).
 
-    python scripts/benchmark.py [--repeats 3] [--requests 8] [--json FILE]
+    python scripts/benchmark.py [decode overhead ...] [--repeats 3] [--requests 8] [--json FILE]
+
+Without names all parts but these run:
+
+    decode     fused arms of the miniature against its plain base, its tuned model and the papers' loop
+               (`benchmark_decode.py`); decode-random: of a base of 8 layers of 512, small models of 2 of 256
+    overhead   the engine on models of no size (one layer of width 64): time over that of these models in loops
 
     sweep      21 static alphas score a teacher-forced task: time over that of one arm (base of 44 M parameters; what an
                arm adds goes with the vocabulary alone, so larger bases bring the quotient nearer to 1)
@@ -29,106 +35,16 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from benchmark_decode import decode, decode_random, miniature, overhead, three
+from benchmark_decode import loop as papers_loop
+from benchmark_family import EXPERT, PROXY, SIX, family, prompts, ratio, timed
 
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.hf import decode as generate
-from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
-from proxytune.fusion import MatchKL, Static
+from proxytune.engines.requests import GenerateRequest, ScoreRequest
+from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
-from proxytune.models.member import Member
-
-VOCAB = 32_000
-EXPERT = "expert:task"
-PROXY = Arm("proxy", rule=Static(1.0), experts=(EXPERT,))
-SIX = [
-    Arm("base"),
-    Arm("expert", base=EXPERT),
-    Arm("tuned", base="tuned:task"),
-    PROXY,
-    Arm("static 0.5", rule=Static(0.5), experts=(EXPERT,)),
-    Arm("dynamic", rule=MatchKL(), experts=(EXPERT,)),
-]
-
-
-def llama(seed: int, hidden: int, layers: int) -> LlamaForCausalLM:
-    """A random Llama whose logits are several units apart, so that rounding decides no token."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=hidden,
-        intermediate_size=3 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        tie_word_embeddings=True,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=2.0 * weight.shape[-1] ** -0.5)
-    return model
-
-
-def near(model: LlamaForCausalLM, seed: int, noise: float) -> LlamaForCausalLM:
-    """The model with every matrix changed by `noise` times its spread."""
-    torch.manual_seed(seed)
-    changed = LlamaForCausalLM(model.config).eval().requires_grad_(False)
-    changed.load_state_dict(model.state_dict())
-    for weight in changed.parameters():
-        if weight.dim() > 1:
-            weight.add_(torch.randn_like(weight), alpha=noise * float(weight.std()))
-    return changed
-
-
-def family(noise: float | None, hidden: int = 384, layers: int = 6) -> Ensemble:
-    """Base and tuned of 24 M parameters, antiexpert and expert of 5 M; `noise`: see `near`; None: all unlike."""
-    base, anti = llama(1, hidden, layers), llama(2, 128, 2)
-    models = {
-        "base": base,
-        "antiexpert": anti,
-        EXPERT: llama(3, 128, 2) if noise is None else near(anti, 3, noise),
-        "tuned:task": llama(4, hidden, layers) if noise is None else near(base, 4, noise),
-    }
-    return Ensemble({role: Member(role, model, VOCAB) for role, model in models.items()}, tokenizer())
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
-    return PreTrainedTokenizerFast(tokenizer_object=words)
-
-
-def prompts(count: int, length: int) -> list[Prompt]:
-    """Prompts of half to the whole of `length` tokens."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(length // 2, length + 1, (count,), generator=generator).tolist()
-    return [Prompt(tuple(torch.randint(VOCAB, (n,), generator=generator).tolist())) for n in lengths]
-
-
-def timed(repeats: int, **calls: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` times, the calls taking turns; a first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(repeats + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], over: str, under: str) -> dict[str, object]:
-    """Median and range over the repeats of the quotient of two calls of one round."""
-    quotients = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
-    return {
-        "ratio": round(statistics.median(quotients), 3),
-        "range": [round(min(quotients), 3), round(max(quotients), 3)],
-        "seconds": {name: round(statistics.median(values), 3) for name, values in seconds.items()},
-    }
 
 
 def sweep(ensemble: Ensemble, count: int, repeats: int) -> dict[str, object]:
@@ -167,35 +83,12 @@ def loop(ensemble: Ensemble, count: int, repeats: int, new_tokens: int = 24) -> 
     seconds = timed(
         repeats,
         engine=lambda: list(engine.generate(requests, [PROXY])),
-        loop=lambda: plain_loop(ensemble, [request.prompt.tokens for request in requests], new_tokens),
+        loop=lambda: papers_loop(three(ensemble), [request.prompt.tokens for request in requests], new_tokens),
     )
     ours = {index: answer.tokens for index, _, answer in engine.generate(requests, [PROXY])}
-    theirs = plain_loop(ensemble, [request.prompt.tokens for request in requests], new_tokens).tolist()
+    theirs = papers_loop(three(ensemble), [request.prompt.tokens for request in requests], new_tokens).tolist()
     equal = sum(ours[index] == tuple(tokens) for index, tokens in enumerate(theirs))
     return ratio(seconds, "engine", "loop") | {"equal answers": f"{equal} of {count}"}
-
-
-@torch.inference_mode()
-def plain_loop(ensemble: Ensemble, rows: Sequence[Sequence[int]], new_tokens: int) -> torch.Tensor:
-    """Proxy-tuning as one writes it down: three models, three caches, one left-padded batch."""
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    models = [ensemble[role].model for role in ("base", EXPERT, "antiexpert")]
-    caches = [DynamicCache(config=model.config) for model in models]
-    answer = []
-    for _ in range(new_tokens):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        base, expert, anti = (
-            model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1).logits[
-                :, -1
-            ]
-            for model, cache in zip(models, caches, strict=True)
-        )
-        ids = (base + (expert - anti)).argmax(-1, keepdim=True)
-        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
-        answer.append(ids)
-    return torch.cat(answer, dim=1)
 
 
 def refill(ensemble: Ensemble, repeats: int, batch: int = 8) -> dict[str, object]:
@@ -250,23 +143,29 @@ def start(repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", help="the parts to run; none: all but decode, decode-random and overhead")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     start = time.perf_counter()
-    unlike, alike = family(None), family(0.005)
     parts: dict[str, Callable[[], Mapping[str, object]]] = {
         "start": lambda: start(options.repeats),
         "sweep": lambda: sweep(family(None, hidden=512, layers=8), options.requests, options.repeats),
-        "arms, near family": lambda: arms(alike, options.requests, options.repeats),
-        "arms, random family": lambda: arms(unlike, options.requests, options.repeats),
-        "loop": lambda: loop(unlike, options.requests, options.repeats),
-        "refill": lambda: refill(unlike, options.repeats),
+        "arms, near family": lambda: arms(family(0.005), options.requests, options.repeats),
+        "arms, random family": lambda: arms(family(None), options.requests, options.repeats),
+        "loop": lambda: loop(family(None), options.requests, options.repeats),
+        "refill": lambda: refill(family(None), options.repeats),
+        "decode": lambda: decode(*miniature(32), (1, 8, 32), options.repeats),
+        "decode-random": lambda: decode_random(options.repeats),
+        "overhead": lambda: overhead(options.repeats),
     }
     figures: dict[str, object] = {}
-    for name, part in parts.items():
-        figures[name] = part()
+    wanted = options.parts or [name for name in parts if name not in ("decode", "decode-random", "overhead")]
+    if unknown := set(wanted) - set(parts):
+        parser.error(f"unknown parts {', '.join(sorted(unknown))}: choose of {'; '.join(parts)}")
+    for name in wanted:
+        figures[name] = parts[name]()
         print(f"{name:20}", figures[name], flush=True)
     figures["environment"] = {
         "torch": torch.__version__,

@@ -28,7 +28,7 @@ from unittest import mock
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 import torch
-from benchmark import VOCAB, llama, ratio, timed, tokenizer
+from benchmark_family import VOCAB, llama, ratio, timed, tokenizer
 from peft import LoraConfig, get_peft_model
 from vllm import LLM, SamplingParams
 from vllm.platforms import current_platform

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import torch
-from benchmark import SIX, family, prompts, ratio
+from benchmark_family import SIX, family, prompts, ratio
 
 from proxytune.cli import main as proxytune
 from proxytune.engines.hf import HFEngine

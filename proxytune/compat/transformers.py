@@ -84,7 +84,9 @@ def call_unquantized(model: Any) -> None:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device that the model reads tokens on, also where accelerate keeps its weights elsewhere."""
-    first = next(model.parameters()).device
+    embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+    # Asked at every step: going through all modules for the first parameter takes longer than a small layer.
+    first = embeddings.weight.device if isinstance(embeddings, nn.Embedding) else next(model.parameters()).device
     if first.type != "meta":
         return first
     hooks = (getattr(module, "_hf_hook", None) for module in model.modules())

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from proxytune.errors import UserError
 from proxytune.models.clock import Clock
 from proxytune.models.facts import Members
+from proxytune.models.heads import use_fast_head
 from proxytune.models.member import KVState, Member
 from proxytune.models.static_state import StaticState
 
@@ -44,6 +45,8 @@ class Ensemble(Members[Member]):
         for member in self.members.values():
             if member.vocab_size != self.vocab_size:
                 raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}")
+            if not member.remote:
+                use_fast_head(member.model)
 
     def start(self, role: str, rows: int) -> KVState:
         return self[role].start(rows)

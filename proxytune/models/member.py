@@ -39,6 +39,11 @@ class KVState:
         self.mask = torch.cat([self.mask, mask], dim=1)
         return (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no position is padding: models then make no mask. On a GPU, which would have to wait, never known."""
+        return self.mask.device.type == "cpu" and bool(self.mask.all())
+
     def select(self, rows: Tensor) -> None:
         """Keep, drop, reorder or repeat rows: afterwards row i is what row `rows[i]` was."""
         self.mask = self.mask[rows.to(self.mask.device)]
@@ -132,7 +137,7 @@ class Member:
         with self.active():
             output = self.model(
                 input_ids=tokens,
-                attention_mask=state.mask,
+                attention_mask=None if state.is_full else state.mask,
                 position_ids=positions,
                 past_key_values=state.cache,
                 use_cache=True,

@@ -24,13 +24,12 @@ HOLES = 0.25
 def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
     """Token ids and mask (1 = real), both [B, t], with the padding on the left or on the right."""
     width = max(map(len, sequences))
-    ids = torch.full((len(sequences), width), PAD)
-    mask = torch.zeros(len(sequences), width, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        real = slice(width - len(sequence), width) if left else slice(0, len(sequence))
-        ids[row, real] = torch.tensor(sequence)
-        mask[row, real] = 1
-    return ids, mask
+    ids, mask = [], []
+    for sequence in sequences:
+        padding, real = width - len(sequence), len(sequence)
+        ids.append([PAD] * padding + [*sequence] if left else [*sequence] + [PAD] * padding)
+        mask.append([0] * padding + [1] * real if left else [1] * real + [0] * padding)
+    return torch.tensor(ids), torch.tensor(mask)
 
 
 def joinable(state: KVState) -> bool:
