@@ -137,18 +137,19 @@ class World:
         assert proxytune(self.command) == 0
         _kept_models.cache_clear()
 
-    def start(self) -> Any:
-        """The command in a process of its own; what it says is in the file `log`."""
-        process = FORK.Process(target=self._run)
+    def start(self, before: Callable[[], object] = lambda: None) -> Any:
+        """The command in a process of its own, which calls `before` first; what it says is in the file `log`."""
+        process = FORK.Process(target=self._run, args=(before,))
         process.start()
         return process
 
-    def _run(self) -> None:
+    def _run(self, before: Callable[[], object]) -> None:
         log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
         tqdm.set_lock(threading.RLock())  # the one inherited is shared: a killed process may have died with it
         try:
+            before()
             status = proxytune(self.command)
         except BaseException:
             traceback.print_exc()

@@ -62,7 +62,34 @@ def cnn(article: str, highlights: str) -> dict[str, Any]:
     return {"article": article, "highlights": highlights}
 
 
+def mathematics(problem: str, answer: str) -> dict[str, Any]:
+    return {"problem": problem, "answer": answer}
+
+
+def program(number: int) -> dict[str, Any]:
+    asked = {"text": f"Write a function that adds {number}.", "code": f"def add(x):\n    return x + {number}"}
+    return {"task_id": number, **asked, "test_list": [f"assert add({i}) == {number + i}" for i in range(3)]}
+
+
+SUMS = [mathematics("What is 3 + 4?", "7"), mathematics("Half of one?", "\\frac{1}{2}")]
 DATA: dict[str, list[dict[str, Any]]] = {
+    **{f"{name}/test.jsonl": SUMS for name in ("aime24", "amc", "math500", "minerva", "olympiadbench")},
+    "humaneval/test.jsonl": [
+        {
+            "task_id": f"HumanEval/{i}",
+            "prompt": f"def add(x):\n    # adds {i}\n",
+            "test": f"def check(f):\n    assert f(1) == {i + 1}\n",
+            "entry_point": "add",
+        }
+        for i in range(2)
+    ],
+    "mbpp/prompt.jsonl": [program(number) for number in (2, 3, 4)],
+    "mbpp/test.jsonl": [program(number) for number in (11, 12)],
+    "realtimeqa/test.jsonl": [
+        {"question_sentence": f"Who won race {i}?", "choices": ["one", "two", "three", "four"], "answer": [str(i)]}
+        for i in range(2)
+    ],
+    "toxigen/test.jsonl": [{"text": f"those people {i}", "target_groups": ["women"]} for i in range(2)],
     "gsm8k/test.jsonl": [
         gsm8k(" Ann has 3 pens and buys 4. How many? ", "3 + 4 = <<3+4=7>>7\n#### 7"),
         gsm8k("A ship weighs 1,200 tons. Half of it?", "1200 / 2 = 600\n#### 600"),

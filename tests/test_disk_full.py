@@ -19,6 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 
 from proxytune.experiment.answers.store import AnswerStore
+from proxytune.record import read_record
 
 
 class End(NamedTuple):
@@ -39,7 +40,7 @@ class End(NamedTuple):
 
 
 def in_a_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """kill_test forks, which is for a process in which nothing else has run."""
+    """kill_worlds forks, which is for a process in which nothing else has run."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         return alone.submit(work, *arguments).result()
 
@@ -73,9 +74,10 @@ def ends_on_small_disks(folder: Path, sizes: list[int]) -> list[End] | str:
 def _world(folder: Path) -> tuple[Any, dict[str, bytes]]:
     """The tiny family with its command, and the results of a run with room."""
     import kill_test
+    import kill_worlds
 
     kill_test.shared.BLOCK = kill_test.BLOCK
-    world = kill_test.World(folder)
+    world = kill_worlds.RunWorld(folder)
     world.finish()
     return world, world.results()
 
@@ -85,13 +87,16 @@ def _end(world: Any, whole: dict[str, bytes], limit: Callable[[], object], make_
     process = world.start(limit)
     process.join()
     said = [line for line in (world.folder / "log").read_text().splitlines() if not line.startswith("[")]
-    files = {path.name: path for path in world.output.rglob("*") if path.is_file()}
-    torn = [name for name in whole.keys() & files.keys() - {"results.json"} if files[name].read_bytes() != whole[name]]
+    files = {f"{world.output.name}/{path.name}": path for path in world.output.rglob("*") if path.is_file()}
+    complete = whole.keys() & files.keys() - {f"{world.output.name}/results.json"}
+    torn = [name for name in complete if files[name].read_bytes() != whole[name]]
     torn += [name for name in files if ".partial-" in name]
-    kept, intact = world.stored(), _intact(world.store)
+    kept, intact = len(world.kept()), _intact(world.store)
     make_room()
     world.finish()
-    return End(process.exitcode, said, torn, intact, kept, world.answers()["from_store"], world.results() == whole)
+    timings = read_record(world.output).provenance.timings
+    found = sum(task.from_store for task in timings.answers.values())
+    return End(process.exitcode, said, torn, intact, kept, found, world.results() == whole)
 
 
 def _allow(size: int) -> None:

@@ -33,9 +33,9 @@ ENGINE = """
 from proxytune.engines.hf import HFEngine
 
 class Keyed(HFEngine):
-    def __init__(self, ensemble, api_key, batch_size=None):
+    def __init__(self, ensemble, api_key, **options):
         assert api_key == "open-sesame"
-        super().__init__(ensemble, batch_size)
+        super().__init__(ensemble, **options)
 """
 
 
