@@ -142,3 +142,10 @@ def test_the_locked_set_names_versions_only():
 def test_the_scripts_are_executable():
     for script in (".ci/run", "scripts/check.sh"):
         assert os.access(ROOT / script, os.X_OK), script
+
+
+def test_no_file_holds_an_unfinished_merge():
+    listed = subprocess.run(["git", "grep", "-lE", "^(<{7}|>{7}) "], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 128:
+        pytest.skip("not a git checkout")
+    assert listed.stdout == ""
