@@ -137,7 +137,8 @@ def _fused_at(ensemble: Ensemble, arm: Arm, request: ScoreRequest, weights: torc
     base, antiexpert = read["base"], read["antiexpert"]
     experts = torch.stack([read[role] for role in arm.experts])
     own, theirs = (arm.rule.loss(base, experts, antiexpert, w) for w in (fused.weights[:, :n], weights))
-    torch.testing.assert_close(theirs, own, atol=1e-3, rtol=1e-3)
+    # The joint search ends where a step gains less than a thousandth of the loss: rounding decides at which.
+    torch.testing.assert_close(theirs, own, atol=1e-3, rtol=1e-2 if arm.rule.experts == "joint" else 1e-3)
     return base + (weights[..., None] * (experts - antiexpert)).sum(0)
 
 
