@@ -228,12 +228,17 @@ def test_a_run_records_every_arm_with_its_error_and_the_gap_closed(go, tmp_path,
     assert [row["arms"]["tuned"]["output"] for row in rows] == answers["tuned:trivia"]
 
 
-def test_items_of_a_subject_and_repeated_prompts_are_clustered_and_said(go, tmp_path):
-    (tmp_path / "data").mkdir()
+def _write_clustered(folder):
+    """Rows of five subjects, and the same with every question four times."""
+    folder.mkdir()
     choices = [" 12 apples", " the sea", " London"]
     rows = [{"question": _question(i), "subject": f"s{i % 5}", "choices": choices, "gold": i % 3} for i in range(N)]
-    _write(tmp_path / "data" / "grouped.jsonl", rows)
-    _write(tmp_path / "data" / "choice.jsonl", [row | {"question": _question(i // 4)} for i, row in enumerate(rows)])
+    _write(folder / "grouped.jsonl", rows)
+    _write(folder / "choice.jsonl", [row | {"question": _question(i // 4)} for i, row in enumerate(rows)])
+
+
+def test_items_of_a_subject_and_repeated_prompts_are_clustered_and_said(go, tmp_path):
+    _write_clustered(tmp_path / "data")
     tasks = go(["grouped", "choice"], data_dir=tmp_path / "data")["tasks"]
     for task, by, of in (("grouped", "subject", lambda i: i % 5), ("choice", "prompt", lambda i: i // 4)):
         assert (tasks[task]["grouped_by"], tasks[task]["n_groups"]) == (by, len({of(i) for i in range(N)}))
@@ -252,11 +257,7 @@ def test_items_of_a_subject_and_repeated_prompts_are_clustered_and_said(go, tmp_
 
 def test_compare_finds_the_differences_that_a_record_has(go, tmp_path):
     """An arm of one run against that of another, as two arms of one run: grouped by subject, by prompt, and not."""
-    (tmp_path / "data").mkdir()
-    choices = [" 12 apples", " the sea", " London"]
-    rows = [{"question": _question(i), "subject": f"s{i % 5}", "choices": choices, "gold": i % 3} for i in range(N)]
-    _write(tmp_path / "data" / "grouped.jsonl", rows)
-    _write(tmp_path / "data" / "choice.jsonl", [row | {"question": _question(i // 4)} for i, row in enumerate(rows)])
+    _write_clustered(tmp_path / "data")
     tasks = ["grouped", "choice"]
     together = go(tasks, arms={arm: ARMS[arm] for arm in ("base", "tuned", "expert")}, data_dir=tmp_path / "data")
     assert {task["grouped_by"] for task in together["tasks"].values()} == {"subject", "prompt"}
