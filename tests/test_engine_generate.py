@@ -7,8 +7,7 @@ import engine_reference as reference
 import pytest
 import torch
 from scipy.stats import chisquare
-from tiny import tiny_family
-from transformers import MistralConfig, MistralForCausalLM
+from tiny import tiny_family, tiny_mistral
 
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.hf import decode as generate
@@ -259,20 +258,7 @@ def test_waiting_requests_enter_as_others_leave(family, monkeypatch):
 
 
 def test_members_with_a_sliding_window_equal_the_reference(family):
-    config = MistralConfig(
-        vocab_size=family.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=5,
-    )
-    model = MistralForCausalLM(config).eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.4)
-    member = Member("expert:math", model, family.vocab_size)
+    member = Member("expert:math", tiny_mistral(family.vocab_size, seed=3), family.vocab_size)
     ensemble = Ensemble({**family.members, "expert:math": member}, family.tokenizer)
     arms = [Arm("expert", base="expert:math"), Arm("proxy", rule=Static(1.0), experts=("expert:math",))]
     assert_as_reference(ensemble, RAGGED, arms, answers(ensemble, RAGGED, arms, batch_size=4))

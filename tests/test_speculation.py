@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_engine_batching import Small
 from test_engine_generate import ARMS, GREEDY, PROMPTS, SAMPLED, assert_as_reference, counting
-from tiny import tiny_llama, tiny_tokenizer
+from tiny import tiny_llama, tiny_mistral, tiny_tokenizer
 
 from proxytune import validation
 from proxytune.cli.schema import EngineConfig
@@ -176,19 +176,7 @@ def test_out_of_memory_while_speculating(near):
 
 
 def test_a_sliding_window_is_decoded_token_by_token(near, caplog):
-    from transformers import MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(3)
-    config = MistralConfig(
-        vocab_size=near.vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=5,
-    )
-    member = Member("expert:math", MistralForCausalLM(config).eval(), near.vocab_size)
+    member = Member("expert:math", tiny_mistral(near.vocab_size, seed=3), near.vocab_size)
     ensemble = Ensemble({**near.members, "expert:math": member}, near.tokenizer)
     with caplog.at_level(logging.INFO):
         engine, found = spoken(ensemble, LONG[:3], SIX, 6)

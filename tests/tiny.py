@@ -24,6 +24,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -99,6 +101,20 @@ def tiny_llama(
         eos_token_id=2,
     )
     return _wide(LlamaForCausalLM, config, seed)
+
+
+def tiny_mistral(vocab_size: int, *, seed: int) -> MistralForCausalLM:
+    """A random Mistral whose layers see five tokens."""
+    config = MistralConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=5,
+    )
+    return _wide(MistralForCausalLM, config, seed)
 
 
 def tiny_gpt2(vocab_size: int, *, seed: int, hidden: int = 24, layers: int = 2, heads: int = 2) -> GPT2LMHeadModel:
