@@ -28,7 +28,7 @@ def code_facts() -> dict[str, str | None]:
 def library_versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
-        **{name: v for name in _LIBRARIES if (v := _version(name)) is not None},
+        **{name: found for name in _LIBRARIES if (found := installed_version(name)) is not None},
     }
 
 
@@ -89,9 +89,10 @@ def digest(parts: Iterable[bytes]) -> str:
     return hashed.hexdigest()
 
 
-def _version(library: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """By the package's own metadata, without importing it; None where it is not installed."""
     try:
-        return version(library)
+        return version(package)
     except PackageNotFoundError:
         return None
 

@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from test_sweep_plugins import WEIGHTS, needs, sweep
 
-from proxytune.cli import hydra_launchers, main
+from proxytune.cli import hydra_errors, main
 from proxytune.folders import config_dir
 
 SBATCH = (
@@ -102,10 +102,10 @@ def test_a_lost_job_is_one_line(tmp_path: Path):
     with pytest.raises(submitit.core.utils.UncompletedJobError) as caught:
         job.result()
     config = composed("hydra/launcher=submitit_local")
-    lost = hydra_launchers.lost_job(caught.value, config)
+    lost = hydra_errors.lost_job(caught.value, config)
     assert str(lost).startswith("hydra/launcher=submitit_local lost a job: Job ")
     assert "has not produced any output" in str(lost) and ".submitit/%j" in str(lost) and "\n" not in str(lost)
-    assert hydra_launchers.lost_job(ValueError("a bug"), config) is None
+    assert hydra_errors.lost_job(ValueError("a bug"), config) is None
 
 
 @needs("hydra_ray_launcher")

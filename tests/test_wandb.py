@@ -263,7 +263,7 @@ def test_the_documented_ways_to_log_finished_runs_work(run, tmp_path: Path, caps
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere/results.json does not exist"),
-        (["mode=offline"], "there is no run to log"),
+        (["mode=offline"], "no run is given"),
         (["nowhere", "tags=[a"], "tags=[a is not a list [TAG,...]"),
         (["nowhere", "mode=dry"], "logger.mode='dry' is not allowed"),
         (["nowhere", "projekt=x"], "Did you mean 'project'?"),

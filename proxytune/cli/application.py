@@ -19,9 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from proxytune.cli import secrets
 from proxytune.cli.arguments import flag_parser, help_text, parse
-from proxytune.cli.hydra_errors import COMPOSING, one_line
-from proxytune.cli.hydra_launchers import check_launcher, lost_job
-from proxytune.cli.hydra_security import check_hydra
+from proxytune.cli.hydra_checks import check_hydra, check_launcher
+from proxytune.cli.hydra_errors import COMPOSING, lost_job, one_line
 from proxytune.cli.run_folder import NOTES, note_failure
 from proxytune.compat.hydra import Hydra, application, swept
 from proxytune.errors import UserError, error_line
@@ -45,31 +44,22 @@ class OurError(Exception):
         self.error = error
 
 
-class Job:
-    """What Hydra calls with the composed configuration, once per job of a sweep."""
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-
-    def __call__(self, config: DictConfig) -> object:
-        """What the work returns, or its error."""
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            return self.work(config, folder)
-        except Exception as error:
-            # Hydra announces a raised error with a line of its own: useful only where it says which job failed.
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
-                if isinstance(error, UserError):
-                    _remove_notes(folder)
-                return OurError(error)
-            note_failure(folder, _line(error))
-            if isinstance(error, UserError):
-                log.error(error)
-            raise OurError(error) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) if isinstance(error, UserError) else error_line(error)
+def _job(work: Work, config: DictConfig) -> object:
+    """What Hydra calls with the composed configuration, once per job of a sweep: what `work` returns, or its error."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        return work(config, folder)
+    except Exception as error:
+        by_user = isinstance(error, UserError)
+        # Hydra announces a raised error with a line of its own: useful only where it says which job failed.
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            if by_user:
+                _remove_notes(folder)
+            return OurError(error)
+        note_failure(folder, " ".join(str(error).split()) if by_user else error_line(error))
+        if by_user:
+            log.error(error)
+        raise OurError(error) from error
 
 
 class Command(NamedTuple):
@@ -103,7 +93,7 @@ class Command(NamedTuple):
         return 0
 
     def _act(self, hydra: Hydra, given: Namespace) -> object:
-        name, job = given.config_name or self.name, Job(self.work)
+        name, job = given.config_name or self.name, partial(_job, self.work)
         if given.hydra_help:
             hydra.hydra_help(None, flag_parser(), Namespace(overrides=[]))
         elif given.cfg:
@@ -117,7 +107,7 @@ class Command(NamedTuple):
             return hydra.run(name, job, given.overrides).return_value
         return None
 
-    def _sweep(self, hydra: Hydra, name: str, job: Job, overrides: list[str]) -> None:
+    def _sweep(self, hydra: Hydra, name: str, job: Callable[[DictConfig], object], overrides: list[str]) -> None:
         """All jobs; what is done after them is done also where some have failed."""
         try:
             hydra.multirun(name, job, [*overrides, "hydra.mode=MULTIRUN"])

@@ -86,11 +86,15 @@ def wants_help(arguments: Sequence[str]) -> bool:
     return not {"-h", "--help"}.isdisjoint(arguments)
 
 
-def usage(command: str, text: str, keys: Mapping[str, str], needed: Collection[str] = ()) -> str:
-    """The help of a command that Hydra does not compose; `keys`: name -> meaning, those not `needed` in brackets."""
-    shown = " ".join(f"{key}=..." if key in needed else f"[{key}=...]" for key in keys)
-    listing = "\n".join(f"  {key:<8} {meaning}" for key, meaning in keys.items())
-    return f"usage: proxytune {command} {shown}\n\n{text}\n\n{listing}"
+def usage(command: str, text: str, keys: Mapping[str, str], needed: Collection[str] = (), *, runs: bool = False) -> str:
+    """The help of a command that Hydra does not compose: `keys` (name -> meaning), those not `needed` in brackets.
+
+    With `runs`, folders of runs come before them.
+    """
+    shown = ["RUN..."] * runs + [f"{key}=..." if key in needed else f"[{key}=...]" for key in keys]
+    meanings = {"RUN": "the folder of a run, or of a sweep: all of its jobs"} if runs else {}
+    listing = "\n".join(f"  {key:<8} {meaning}" for key, meaning in {**meanings, **keys}.items())
+    return f"usage: proxytune {command} {' '.join(shown)}\n\n{text}\n\n{listing}"
 
 
 def key_values(
@@ -111,3 +115,20 @@ def key_values(
         if key not in given:
             raise UserError(f"{key}=... is missing: {keys[key]}")
     return given
+
+
+def runs_and_keys(
+    command: str, arguments: Sequence[str], keys: Mapping[str, str], needed: Collection[str] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """The folders of runs, at least one, and all else as `key_values` reads it; a folder's name may have a = in it."""
+    runs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    given = key_values(command, [argument for argument in arguments if argument not in runs], keys, needed)
+    if not runs:
+        raise UserError(f"proxytune {command}: no run is given; give the folders of one or several runs")
+    return runs, given
+
+
+def beside(runs: Sequence[str], name: str) -> Path:
+    """Where `name`, which is made of these runs, is by default: in the folder of a single one; of several, here."""
+    run = Path(runs[0])
+    return Path(name) if len(runs) > 1 else (run if run.is_dir() else run.parent) / name

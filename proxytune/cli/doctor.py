@@ -9,13 +9,14 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import proxytune
 from proxytune.cli.arguments import wants_help
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
+from proxytune.provenance import installed_version
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "peft", "datasets", "hydra-core", "pandas")
 NO_EXTRAS = {"dev"}
@@ -47,16 +48,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _libraries() -> Iterator[str]:
     """Three on a line; versions are read from the packages' metadata, nothing is imported."""
-    found = [f"{name} {_version(name) or 'is missing'}" for name in LIBRARIES]
+    found = [f"{name} {installed_version(name) or 'is missing'}" for name in LIBRARIES]
     for start in range(0, len(found), 3):
         yield ", ".join(found[start : start + 3])
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _cores() -> int:
@@ -83,7 +77,7 @@ def _gpus() -> Iterator[str]:
         name, free, total = line.rsplit(", ", 2)
         yield f"{name}, {free} of {total} free"
     if listed and not _torch_sees_gpus():
-        yield f"torch {_version('torch')} cannot use them: install a build of torch for this CUDA driver"
+        yield f"torch {installed_version('torch')} cannot use them: install a build of torch for this CUDA driver"
 
 
 def _torch_sees_gpus() -> bool:
@@ -146,6 +140,6 @@ def _extras() -> Iterator[str]:
     for extra, packages in extras.items():
         if extra in NO_EXTRAS:
             continue
-        missing = [package for package in packages if _version(package) is None]
+        missing = [package for package in packages if installed_version(package) is None]
         advice = f"without {', '.join(missing)}: pip install 'proxytune[{extra}]'" if missing else "all there"
         yield f"{extra}: {advice}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxytune.cli.arguments import key_values, wants_help
-from proxytune.errors import UserError, unknown_name
+from proxytune.cli.arguments import beside, runs_and_keys, usage, wants_help
+from proxytune.errors import unknown_name
 
 FORMATS = {
     "inspect": ("inspect", "logs of Inspect, one for each arm on each task: inspect view --log-dir FOLDER"),
@@ -19,25 +19,22 @@ KEYS = {
     "format": ", ".join(FORMATS),
     "output": "the folder or file to write; default: a new one in the one RUN that is given, or, of several, here",
 }
+NEEDED = ("format",)
 
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune export RUN... format=FORMAT [output=PATH]`; raises UserError for the user's mistakes."""
     if wants_help(arguments):
         listing = "\n".join(f"  {name:<15} {target}: {meaning}" for name, (target, meaning) in FORMATS.items())
-        print(f"usage: proxytune export RUN... format=FORMAT [output=PATH]\n\n{__doc__}\n\n{listing}")
+        print(usage("export", f"{__doc__}\n\n{listing}", KEYS, NEEDED, runs=True))
         return 0
-    paths = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    given = key_values("export", [one for one in arguments if one not in paths], KEYS, needed=["format"])
-    if not paths:
-        raise UserError("proxytune export: no run is given; give the folders of one or several runs")
+    runs, given = runs_and_keys("export", arguments, KEYS, NEEDED)
     if given["format"] not in FORMATS:
         raise unknown_name("format", given["format"], FORMATS)
     from proxytune.reporting.export import export
 
-    beside = Path(paths[0]) if len(paths) == 1 and Path(paths[0]).is_dir() else Path()
-    target = Path(given.get("output", beside / FORMATS[given["format"]][0]))
-    files, left_out = export(paths, given["format"], target)
+    target = Path(given.get("output", beside(runs, FORMATS[given["format"]][0])))
+    files, left_out = export(runs, given["format"], target)
     print(f"Exported: {target} ({len(files)} file{'s' * (len(files) != 1)})")
     for line in left_out:
         print(f"Left out: {line}")

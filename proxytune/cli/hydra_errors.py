@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors take several lines: each as one line with the nearest names."""
+"""The errors of Hydra, OmegaConf and launchers take several lines: each as one line with the nearest names."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from proxytune.errors import UserError, unknown_name
 
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 """What Hydra raises for a mistake on the command line or in a file, or for a folder that cannot be written."""
+PACKAGES = {"submitit", "joblib", "ray"}
+"""Whose errors say that a job was lost. A job's own errors come back as what they were."""
 
 
 def one_line(error: Exception) -> UserError:
@@ -36,6 +38,19 @@ def one_line(error: Exception) -> UserError:
         case YAMLError():
             return UserError(f"a configuration file is not valid YAML: {error}")
     return UserError(_without_advice(error))
+
+
+def lost_job(error: Exception, config: DictConfig) -> UserError | None:
+    """The UserError for a launcher's own error; None for any other."""
+    if type(error).__module__.partition(".")[0] not in PACKAGES:
+        return None
+    said = " ".join(str(error).partition("Error stream")[0].split()) or type(error).__name__
+    folder = config.hydra.launcher.get("submitit_folder")
+    logs = f" (what it printed: {folder})" if folder else ""
+    return UserError(
+        f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} lost a job: {said}{logs}; the results of the "
+        "others are kept: re-run the same command to resume"
+    )
 
 
 def _unknown_choice(file: str, options: Sequence[str]) -> UserError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,11 +27,6 @@ class MergeConfig(Strict):
     """a list of names of the family's experts"""
     output: FilePath
     """a folder for the merged model"""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`proxytune merge [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return Command("merge", check, work).main(arguments)
 
 
 def check(config: DictConfig) -> MergeConfig:
@@ -77,3 +71,6 @@ def _merged(config: DictConfig) -> dict[str, Any]:
         left_out = set(experts) - set(merged if OmegaConf.is_list(merged) else ())
         experts = schema.resolve(experts, without=left_out)
     return models | {"experts": experts}
+
+
+main = Command("merge", check, work).main

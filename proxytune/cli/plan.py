@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,11 +37,6 @@ class PlanConfig(Strict):
     """a folder for the log"""
     allow_targets: list[str]
     """a list of packages beside proxytune that _target_ may name"""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`proxytune plan [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return Command("plan", check, work).main(arguments)
 
 
 def check(config: DictConfig) -> PlanConfig:
@@ -98,3 +92,6 @@ def fitting(size: float, weights: int, cache: int, tokens: int) -> str:
         if room >= cache * tokens:
             return f"{count}, with room for {room / cache:,.0f} tokens"
     return f"more than {COUNTS[-1]}"
+
+
+main = Command("plan", check, work).main

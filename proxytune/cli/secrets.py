@@ -84,17 +84,14 @@ def environment_masked() -> Iterator[None]:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
-def texts(config: DictConfig) -> Iterator[tuple[str, str]]:
+def texts(config: object, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text in `config`, interpolations unresolved, with its full key."""
-    yield from _texts(OmegaConf.to_container(config, resolve=False), "")
-
-
-def _texts(node: object, key: str) -> Iterator[tuple[str, str]]:
+    node = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else config
     if isinstance(node, dict):
         for name, child in node.items():
-            yield from _texts(child, f"{key}.{name}" if key else str(name))
+            yield from texts(child, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list):
         for child in node:
-            yield from _texts(child, key)
+            yield from texts(child, key)
     elif isinstance(node, str):
         yield key, node

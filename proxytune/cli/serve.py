@@ -44,11 +44,6 @@ class ServeConfig(Strict):
     """a list of packages beside proxytune that _target_ may name"""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`proxytune serve [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return Command("serve", check, work).main(arguments)
-
-
 def check(config: DictConfig) -> ServeConfig:
     """The settings, each arm with its rule built; raises UserError for what is wrong by itself."""
     values = schema.resolve(config)
@@ -80,3 +75,6 @@ def _chosen(arms: Mapping[str, ArmSpec], only: Sequence[str] | None) -> dict[str
         if name not in arms:
             raise unknown_name("arm in only", name, arms)
     return {name: arms[name] for name in only or arms}
+
+
+main = Command("serve", check, work).main

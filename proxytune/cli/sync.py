@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from proxytune.cli.arguments import key_values, wants_help
+from proxytune.cli.arguments import runs_and_keys, usage, wants_help
 from proxytune.cli.logger import sweep_of
 from proxytune.errors import UserError
 from proxytune.record import Record, read_record
@@ -28,18 +28,13 @@ KEYS = {
 def main(arguments: Sequence[str]) -> int:
     """`proxytune sync RUN... [key=value ...]`; raises UserError for the user's mistakes, and where W&B fails."""
     if wants_help(arguments) or not arguments:
-        listing = "\n".join(f"  {key:<8} {meaning}" for key, meaning in KEYS.items())
-        print(f"usage: proxytune sync RUN... [key=value ...]\n\n{__doc__}\n\n{listing}")
+        print(usage("sync", str(__doc__), KEYS, runs=True))
         return 0
-    runs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    settings: dict[str, Any] = dict(key_values("sync", [one for one in arguments if one not in runs], KEYS))
-    if not runs:
-        raise UserError("there is no run to log: give one or more folders of finished runs")
-    if "tags" in settings:
-        settings["tags"] = _tags(settings["tags"])
+    runs, given = runs_and_keys("sync", arguments, KEYS)
+    tags = {"tags": _tags(given["tags"])} if "tags" in given else {}
     from proxytune.tracking.wandb import Wandb
 
-    logger = Wandb(**settings)
+    logger = Wandb(**{**given, **tags})
     records = [(Path(run), read_record(run)) for run in runs]
     for run, record in records:
         _sync(logger, run if run.is_dir() else run.parent, record)

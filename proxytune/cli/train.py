@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,11 +39,6 @@ class TrainConfig(Strict):
     """true: one model on the examples of all tasks; false: one model for each task"""
     output: FilePath
     """a folder for the trained models"""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`proxytune train [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return Command("train", check, work).main(arguments)
 
 
 def check(config: DictConfig) -> tuple[TrainConfig, Tuning]:
@@ -119,3 +114,6 @@ def _starts(config: DictConfig) -> dict[str, Any]:
     if "base" not in roles and roles:
         models["base"] = models[roles[0]]  # a family has one
     return models
+
+
+main = Command("train", check, work).main

@@ -1,9 +1,10 @@
-"""What a configuration may make Hydra itself build: its own plugins and log handlers, nothing else."""
+"""What a configuration may have Hydra itself build: its own plugins and log handlers, and launchers that can run."""
 
 from __future__ import annotations
 
 import inspect
 import pkgutil
+import shutil
 
 from omegaconf import DictConfig
 
@@ -22,6 +23,8 @@ OWN = (
 BUILDING = ("_target_", "()", "class", "queue", "listener")
 """Keys whose value Hydra or logging finds by its name and calls."""
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+PROGRAMS = {"hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": ("sbatch", "srun")}
+"""Launcher -> the programs that it calls."""
 
 
 def check_hydra(config: DictConfig) -> None:
@@ -43,3 +46,15 @@ def _is_own(name: str) -> bool:
     except (ImportError, AttributeError, ValueError):
         return False
     return inspect.isclass(found) and f"{found.__module__}.".startswith(OWN)
+
+
+def check_launcher(config: DictConfig) -> None:
+    """Raises UserError where the launcher of a sweep cannot run here."""
+    launcher = config.hydra.launcher.get("_target_")
+    missing = [program for program in PROGRAMS.get(launcher, ()) if shutil.which(program) is None]
+    if missing:
+        raise UserError(
+            f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} needs SLURM, and this machine has no "
+            f"{' and no '.join(missing)}: start the sweep on a node that submits jobs, or give "
+            "hydra/launcher=submitit_local"
+        )
