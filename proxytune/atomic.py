@@ -112,10 +112,15 @@ def make_output_folder(path: Path) -> None:
         raise UserError(f"output={path}: cannot write there ({error.strerror}); choose another folder") from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """The whole text, or the file as it was. Raises UserError as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(text)
+
+
 def write_json(path: Path, record: Mapping[str, object]) -> None:
     """Indented JSON without NaN: undefined numbers are null. Raises UserError as `atomic_write` does."""
-    with atomic_write(path) as file:
-        file.write(_json(record, indent=2) + "\n")
+    write_text(path, _json(record, indent=2) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, object]]) -> None:

@@ -7,6 +7,7 @@ the meaning of a field changes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from proxytune.errors import UserError
 
 FORMAT = 1
 FILE = "results.json"
+ITEMS = "items"
+"""The folder with a file per task of what each arm answered at each item."""
 ERROR = "error.txt"
 """Why a job of a sweep has no results, beside where they would be."""
 NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bits", "bleu", "chrf", "ter"}
@@ -341,6 +344,17 @@ def read_record(path: str | Path) -> Record:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(f"{path} is not a {FILE} of proxytune run: {_fault(error)}") from error
+
+
+def read_items(folder: Path, task: str) -> list[dict[str, Any]] | None:
+    """The rows of a run's `items/<task>.jsonl`; None without such a file. Raises UserError if it cannot be read."""
+    path = folder / ITEMS / f"{task}.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _fault(error: ValidationError) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from test_light_imports import HEAVY, _imported
 
+from proxytune import provenance
 from proxytune.cli import doctor, main
 from proxytune.engines.requests import Scored
 from proxytune.experiment.answers.store import AnswerStore
@@ -83,7 +84,7 @@ def test_it_works_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch, ca
     def nothing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(doctor, "version", nothing)
+    monkeypatch.setattr(provenance, "version", nothing)
     monkeypatch.setattr(doctor, "requires", nothing)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     monkeypatch.setitem(sys.modules, "huggingface_hub.constants", None)

@@ -17,11 +17,8 @@ from proxytune.tracking import Logger, Tracker
 @contextmanager
 def tracked(logger: Logger | None, folder: Path, config: Mapping[str, Any]) -> Iterator[Tracker | None]:
     """Begins to log a job. What raises within is logged as a failed run; None: nothing is logged."""
-    tracker = (
-        None
-        if logger is None
-        else logger.start(folder, config, sweep_of(folder, HydraConfig.get().mode == RunMode.MULTIRUN))
-    )
+    group = sweep_of(folder) if HydraConfig.get().mode == RunMode.MULTIRUN else None
+    tracker = None if logger is None else logger.start(folder, config, group)
     try:
         yield tracker
     except BaseException as error:
@@ -32,6 +29,6 @@ def tracked(logger: Logger | None, folder: Path, config: Mapping[str, Any]) -> I
         raise
 
 
-def sweep_of(job: Path, is_job: bool = True) -> str | None:
-    """What the jobs of a sweep have in common, the end of its folder's path; None for a run that `is_job` of none."""
-    return "/".join(job.absolute().parent.parts[-2:]) if is_job else None
+def sweep_of(job: Path) -> str:
+    """What the jobs of a sweep have in common: the end of its folder's path."""
+    return "/".join(job.absolute().parent.parts[-2:])

@@ -19,7 +19,7 @@ from proxytune.errors import UserError
 from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.record import Record
-from proxytune.reporting.headline import headline, headline_arm
+from proxytune.reporting.sweep import headline, headline_arm
 from proxytune.tracking import Logger
 
 MINIATURE_DATA = "proxytune.miniature.data_folder"

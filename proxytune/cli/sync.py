@@ -12,6 +12,7 @@ from proxytune.cli.arguments import runs_and_keys, usage, wants_help
 from proxytune.cli.logger import sweep_of
 from proxytune.errors import UserError
 from proxytune.record import Record, read_record
+from proxytune.reporting.configurations import hydra_notes
 
 if TYPE_CHECKING:
     from proxytune.tracking.wandb import Wandb
@@ -64,6 +65,5 @@ def _sync(logger: Wandb, folder: Path, record: Record) -> None:
 
 def _sweep(folder: Path) -> str | None:
     """The sweep that the run was a job of, by Hydra's notes."""
-    notes = folder / ".hydra" / "hydra.yaml"
-    is_job = notes.is_file() and yaml.safe_load(notes.read_text(encoding="utf-8"))["hydra"]["mode"] == "MULTIRUN"
-    return sweep_of(folder, is_job)
+    noted = hydra_notes(folder, "hydra", dict).get("hydra") or {}
+    return sweep_of(folder) if noted.get("mode") == "MULTIRUN" else None

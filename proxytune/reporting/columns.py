@@ -65,15 +65,22 @@ def scale_and_digits(task: TaskRecord) -> tuple[float, int]:
     return (100.0, 1) if task.is_fraction else (1.0, 3)
 
 
+def score_text(task: TaskRecord, value: float | None, stderr: float | None = None, sign: str = "z") -> str:
+    """A score or a difference of scores with its error; `sign` is that of Python's formats. "–" without a value."""
+    if value is None:
+        return "–"
+    scale, digits = scale_and_digits(task)
+    error = "" if stderr is None else f" ± {stderr * scale:.{digits}f}"
+    return f"{value * scale:{sign}.{digits}f}{error}"
+
+
 def _score(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell | None:
     if arm.value is None:
         return None
-    scale, digits = scale_and_digits(task)
-    error = "" if arm.stderr is None else f" ± {arm.stderr * scale:.{digits}f}"
     mark = notes.mark(NO_VARIATION) if arm.stderr_method == "wilson" else ""
-    value = arm.value * scale
     # A perplexity or an error rate has no place in a mean of accuracies.
-    return Cell(f"{value:z.{digits}f}{error}{mark}", value if task.is_fraction and task.higher_is_better else None)
+    number = arm.value * 100 if task.is_fraction and task.higher_is_better else None
+    return Cell(score_text(task, arm.value, arm.stderr) + mark, number)
 
 
 def _gap(task: TaskRecord, arm: ArmRecord, notes: Notes) -> Cell | None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from proxytune.errors import UserError
-from proxytune.record import Estimate, Record, TaskRecord, read_record
-from proxytune.reporting.columns import NORMAL_95, scale_and_digits
+from proxytune.record import ITEMS, Estimate, Record, TaskRecord, read_items, read_record
+from proxytune.reporting.columns import NORMAL_95, scale_and_digits, score_text
 from proxytune.reporting.configurations import differing
+from proxytune.reporting.terminal import plain_table, show_notes
 from proxytune.statistics import Design, Values, are_fractions, as_values, groups, paired_difference
 
-Items = Mapping[str, Mapping[str, Any]]
+ItemRows = Mapping[str, Mapping[str, Any]]
 """Rows of an items' file by item and prompt: an item of the same number but with another prompt is another item."""
 
 
@@ -36,12 +35,12 @@ def compare_runs(folders: Sequence[str], console: Console | None = None) -> None
         raise UserError(f"{', '.join(folders)}: the runs have no task and arm in common")
     for table in tables:
         console.print(table)
-    console.print(Text("Differences are paired over the items that both runs have; 95 % intervals.", style="dim"))
+    show_notes(console, "Differences are paired over the items that both runs have; 95 % intervals.")
 
 
 def _show_configurations(runs: Sequence[tuple[Path, Record]], console: Console) -> None:
     rows = differing([record.provenance.config or {} for _, record in runs])
-    table = RichTable(title="What differs", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = plain_table("What differs")
     table.add_column("key", overflow="fold")
     for path, _ in runs:
         table.add_column(Text(str(path)), overflow="fold")
@@ -60,17 +59,17 @@ def _tables(first: tuple[Path, Record], other: tuple[Path, Record]) -> Iterator[
         if there is None or not arms:
             continue
         before, after = (items_of(folder, name) for folder in (first[0], other[0]))
-        title = f"{name} ({task.metric}): {other[0]} − {first[0]}"
-        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = plain_table(f"{name} ({task.metric}): {other[0]} − {first[0]}")
         for heading in ("arm", "first", "second", "difference", "n"):
             table.add_column(heading, justify="left" if heading == "arm" else "right")
         for arm in arms:
             found = difference(task, before, after, arm)
-            table.add_row(Text(arm), _value(task, arm), _value(there, arm), _text(task, found), str(found.n))
+            scores = (score_text(one, one.arms[arm].value) for one in (task, there))
+            table.add_row(Text(arm), *scores, _text(task, found), str(found.n))
         yield table
 
 
-def difference(task: TaskRecord, first: Items, second: Items, arm: str) -> Estimate:
+def difference(task: TaskRecord, first: ItemRows, second: ItemRows, arm: str) -> Estimate:
     """The arm's score in `second` minus that in `first`, over the items of both, as a record has differences of arms.
 
     Without an error where the items' files do not have what the task's items are grouped by (older runs).
@@ -92,26 +91,17 @@ def _scores(task: TaskRecord, rows: Iterator[Mapping[str, Any]], arm: str) -> Va
 
 def _text(task: TaskRecord, found: Estimate) -> str:
     """Difference [95 % interval]."""
-    if found.value is None:
-        return "–"
-    scale, digits = scale_and_digits(task)
-    value = f"{found.value * scale:+.{digits}f}"
-    if found.stderr is None:
+    value = score_text(task, found.value, sign="+")
+    if found.value is None or found.stderr is None:
         return value
+    scale, digits = scale_and_digits(task)
     low, high = ((found.value + sign * NORMAL_95 * found.stderr) * scale for sign in (-1, 1))
     return f"{value} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def _value(task: TaskRecord, arm: str) -> str:
-    value, (scale, digits) = task.arms[arm].value, scale_and_digits(task)
-    return "–" if value is None else f"{value * scale:.{digits}f}"
-
-
-def items_of(folder: Path, task: str) -> Items:
+def items_of(folder: Path, task: str) -> ItemRows:
     """The items of a task; raises UserError if they cannot be read."""
-    path = (folder if folder.is_dir() else folder.parent) / "items" / f"{task}.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}, which has the scores of single items: {error}") from error
+    rows = read_items(folder if folder.is_dir() else folder.parent, task)
+    if rows is None:
+        raise UserError(f"{folder} has no scores of single items: {ITEMS}/{task}.jsonl is missing")
     return {f"{row['doc_id']} {row['prompt']}": row for row in rows}

@@ -1,14 +1,52 @@
-"""What differs between the configurations of runs."""
+"""What runs were told, by their command lines and configurations, and what differs between them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+import yaml
+
+from proxytune.errors import UserError
 from proxytune.record import deciding, flattened
 
 ABSENT = "–"
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
+
+
+def hydra_notes(folder: Path, name: str, kind: type[Kind]) -> Kind:
+    """What Hydra noted in the run's `.hydra/<name>.yaml`; empty without such a file.
+
+    Raises UserError for a file that cannot be read, or holds something else than a `kind`.
+    """
+    path = folder / ".hydra" / f"{name}.yaml"
+    try:
+        noted = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(noted, kind):
+        raise UserError(f"cannot read {path}: it is no {kind.__name__}")
+    return noted
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """The run's command line; empty for a run that no command line began. Raises UserError as `hydra_notes` does."""
+    return [str(override) for override in hydra_notes(folder, "overrides", list)]
+
+
+def by_key(overrides: Sequence[str]) -> dict[str, str]:
+    """Key -> value; a key that was taken away (~key) has no value."""
+    return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+
+
+def swept(given: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys whose values differ between the command lines of runs."""
+    keys = dict.fromkeys(key for one in given for key in one)
+    return [key for key in keys if len({one.get(key) for one in given}) > 1]
 
 
 def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

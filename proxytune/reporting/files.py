@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxytune.atomic import atomic_write
+from proxytune.atomic import write_text
 from proxytune.record import ArmRecord, Record, TaskRecord
 from proxytune.reporting.columns import COLUMNS, Cell
 from proxytune.reporting.tables import LEGEND, Table, tabulate
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 def write(record: Record, folder: str | Path) -> None:
     """Writes `table.md` and `results.csv` into `folder`, each complete or not at all; raises UserError if it cannot."""
-    files = {"table.md": markdown(record), "results.csv": tidy(record).to_csv(index=False)}
-    for name, text in files.items():
-        with atomic_write(Path(folder) / name) as file:
-            file.write(text)
+    write_text(Path(folder) / "table.md", markdown(record))
+    write_text(Path(folder) / "results.csv", tidy(record).to_csv(index=False))
 
 
 def markdown(record: Record) -> str:
@@ -58,14 +56,11 @@ def _rows(key: dict[str, str], task: TaskRecord, arm: ArmRecord) -> Iterator[dic
 
 def _table(table: Table) -> str:
     header = ["arm", *(heading.replace("\n", "<br>") for heading in table.headings)]
-    lines = [_row(header), "|---|" + "--:|" * len(table.headings)]
-    lines += [_row([arm, *map(_text, cells)]) for arm, cells in table.rows.items()]
+    lines = [markdown_row(header), "|---|" + "--:|" * len(table.headings)]
+    lines += [markdown_row([arm, *cells]) for arm, cells in table.rows.items()]
     return f"**{table.title}**\n\n" + "\n".join(lines)
 
 
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _text(cell: Cell) -> str:
-    return f"**{cell.text}**" if cell.best else cell.text
+def markdown_row(cells: Iterable[str | Cell]) -> str:
+    texts = (cell if isinstance(cell, str) else f"**{cell.text}**" if cell.best else cell.text for cell in cells)
+    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"

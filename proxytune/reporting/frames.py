@@ -6,8 +6,7 @@ frames("outputs/RUN").results
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from proxytune.errors import UserError
-from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_record
+from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_items, read_record
 from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.files import tidy
 from proxytune.reporting.traces import COLUMNS, read_traces
@@ -51,7 +49,7 @@ def frames(run_folder: str | Path) -> Frames:
     folder = Path(run_folder)
     folder = folder.parent if folder.name == FILE else folder
     record = read_record(folder)
-    rows = {task: list(_item_rows(folder / "items" / f"{task}.jsonl")) for task in record.tasks}
+    rows = {task: read_items(folder, task) or [] for task in record.tasks}
     return Frames(
         run=folder.resolve().name,
         results=_results(record),
@@ -101,17 +99,6 @@ def _alpha(arm: ArmRecord) -> float:
     several = weights if isinstance(weights, list) else [weights]
     numbers = {float(weight) for weight in several if isinstance(weight, int | float)}
     return numbers.pop() if len(numbers) == 1 else np.nan
-
-
-def _item_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a task's items; nothing where the run left no such file."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            yield from map(json.loads, lines)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _items(record: Record, rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:

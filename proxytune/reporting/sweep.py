@@ -1,25 +1,65 @@
-"""A sweep as one table: its jobs down, the tasks across. Written into the sweep's folder, and printed."""
+"""A sweep: the one number of each job, which optimisers ask for, and the table of its jobs and tasks."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
-from proxytune.atomic import atomic_write
+from proxytune.atomic import write_text
+from proxytune.errors import UserError, unknown_name
 from proxytune.record import ERROR, FILE, Record, TaskRecord, read_record
-from proxytune.reporting.headline import arm_of, headline_arm
-from proxytune.reporting.runs import overrides_of
+from proxytune.reporting.columns import Cell, score_text
+from proxytune.reporting.configurations import by_key, overrides_of, swept
+from proxytune.reporting.files import markdown_row
+from proxytune.reporting.tables import best_fused
+from proxytune.reporting.terminal import cell_text, plain_table, show_notes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CSV, MARKDOWN = "sweep.csv", "sweep.md"
 FIELDS = ("value", "stderr", "n", "gap_closed")
+
+
+def headline_arm(record: Record, given: str | None, overrides: Iterable[str]) -> str | None:
+    """The arm that was given, else the one that `overrides` change; None: the best fused arm of each task.
+
+    Raises UserError for an arm that the run does not have.
+    """
+    arms = {arm: None for task in record.tasks.values() for arm in task.arms}
+    if given is not None:
+        if given not in arms:
+            raise unknown_name("arm in headline", given, arms)
+        return given
+    changed = {match[1] for override in overrides if (match := re.match(r"\+*arms\.([^.=]+)\.", override))}
+    return changed.pop() if len(changed) == 1 and changed <= arms.keys() else None
+
+
+def arm_of(task: TaskRecord, arm: str | None) -> str | None:
+    """The arm whose score stands for the task; None where it has none."""
+    name = next(iter(best_fused(task)), None) if arm is None else arm
+    return name if name in task.arms and task.arms[name].value is not None else None
+
+
+def headline(record: Record, arm: str | None) -> float:
+    """The mean over the tasks of the arm's scores; lower-is-better scores count negatively, so that more is better.
+
+    Raises UserError where no task has such a score.
+    """
+    scores = []
+    for task in record.tasks.values():
+        name = arm_of(task, arm)
+        if name is not None and (value := task.arms[name].value) is not None:
+            scores.append(value if task.higher_is_better else -value)
+    if not scores:
+        raise UserError(f"headline={arm or 'null'}: no task has a score of such an arm")
+    return fmean(scores)
 
 
 class Job(NamedTuple):
@@ -32,23 +72,17 @@ class Job(NamedTuple):
 
     @property
     def given(self) -> dict[str, str]:
-        pairs = (override.lstrip("+").partition("=") for override in self.overrides)
-        return {key: value for key, _, value in pairs if key != "output"}
-
-
-class Row(NamedTuple):
-    label: list[str]
-    """The job's name and its swept values."""
-    cells: list[str]
-    """One for each task."""
-    best: list[bool]
+        return {key: value for key, value in by_key(self.overrides).items() if key != "output"}
 
 
 class Summary(NamedTuple):
     """The table of a sweep."""
 
-    heading: list[str]
-    rows: list[Row]
+    keys: list[str]
+    """The swept ones."""
+    tasks: list[str]
+    rows: list[tuple[list[str], list[Cell]]]
+    """Of each job its name and the values of `keys`, and a cell for each task."""
     notes: list[str]
     """What became of the jobs without results, a sentence each."""
 
@@ -68,8 +102,8 @@ def summarise(
     if not any(job.record for job in found):
         return
     table = _summary(found, arm)
-    _write(folder / MARKDOWN, _markdown(table))
-    _write(folder / CSV, _csv(found, _swept(found)))
+    write_text(folder / MARKDOWN, _markdown(table))
+    write_text(folder / CSV, _frame(found, table.keys).to_csv(index=False, lineterminator="\n"))
     _show(table, console or Console())
 
 
@@ -79,12 +113,14 @@ def summary_of(folder: Path, arm: str | None = None) -> Summary | None:
 
 
 def _summary(jobs: Sequence[Job], arm: str | None) -> Summary:
-    keys = _swept(jobs)
+    keys = swept([job.given for job in jobs])
     tasks = list(dict.fromkeys(task for job in jobs if job.record for task in job.record.tasks))
-    shown = {job.name: headline_arm(job.record, arm, keys) for job in jobs if job.record}
-    rows = [_row(job, keys, tasks, jobs, shown) for job in jobs]
+    shown = [headline_arm(job.record, arm, keys) if job.record else None for job in jobs]
+    columns = [_column(jobs, shown, task) for task in tasks]
+    labels = [[job.name, *(job.given.get(key, "") for key in keys)] for job in jobs]
+    rows = [(label, [column[number] for column in columns]) for number, label in enumerate(labels)]
     notes = [f"Job {job.name} ({' '.join(job.overrides)}) failed: {job.error}" for job in jobs if job.record is None]
-    return Summary(["job", *keys, *tasks], rows, notes)
+    return Summary(keys, tasks, rows, notes)
 
 
 def _found(folder: Path, jobs: Sequence[Sequence[str]]) -> Iterator[Job]:
@@ -110,80 +146,52 @@ def _number(path: Path) -> tuple[int, str]:
     return int(name) if name.isdecimal() else 0, str(path)
 
 
-def _swept(jobs: Sequence[Job]) -> list[str]:
-    """The keys whose values differ between the jobs."""
-    keys = dict.fromkeys(key for job in jobs for key in job.given)
-    return [key for key in keys if len({job.given.get(key) for job in jobs}) > 1]
+def _column(jobs: Sequence[Job], shown: Sequence[str | None], name: str) -> list[Cell]:
+    """The cells of the task `name`, a job each: the score of the arm that is shown. The best jobs are marked.
+
+    The arm is named where it is each task's best (None).
+    """
+    tasks = [job.record.tasks.get(name) if job.record else None for job in jobs]
+    arms = [arm_of(task, arm) if task else None for task, arm in zip(tasks, shown, strict=True)]
+    entries = [task.arms[arm] if task and arm else None for task, arm in zip(tasks, arms, strict=True)]
+    higher = next(task.higher_is_better for task in tasks if task)
+    values = [entry.value for entry in entries if entry and entry.value is not None]
+    best = (max if higher else min)(values, default=None)
+    cells = []
+    for task, given, arm, entry in zip(tasks, shown, arms, entries, strict=True):
+        text = score_text(task, entry.value, entry.stderr) + ("" if given else f" {arm}") if task and entry else "–"
+        cells.append(Cell(text, best=entry is not None and entry.value == best))
+    return cells
 
 
-def _row(job: Job, keys: list[str], tasks: list[str], jobs: Sequence[Job], shown: Mapping[str, str | None]) -> Row:
-    cells, best = [], []
-    for task in tasks:
-        values = {one.name: value for one in jobs if (value := _value(one, task, shown)) is not None}
-        record = job.record.tasks.get(task) if job.record else None
-        cells.append("–" if record is None else _text(record, shown[job.name]))
-        higher = next(
-            one.record.tasks[task].higher_is_better for one in jobs if one.record and task in one.record.tasks
-        )
-        best.append(job.name in values and values[job.name] == (max if higher else min)(values.values()))
-    return Row([job.name, *(job.given.get(key, "") for key in keys)], cells, best)
+def _markdown(summary: Summary) -> str:
+    heading = ["job", *summary.keys, *summary.tasks]
+    rows = [markdown_row([*label, *cells]) for label, cells in summary.rows]
+    notes = [f"\n{note}" for note in summary.notes]
+    return "\n".join([markdown_row(heading), "|" + "---|" * len(heading), *rows, *notes]) + "\n"
 
 
-def _value(job: Job, task: str, shown: Mapping[str, str | None]) -> float | None:
-    record = job.record.tasks.get(task) if job.record else None
-    name = None if record is None else arm_of(record, shown[job.name])
-    return None if record is None or name is None else record.arms[name].value
-
-
-def _text(task: TaskRecord, arm: str | None) -> str:
-    """Score ± error, in percent where it is a fraction; which arm it is, where that is each task's best."""
-    name = arm_of(task, arm)
-    if name is None:
-        return "–"
-    entry, scale, digits = task.arms[name], *((100, 1) if task.is_fraction else (1, 3))
-    error = "" if entry.stderr is None else f" ± {entry.stderr * scale:.{digits}f}"
-    return f"{(entry.value or 0.0) * scale:.{digits}f}{error}{'' if arm else f' {name}'}"
-
-
-def _markdown(table: Summary) -> str:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    body = [
-        line([*row.label, *(f"**{text}**" if best else text for text, best in zip(row.cells, row.best, strict=True))])
-        for row in table.rows
-    ]
-    rule = "|" + "---|" * len(table.heading)
-    return "\n".join([line(table.heading), rule, *body, *(f"\n{note}" for note in table.notes)]) + "\n"
-
-
-def _csv(jobs: Sequence[Job], keys: list[str]) -> str:
+def _frame(jobs: Sequence[Job], keys: Sequence[str]) -> pd.DataFrame:
     """A row for each job, task and arm, with full digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", *keys, "task", "arm", "metric", *FIELDS])
-    for job in jobs:
-        for name, task in job.record.tasks.items() if job.record else ():
-            for arm, entry in task.arms.items():
-                values = [getattr(entry, field) for field in FIELDS]
-                writer.writerow([job.name, *(job.given.get(key, "") for key in keys), name, arm, task.metric, *values])
-    return text.getvalue()
+    import pandas as pd
+
+    rows = [
+        [job.name, *(job.given.get(key, "") for key in keys), name, arm, task.metric]
+        + [getattr(entry, field) for field in FIELDS]
+        for job in jobs
+        for name, task in (job.record.tasks if job.record else {}).items()
+        for arm, entry in task.arms.items()
+    ]
+    return pd.DataFrame(rows, columns=["job", *keys, "task", "arm", "metric", *FIELDS])
 
 
 def _show(summary: Summary, console: Console) -> None:
-    table = RichTable(title="The sweep", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, name in enumerate(summary.heading):
-        table.add_column(
-            Text(name), justify="left" if number < len(summary.rows[0].label) else "right", overflow="fold"
-        )
-    for row in summary.rows:
-        cells = (Text(text, "bold green" if best else "") for text, best in zip(row.cells, row.best, strict=True))
-        table.add_row(*map(Text, row.label), *cells)
+    table = plain_table("The sweep")
+    for name in ("job", *summary.keys):
+        table.add_column(Text(name), overflow="fold")
+    for name in summary.tasks:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for label, cells in summary.rows:
+        table.add_row(*map(Text, label), *map(cell_text, cells))
     console.print(table)
-    for note in summary.notes:
-        console.print(Text(note, style="dim"))
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as file:
-        file.write(text)
+    show_notes(console, *summary.notes)

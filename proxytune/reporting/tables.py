@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from proxytune.record import ArmRecord, Record, TaskRecord, TraceRecord
-from proxytune.reporting.columns import COLUMNS, NORMAL_95, Cell, Column, Notes, scale_and_digits
+from proxytune.record import ArmRecord, Estimate, Record, TaskRecord, TraceRecord
+from proxytune.reporting.columns import COLUMNS, NORMAL_95, Cell, Column, Notes, score_text
 
 Tasks = Mapping[str, TaskRecord]
 
@@ -110,10 +110,8 @@ def _table(column: Column, tasks: Tasks, notes: Notes, *, first: bool) -> Table:
 
 def common_start(names: list[str]) -> str:
     """What the names of several tasks begin with, up to an underscore; "" where they begin differently."""
-    if len(names) < 2:
-        return ""
-    parts = zip(*(name.split("_")[:-1] for name in names), strict=False)
-    return "".join(f"{part[0]}_" for part in itertools.takewhile(lambda part: len(set(part)) == 1, parts))
+    shared = os.path.commonprefix([name.split("_")[:-1] for name in names if names[1:]])  # noqa: RUF071
+    return "".join(f"{part}_" for part in shared)
 
 
 def _cell(column: Column, task: TaskRecord, arm: str, notes: Notes) -> Cell:
@@ -170,7 +168,9 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
         if counts:
             yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
         harmed = ", ".join(
-            f"{arm} {_signed(task, entry)}" for arm, entry in task.arms.items() if _is_worse(task, entry)
+            f"{arm} {score_text(task, worse.value, worse.stderr, '+')}"
+            for arm, entry in task.arms.items()
+            if (worse := _harm(task, entry))
         )
         if harmed:
             yield f"{name}: significantly worse than the base (difference ± standard error): {harmed}."
@@ -232,17 +232,10 @@ def _traced(name: str, trace: TraceRecord, n: int) -> str:
 _SCORED = "its answers are scored, not generated."
 
 
-def _is_worse(task: TaskRecord, arm: ArmRecord) -> bool:
-    """Whether a fused arm is worse than the base by more than chance, items paired."""
+def _harm(task: TaskRecord, arm: ArmRecord) -> Estimate | None:
+    """The difference of a fused arm to the base, items paired, where it is worse by more than chance."""
     estimate = arm.differences.get("base")
     if arm.rule is None or estimate is None or estimate.value is None or estimate.stderr is None:
-        return False
+        return None
     gain = estimate.value if task.higher_is_better else -estimate.value
-    return gain < 0 and -gain > NORMAL_95 * estimate.stderr
-
-
-def _signed(task: TaskRecord, arm: ArmRecord) -> str:
-    estimate = arm.differences["base"]
-    assert estimate.value is not None and estimate.stderr is not None
-    scale, digits = scale_and_digits(task)
-    return f"{estimate.value * scale:+.{digits}f} ± {estimate.stderr * scale:.{digits}f}"
+    return estimate if gain < 0 and -gain > NORMAL_95 * estimate.stderr else None

@@ -22,8 +22,7 @@ def show(record: Record, console: Console | None = None) -> None:
         for part in _fitting(table, console.width):
             console.print(part)
     notes = [f"{superscript(number)} {note}" for number, note in enumerate(made.notes, start=1)]
-    for line in (LEGEND, *notes, *made.remarks):
-        console.print(Text(line, style="dim"))
+    show_notes(console, LEGEND, *notes, *made.remarks)
     if made.verdict:
         console.print(Text(made.verdict, style="bold"))
 
@@ -47,14 +46,25 @@ def _width(texts: list[str]) -> int:
 
 
 def _part(table: Table, start: int, end: int) -> RichTable:
-    part = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    part = plain_table(table.title)
     part.add_column("arm", no_wrap=True)
     for heading in table.headings[start:end]:
         part.add_column(Text(heading), justify="right")
     for arm, cells in table.rows.items():
-        part.add_row(Text(arm), *(_text(cell) for cell in cells[start:end]))
+        part.add_row(Text(arm), *map(cell_text, cells[start:end]))
     return part
 
 
-def _text(cell: Cell) -> Text:
+def plain_table(title: str | None = None) -> RichTable:
+    """An empty table as all of them look."""
+    return RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def cell_text(cell: Cell) -> Text:
     return Text(cell.text, style="bold green" if cell.best else "")
+
+
+def show_notes(console: Console, *notes: str) -> None:
+    """What is said below a table."""
+    for note in notes:
+        console.print(Text(note, style="dim"))

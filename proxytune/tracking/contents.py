@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,7 @@ def facts(record: Record) -> dict[str, Any]:
     return {"provenance": {**named, "members": members}}
 
 
-def items(folder: Path, task: str) -> list[Mapping[str, Any]]:
-    """The rows of `items/<task>.jsonl`."""
-    with (folder / "items" / f"{task}.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def samples(task: TaskRecord, rows: list[Mapping[str, Any]]) -> pd.DataFrame:
+def samples(task: TaskRecord, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """A row for each item: prompt, target, and each arm's output and score side by side."""
     return pd.DataFrame(
         {

@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from proxytune.atomic import atomic_write
+from proxytune.atomic import write_text
 from proxytune.errors import error_line
 from proxytune.progress import Progress
-from proxytune.record import Record
+from proxytune.record import Record, read_items
 from proxytune.reporting import tidy
 from proxytune.reporting.frames import frames
 from proxytune.tracking import contents
@@ -181,7 +181,7 @@ def log_results(run: wandb.Run, record: Record, folder: Path) -> None:
     run.log_artifact(artifact)
     logged: dict[str, Any] = {"results": _table(tidy(record))}
     for name, task in record.tasks.items():
-        logged[f"samples/{name}"] = _table(contents.samples(task, contents.items(folder, name)))
+        logged[f"samples/{name}"] = _table(contents.samples(task, read_items(folder, name) or []))
     for name, weights in contents.weights(found).items():
         logged[name] = wandb.Histogram(np_histogram=np.histogram(weights, bins=50))
     run.log(logged)
@@ -203,6 +203,5 @@ def _run_id(folder: Path) -> str:
         return os.environ["WANDB_RUN_ID"]
     file = folder / "wandb" / "id.txt"
     if not file.exists():
-        with atomic_write(file) as text:
-            text.write(secrets.token_hex(8))
+        write_text(file, secrets.token_hex(8))
     return file.read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from proxytune.atomic import write_json, write_jsonl
 from proxytune.record import DataRecord
-from proxytune.reporting.export.source import Cell, Item, cells, file_name, finished
+from proxytune.reporting.export.source import Item, Result, file_name, finished, results
 from proxytune.reporting.report.source import Run
 
 SCHEMA = "0.3.0"
@@ -22,26 +22,26 @@ SCHEMA = "0.3.0"
 
 def write(runs: Sequence[Run], folder: Path) -> list[Path]:
     """All arms but those that are `left_out`."""
-    scored = [cell for run in runs for cell in cells(run) if cell.arm.value is not None]
-    return [path for cell in scored for path in _write(cell, folder)]
+    scored = [result for run in runs for result in results(run) if result.arm.value is not None]
+    return [path for result in scored for path in _write(result, folder)]
 
 
 def left_out(runs: Sequence[Run]) -> list[str]:
     """The arms without a score, for which the schema has no room, and why they have none."""
     return [
-        f"{cell.run.folder}: {cell.arm_name} on {cell.task_name}, which has no score "
-        f"({cell.arm.undefined.get('value', 'no item could be judged')})"
+        f"{result.run.folder}: {result.arm_name} on {result.task_name}, which has no score "
+        f"({result.arm.undefined.get('value', 'no item could be judged')})"
         for run in runs
-        for cell in cells(run)
-        if cell.arm.value is None
+        for result in results(run)
+        if result.arm.value is None
     ]
 
 
-def _write(cell: Cell, folder: Path) -> list[Path]:
-    developer, model = _model(cell).split("/")
-    place = PurePosixPath("data", file_name(cell.task_name), developer, model)
-    name = str(UUID(bytes=cell.digest[:16], version=4))
-    record, samples = _record(cell), [_sample(item, cell) for item in cell.items if item.score is not None]
+def _write(result: Result, folder: Path) -> list[Path]:
+    developer, model = _model(result).split("/")
+    place = PurePosixPath("data", file_name(result.task_name), developer, model)
+    name = str(UUID(bytes=result.digest[:16], version=4))
+    record, samples = _record(result), [_sample(item, result) for item in result.items if item.score is not None]
     paths = [folder / place / f"{name}.json"]
     if samples:
         paths.append(folder / place / f"{name}_samples.jsonl")
@@ -49,36 +49,36 @@ def _write(cell: Cell, folder: Path) -> list[Path]:
             "format": "jsonl",
             "file_path": str(place / paths[1].name),
             "total_rows": len(samples),
-            "additional_details": {"items_without_a_score": str(cell.task.n - len(samples))},
+            "additional_details": {"items_without_a_score": str(result.task.n - len(samples))},
         }
         write_jsonl(paths[1], samples)
     write_json(paths[0], record)
     return paths
 
 
-def _model(cell: Cell) -> str:
+def _model(result: Result) -> str:
     """developer/model."""
-    members = cell.run.record.provenance.members
-    role = cell.arm.roles[0] if cell.arm.roles else ""
+    members = result.run.record.provenance.members
+    role = result.arm.roles[0] if result.arm.roles else ""
     source = members[role].source if role in members else {}
     path = str(source.get("path") or "")
-    alone = cell.arm.rule is None and not source.get("adapter")
+    alone = result.arm.rule is None and not source.get("adapter")
     if alone and path.count("/") == 1 and not path.startswith((".", "~", "/")):
         return "/".join(file_name(part) for part in path.split("/"))
-    return "proxytune/" + file_name(*filter(None, [Path(path).name, cell.arm_name]))
+    return "proxytune/" + file_name(*filter(None, [Path(path).name, result.arm_name]))
 
 
-def _evaluation(cell: Cell) -> str:
-    return f"{cell.task_name}/{_model(cell)}/{finished(cell.run).timestamp():.0f}"
+def _evaluation(result: Result) -> str:
+    return f"{result.task_name}/{_model(result)}/{finished(result.run).timestamp():.0f}"
 
 
-def _record(cell: Cell) -> dict[str, Any]:
-    code, libraries = cell.run.record.provenance.code, cell.run.record.provenance.libraries
+def _record(result: Result) -> dict[str, Any]:
+    code, libraries = result.run.record.provenance.code, result.run.record.provenance.libraries
     return {
         "schema_version": SCHEMA,
-        "evaluation_id": _evaluation(cell),
-        "evaluation_timestamp": finished(cell.run).isoformat(),
-        "retrieved_timestamp": f"{finished(cell.run).timestamp():.0f}",
+        "evaluation_id": _evaluation(result),
+        "evaluation_timestamp": finished(result.run).isoformat(),
+        "retrieved_timestamp": f"{finished(result.run).timestamp():.0f}",
         "source_metadata": {
             "source_name": "proxytune",
             "source_type": "evaluation_run",
@@ -90,34 +90,34 @@ def _record(cell: Cell) -> dict[str, Any]:
             "version": code.get("version") or "unknown",
             "additional_details": {**libraries, "commit": str(code.get("commit"))},
         },
-        "model_info": _model_info(cell),
-        "evaluation_results": [_result(cell)],
+        "model_info": _model_info(result),
+        "evaluation_results": [_result(result)],
     }
 
 
-def _model_info(cell: Cell) -> dict[str, Any]:
-    rule, members = cell.arm.rule, cell.run.record.provenance.members
-    alone = not _model(cell).startswith("proxytune/")
+def _model_info(result: Result) -> dict[str, Any]:
+    rule, members = result.arm.rule, result.run.record.provenance.members
+    alone = not _model(result).startswith("proxytune/")
     details = {
         "deployment_type": "self_deployed",
         "model_availability": "open_weights" if alone else "unknown",
-        "arm": cell.arm_name,
-        "members": json.dumps({role: members[role].identity for role in cell.arm.roles if role in members}),
+        "arm": result.arm_name,
+        "members": json.dumps({role: members[role].identity for role in result.arm.roles if role in members}),
     }
     if rule is not None:
         details |= {"rule": rule.id, "formula": rule.formula, "parameters": json.dumps(rule.parameters)}
-    engine = {"name": "proxytune", "version": cell.run.record.provenance.code.get("version") or "unknown"}
-    name = _model(cell)
+    engine = {"name": "proxytune", "version": result.run.record.provenance.code.get("version") or "unknown"}
+    name = _model(result)
     return {"name": name, "id": name, "inference_engine": engine, "additional_details": details}
 
 
-def _result(cell: Cell) -> dict[str, Any]:
-    arm, task, provenance = cell.arm, cell.task, cell.run.record.provenance
+def _result(result: Result) -> dict[str, Any]:
+    arm, task, provenance = result.arm, result.task, result.run.record.provenance
     asked = {"limit": provenance.limit, "num_fewshot": provenance.num_fewshot, "seed": provenance.seed}
     return {
-        "evaluation_result_id": f"{cell.task_name}/{task.metric}",
-        "evaluation_name": cell.task_name,
-        "source_data": _data(cell.task_name, task.data, task.n),
+        "evaluation_result_id": f"{result.task_name}/{task.metric}",
+        "evaluation_name": result.task_name,
+        "source_data": _data(result.task_name, task.data, task.n),
         "metric_config": {
             "metric_id": task.metric,
             "lower_is_better": not task.higher_is_better,
@@ -125,15 +125,15 @@ def _result(cell: Cell) -> dict[str, Any]:
             "min_score": 0 if task.is_fraction else "-Infinity",
             "max_score": 1 if task.is_fraction else "Infinity",
         },
-        "score_details": {"score": arm.value, "uncertainty": _uncertainty(cell)},
+        "score_details": {"score": arm.value, "uncertainty": _uncertainty(result)},
         "generation_config": {
             "additional_details": {key: json.dumps(value) for key, value in asked.items()},
         },
     }
 
 
-def _uncertainty(cell: Cell) -> dict[str, Any]:
-    arm = cell.arm
+def _uncertainty(result: Result) -> dict[str, Any]:
+    arm = result.arm
     found: dict[str, Any] = {"num_samples": arm.n}
     if arm.stderr is not None:
         found["standard_error"] = {"value": arm.stderr, "method": arm.stderr_method or "unknown"}
@@ -151,7 +151,7 @@ def _data(task: str, data: DataRecord, n: int) -> dict[str, Any]:
     return {**place, **({"hf_split": data.split} if data.split else {}), "samples_number": n}
 
 
-def _sample(item: Item, cell: Cell) -> dict[str, Any]:
+def _sample(item: Item, result: Result) -> dict[str, Any]:
     attribution = {
         "turn_idx": 0,
         "source": "output.raw",
@@ -161,10 +161,10 @@ def _sample(item: Item, cell: Cell) -> dict[str, Any]:
     }
     return {
         "schema_version": SCHEMA,
-        "evaluation_id": _evaluation(cell),
-        "model_id": _model(cell),
-        "evaluation_name": cell.task_name,
-        "evaluation_result_id": f"{cell.task_name}/{cell.task.metric}",
+        "evaluation_id": _evaluation(result),
+        "model_id": _model(result),
+        "evaluation_name": result.task_name,
+        "evaluation_result_id": f"{result.task_name}/{result.task.metric}",
         "sample_id": str(item.id),
         "interaction_type": "single_turn",
         "input": {"raw": item.prompt, "reference": item.targets, "choices": item.choices},

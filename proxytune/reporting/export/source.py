@@ -14,7 +14,7 @@ from proxytune.record import FILE, ArmRecord, TaskRecord
 from proxytune.reporting.report.source import Run, find_runs
 
 
-class Cell(NamedTuple):
+class Result(NamedTuple):
     """One arm on one task of a run."""
 
     run: Run
@@ -65,11 +65,11 @@ def runs_of(paths: Sequence[str]) -> list[Run]:
     return runs
 
 
-def cells(run: Run) -> Iterator[Cell]:
+def results(run: Run) -> Iterator[Result]:
     """Each arm on each task."""
     for name, task in run.record.tasks.items():
         for arm in task.arms:
-            yield Cell(run, name, task, arm, task.arms[arm])
+            yield Result(run, name, task, arm, task.arms[arm])
 
 
 def finished(run: Run) -> datetime:

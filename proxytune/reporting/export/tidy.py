@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxytune.atomic import atomic_write
-from proxytune.reporting.export.source import cells
+from proxytune.atomic import atomic_write, write_text
+from proxytune.reporting.configurations import by_key, swept
+from proxytune.reporting.export.source import results
 from proxytune.reporting.report.source import Run
 
 if TYPE_CHECKING:
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
 def write_csv(runs: Sequence[Run], path: Path) -> list[Path]:
     """Texts are as they were: a reader of CSV must allow line breaks in quotes."""
-    with atomic_write(path) as file:
-        file.write(frame(runs).to_csv(index=False))
+    write_text(path, frame(runs).to_csv(index=False))
     return [path]
 
 
@@ -33,8 +33,8 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
     alpha (mean weight over experts and tokens, NaN for a model alone), prompt, target, output."""
     import pandas as pd
 
-    given = [dict(override.lstrip("+").split("=", 1) for override in run.overrides if "=" in override) for run in runs]
-    keys = list(dict.fromkeys(key for one in given for key in one if len({other.get(key) for other in given}) > 1))
+    given = [by_key([override for override in run.overrides if "=" in override]) for run in runs]
+    keys = swept(given)
     rows = [
         row for run, one in zip(runs, given, strict=True) for row in _rows(run, {key: one.get(key) for key in keys})
     ]
@@ -42,15 +42,15 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _rows(run: Run, swept: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for cell in cells(run):
-        for item in cell.items:
+    for result in results(run):
+        for item in result.items:
             yield {
                 "run": str(run.folder),
                 **swept,
-                "task": cell.task_name,
-                "arm": cell.arm_name,
+                "task": result.task_name,
+                "arm": result.arm_name,
                 "item": item.id,
-                "metric": cell.task.metric,
+                "metric": result.task.metric,
                 "score": float("nan") if item.score is None else item.score,
                 "error": item.error,
                 "alpha": sum(item.alpha.values()) / len(item.alpha) if item.alpha else float("nan"),

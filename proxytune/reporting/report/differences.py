@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from proxytune.record import Estimate, Record, TaskRecord
-from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes, scale_and_digits
+from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes, score_text
 from proxytune.reporting.configurations import differing
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.tables import Table, in_order
@@ -32,13 +31,9 @@ def _short(override: str) -> str:
 
 def configurations(runs: Sequence[Run]) -> dict[str, list[str]]:
     """What differs in the runs' configurations, and in their versions of code and libraries."""
-    return differing([_facts(run) for run in runs])
-
-
-def _facts(run: Run) -> dict[str, Any]:
-    """The configuration and the versions of code and libraries."""
-    code = run.record.provenance.code
-    return {**run.config, "commit": code.get("commit"), "libraries": run.record.provenance.libraries}
+    made_by = [run.record.provenance for run in runs]
+    versions = [{"commit": one.code.get("commit"), "libraries": one.libraries} for one in made_by]
+    return differing([{**run.config, **version} for run, version in zip(runs, versions, strict=True)])
 
 
 def comparisons(runs: Sequence[Run], names: Sequence[str], notes: Notes) -> list[Table]:
@@ -85,9 +80,5 @@ def _difference(task: TaskRecord, difference: Estimate | None) -> Cell:
         return Cell("–")
     if difference.stderr_method == "exact":
         return Cell("·")
-    scale, digits = scale_and_digits(task)
-    text = f"{difference.value * scale:+z.{digits}f}".replace("-", "−")
-    if difference.stderr is None:
-        return Cell(text)
-    clear = abs(difference.value) > 2 * difference.stderr
-    return Cell(f"{text} ± {difference.stderr * scale:.{digits}f}", best=clear)
+    text = score_text(task, difference.value, difference.stderr, "+z").replace("-", "−")
+    return Cell(text, best=difference.stderr is not None and abs(difference.value) > 2 * difference.stderr)

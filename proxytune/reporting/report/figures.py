@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PANELS = 3
 """Panels of a figure side by side."""
-NAMES = {"task", "arm", "expert", "experts"}
+SHOWN = {"task", "arm", "expert", "experts"}
 """Columns of texts that figures show."""
 
 
@@ -52,4 +52,4 @@ def _frames(run: Run) -> list[Frames]:
 
 
 def _visible(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(**{name: table[name].map(visible) for name in table.columns if name in NAMES})
+    return table.assign(**{name: table[name].map(visible) for name in table.columns if name in SHOWN})

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from proxytune.atomic import atomic_write
+from proxytune.atomic import write_text
 from proxytune.reporting.columns import Notes
 from proxytune.reporting.report import differences
 from proxytune.reporting.report.figures import figures
@@ -30,9 +30,7 @@ SCRIPTS = ("text.js", "samples.js", "tokens.js", "item.js", "browser.js", "figur
 
 def write_report(runs: Sequence[Run], path: str | Path) -> None:
     """Writes the page of `runs` (at least one), complete or not at all; raises UserError if it cannot."""
-    text = page(runs)
-    with atomic_write(Path(path)) as file:
-        file.write(text)
+    write_text(Path(path), page(runs))
 
 
 def page(runs: Sequence[Run]) -> str:

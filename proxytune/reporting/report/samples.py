@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,9 +116,7 @@ def _metric(task: str, record: TaskRecord | None, runs: Sequence[Run]) -> str:
 
 def _lead(prompts: Sequence[str]) -> int:
     """How many UTF-16 units at the beginning of all prompts are the same, up to the last space."""
-    if len(prompts) < 2:
+    shared = os.path.commonprefix(prompts)  # noqa: RUF071
+    if shared in prompts:  # nothing of this prompt would be left
         return 0
-    # What the least and the greatest share, all share.
-    pairs = enumerate(zip(min(prompts), max(prompts), strict=False))
-    shared = prompts[0][: next((place for place, (one, other) in pairs if one != other), 0)]
     return len(shared[: shared.rfind(" ") + 1].encode("utf-16-le", "surrogatepass")) // 2

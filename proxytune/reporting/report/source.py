@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
+from typing import Any
 
 from proxytune.errors import UserError
-from proxytune.record import FILE, Record, read_record
+from proxytune.record import FILE, ITEMS, Record, read_items, read_record
+from proxytune.reporting.configurations import Kind, hydra_notes
 
-ITEMS = "items"
-Kind = TypeVar("Kind", dict[str, Any], list[Any])
+ITEM_KEYS = {"doc_id", "prompt", "target", "arms"}
+"""What every item has."""
 
 
 @dataclass(frozen=True)
@@ -58,27 +56,24 @@ def _is_run(folder: Path) -> bool:
 def read_run(folder: Path) -> Run:
     """Raises UserError where `results.json` is there and cannot be read."""
     missing: list[str] = []
-    config = _yaml(folder / ".hydra" / "config.yaml", dict, missing)
+    config = _noted(folder, "config", dict, missing)
     record = read_record(folder) if (folder / FILE).is_file() else Record(tasks={})
     items = _items(folder, record, missing)
     if not (folder / FILE).is_file():
         missing.insert(0, _unfinished(items, config))
     missing += _failures(record)
-    overrides = _yaml(folder / ".hydra" / "overrides.yaml", list, missing)
-    given = [str(override) for override in overrides if not str(override).startswith("output=")]
+    overrides = [str(override) for override in _noted(folder, "overrides", list, missing)]
+    given = [override for override in overrides if not override.startswith("output=")]
     return Run(folder, record, record.provenance.config or config, given, items, missing)
 
 
-def _yaml(path: Path, kind: type[Kind], missing: list[str]) -> Kind:
-    """What Hydra noted; empty if it noted nothing."""
+def _noted(folder: Path, name: str, kind: type[Kind], missing: list[str]) -> Kind:
+    """Hydra's notes; empty, and named among what is missing, where they cannot be read."""
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return hydra_notes(folder, name, kind)
+    except UserError as error:
+        missing.append(f"{error}.")
         return kind()
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        missing.append(f"{path} cannot be read: {' '.join(str(error).split())}.")
-        return kind()
-    return read if isinstance(read, kind) else kind()
 
 
 def _items(folder: Path, record: Record, missing: list[str]) -> dict[str, list[dict[str, Any]]]:
@@ -87,23 +82,22 @@ def _items(folder: Path, record: Record, missing: list[str]) -> dict[str, list[d
     finished = (folder / FILE).is_file()
     items = {}
     for task in record.tasks if finished else found:
-        path = folder / ITEMS / f"{task}.jsonl"
         try:
-            items[task] = [_row(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        except FileNotFoundError:
-            missing.append(f"The items of {task} are missing: there is no {path}.")
-        except (OSError, ValueError) as error:
-            missing.append(f"The items of {task} are missing: {path} cannot be read ({error}).")
+            items[task] = _rows(folder, task)
+        except UserError as error:
+            missing.append(f"The items of {task} are missing: {error}.")
     if finished and (others := [task for task in found if task not in record.tasks]):
         missing.append(f"Items that are of no task in {FILE} are left out: {', '.join(others)}.")
     return items
 
 
-def _row(line: str) -> dict[str, Any]:
-    row = json.loads(line)
-    if not isinstance(row, dict) or not {"doc_id", "prompt", "target", "arms"} <= row.keys():
-        raise ValueError("a line is not an item with doc_id, prompt, target and arms")
-    return row
+def _rows(folder: Path, task: str) -> list[dict[str, Any]]:
+    rows = read_items(folder, task)
+    if rows is None:
+        raise UserError(f"there is no {folder / ITEMS / task}.jsonl")
+    if not all(isinstance(row, dict) and row.keys() >= ITEM_KEYS for row in rows):
+        raise UserError(f"a line is not an item with {', '.join(sorted(ITEM_KEYS))}")
+    return rows
 
 
 def _unfinished(items: dict[str, Any], config: dict[str, Any]) -> str:
