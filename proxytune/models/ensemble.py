@@ -61,8 +61,8 @@ class Ensemble(Members[Member]):
 
     def _timed(self, role: str, inputs: Inputs) -> Tensor:
         state = inputs.state
-        what = "answers" if isinstance(state, StaticState) or state.mask.shape[1] else "prompts"
-        with self.clock.time((what, role), self[role].device):
+        what = "answers" if isinstance(state, StaticState) or state.length else "prompts"
+        with self.clock.time((what, role), state.device):
             if isinstance(state, StaticState):
                 return state.read(inputs.tokens, inputs.mask)
             return self[role].read(state, inputs.tokens, inputs.mask, inputs.keep)

@@ -12,48 +12,93 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from proxytune.compat.peft import switched
-from proxytune.compat.transformers import device_of
+from proxytune.compat.transformers import attention_of, can_be_static, device_of, is_spread
 from proxytune.errors import UserError
 from proxytune.models.facts import ends_of
 from proxytune.models.generation import ignored_settings
 from proxytune.models.loading.adapters import ADAPTERS_OFF, check_state
-from proxytune.models.positions import boundary, window
+from proxytune.models.positions import alibi, boundary, window
 
 
 class KVState:
     """What one member has read of a batch of rows: its cache, and which positions are real (1) or padding (0)."""
 
-    def __init__(self, cache: Cache, rows: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        rows: int,
+        device: torch.device | str = "cpu",
+        boundary: int | None = None,
+        takes_masks: bool = False,
+    ) -> None:
         self.cache = cache
-        self.mask = torch.zeros(rows, 0, dtype=torch.long, device=device)
-
-    @property
-    def rows(self) -> int:
+        self.boundary = boundary
+        """As in `positions.boundary`."""
+        self.takes_masks = takes_masks
+        """Whether the model takes a boolean mask for each row and new token, so that it need not make one itself."""
+        self.rows = rows
         """B."""
-        return len(self.mask)
-
-    def extend(self, mask: Tensor) -> Tensor:
-        """Note `mask` [B, t] as read; returns the position ids [B, t] of the new tokens."""
-        self.mask = torch.cat([self.mask, mask], dim=1)
-        return (self.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -mask.shape[1] :]
+        self.length = 0
+        """L: positions of each row, real or padding."""
+        self.device = torch.device(device)
+        self.padding: Tensor | None = None
+        """The mask [B, L]; None where no position is padding, so that models need no mask."""
 
     @property
-    def is_full(self) -> bool:
-        """Whether no position is padding: models then make no mask. On a GPU, which would have to wait, never known."""
-        return self.mask.device.type == "cpu" and bool(self.mask.all())
+    def mask(self) -> Tensor:
+        """[B, L]: 1 = real, 0 = padding."""
+        if self.padding is None:
+            return torch.ones(self.rows, self.length, dtype=torch.long, device=self.device)
+        return self.padding
+
+    @mask.setter
+    def mask(self, mask: Tensor) -> None:
+        self.rows, self.length = mask.shape
+        self.padding = unless_full(mask)
+
+    def extend(self, tokens: int, mask: Tensor | None = None) -> Tensor:
+        """Note `tokens` more positions as read, of which `mask` [B, t] are real (None: all); position ids [B, t]."""
+        before, mask = self.length, None if mask is None else unless_full(mask)
+        if self.padding is not None or mask is not None:
+            new = torch.ones(self.rows, tokens, dtype=torch.long, device=self.device) if mask is None else mask
+            self.padding = torch.cat([self.mask, new], dim=1)
+        self.length += tokens
+        if self.padding is None:
+            return torch.arange(before, self.length, device=self.device).expand(self.rows, -1)
+        return (self.padding.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
+
+    def attention_mask(self, tokens: int) -> Tensor | None:
+        """What a model is told of the padding when it reads `tokens` more positions, which have been noted."""
+        if not self.takes_masks or tokens == self.length:
+            return self.padding
+        seen = None if self.padding is None else self.padding[:, None, None].bool()
+        if tokens == 1:
+            return seen
+        causal = torch.ones(1, 1, tokens, self.length, dtype=torch.bool, device=self.device).tril(self.length - tokens)
+        return causal if seen is None else causal & seen
 
     def select(self, rows: Tensor) -> None:
         """Keep, drop, reorder or repeat rows: afterwards row i is what row `rows[i]` was."""
-        self.mask = self.mask[rows.to(self.mask.device)]
+        self.rows = len(rows)
+        if self.padding is not None:
+            self.padding = unless_full(self.padding[rows.to(self.device)])
         # Unlike `batch_select_indices`, this moves `rows` to each layer's device.
         self.cache.reorder_cache(cast(torch.LongTensor, rows))
 
     def crop(self, tokens: int) -> None:
         """Forget the last `tokens` positions."""
-        self.mask = self.mask[:, : self.mask.shape[1] - tokens]
+        self.length -= tokens
+        if self.padding is not None:
+            self.padding = unless_full(self.padding[:, : self.length])
         self.cache.crop(-tokens)
+
+
+def unless_full(mask: Tensor) -> Tensor | None:
+    """`mask`, or None where all of it is real. A GPU is not asked, which would have to wait."""
+    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
 @dataclass(frozen=True)
@@ -86,10 +131,14 @@ class Member:
             check_state(self.model, self.adapter)
         except UserError as error:
             raise UserError(f"{self.role}: {error}") from error
-        plain = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        if "past_key_values" not in signature(plain.forward).parameters:
+        if "past_key_values" not in signature(self.module.forward).parameters:
             kind = self.model.config.model_type
             raise UserError(f"{self.role}: {kind} models can't be members: they keep what they read in no KV cache")
+
+    @property
+    def module(self) -> PreTrainedModel:
+        """The transformers model itself, under its adapters if it has any."""
+        return cast(PreTrainedModel, self.model.get_base_model()) if isinstance(self.model, PeftModel) else self.model
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -121,7 +170,17 @@ class Member:
 
     def start(self, rows: int) -> KVState:
         """An empty state for a batch of rows."""
-        return KVState(DynamicCache(config=self.model.config), rows, self.device)
+        cache = DynamicCache(config=self.model.config)
+        plain = all(type(layer) is DynamicLayer for layer in cache.layers)
+        takes_masks = plain and self.takes_masks and attention_of(self.module) == "sdpa"
+        return KVState(cache, rows, self.device, boundary(self.model.config), takes_masks)
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether the model attends by a mask of its own for each row and new token, where it is given one."""
+        module = self.module
+        known = can_be_static(module) and attention_of(module) in ("sdpa", "eager")
+        return known and not alibi(module.config) and not is_spread(module)
 
     @torch.no_grad()
     def read(self, state: KVState, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
@@ -130,14 +189,13 @@ class Member:
         They have no gradients, but may be edited in place and be what a head is trained on: engines, which do neither,
         call this in inference mode.
         """
-        tokens = self.known(tokens.to(self.device))
-        mask = torch.ones_like(tokens) if mask is None else mask.to(self.device)
-        positions = state.extend(mask)
-        self._check_boundary(positions, state.mask.shape[1])
+        tokens = self.known(tokens.to(state.device))
+        positions = state.extend(tokens.shape[1], None if mask is None else mask.to(state.device))
+        self._check_boundary(state, positions)
         with self.active():
             output = self.model(
                 input_ids=tokens,
-                attention_mask=None if state.is_full else state.mask,
+                attention_mask=state.attention_mask(tokens.shape[1]),
                 position_ids=positions,
                 past_key_values=state.cache,
                 use_cache=True,
@@ -145,10 +203,10 @@ class Member:
             )
         return self.aligned(output.logits)
 
-    def _check_boundary(self, positions: Tensor, length: int) -> None:
+    def _check_boundary(self, state: KVState, positions: Tensor) -> None:
         """UserError where the logits of a row would depend on the other rows."""
-        end = boundary(self.model.config)
-        if end is not None and length > end and positions.max() >= end:
+        end = state.boundary
+        if end is not None and state.length > end and positions.max() >= end:
             kind = self.model.config.model_type
             raise UserError(
                 f"{self.role} reads at most {end} tokens: beyond these the rotary factors of this {kind} (LongRoPE or "

@@ -44,6 +44,11 @@ def _ropes(parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return nested or [parameters]
 
 
+def alibi(config: PreTrainedConfig) -> bool:
+    """Whether positions are a bias that the model makes of the padding: it takes no other mask."""
+    return config.model_type == "bloom" or getattr(config, "alibi", False)
+
+
 def _boundary(rope: Mapping[str, Any], config: PreTrainedConfig) -> int | None:
     kind = rope.get("rope_type") or ""
     if kind == "longrope":

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from inspect import signature
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -21,9 +20,12 @@ HOLES = 0.25
 """The share of columns that padding may take in the longest row before a state is compacted, which copies it."""
 
 
-def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (1 = real), both [B, t], with the padding on the left or on the right."""
-    width = max(map(len, sequences))
+def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor | None]:
+    """Token ids and mask (1 = real; None: all real), both [B, t], with the padding on the left or on the right."""
+    lengths = set(map(len, sequences))
+    if len(lengths) == 1:
+        return torch.tensor(sequences), None
+    width = max(lengths)
     ids, mask = [], []
     for sequence in sequences:
         padding, real = width - len(sequence), len(sequence)
@@ -39,8 +41,7 @@ def joinable(state: KVState) -> bool:
 
 def revisable(member: Member) -> bool:
     """Whether what the member has read may be forgotten again: positions are given to it, not counted in its cache."""
-    plain = member.model.get_base_model() if isinstance(member.model, PeftModel) else member.model
-    return "position_ids" in signature(plain.forward).parameters and joinable(member.start(1))
+    return "position_ids" in signature(member.module.forward).parameters and joinable(member.start(1))
 
 
 def forget(state: KVState, tokens: Sequence[int]) -> None:
@@ -50,17 +51,22 @@ def forget(state: KVState, tokens: Sequence[int]) -> None:
     row 0     1 1 1 1 0        the last column goes; what row 1 has forgotten is a hole, and positions,
     row 1     1 1 0 0 0        which are counted from the mask, leave it out
     """
+    if state.padding is None and len(set(tokens)) == 1:
+        state.crop(tokens[0])
+        return
     from_here = state.mask.flip(1).cumsum(1).flip(1)
     state.mask = state.mask * (from_here > torch.tensor(tokens, device=state.mask.device)[:, None])
     unneeded = int(state.mask.any(0).flip(0).int().argmax())
     if unneeded:
         state.crop(unneeded)
-    if state.mask.shape[1] * (1 - HOLES) > state.mask.sum(dim=1).max():
+    if state.length * (1 - HOLES) > state.mask.sum(dim=1).max():
         compact(state)
 
 
 def compact(state: KVState) -> None:
     """Padding moves to the left of each row, and columns that are padding in all rows go."""
+    if state.padding is None:
+        return
     width = int(state.mask.sum(dim=1).max())
     order = state.mask.argsort(dim=1, stable=True)[:, -width:]
     state.mask = state.mask.gather(1, order)
@@ -75,7 +81,7 @@ def join(state: KVState, other: KVState) -> None:
     """The rows of `other` become rows of `state`, after its own. Columns that are padding in all rows go."""
     for one in (state, other):
         compact(one)
-    width = max(one.mask.shape[1] for one in (state, other))
+    width = max(one.length for one in (state, other))
     state.mask = torch.cat([_fit(state.mask[..., None], width), _fit(other.mask[..., None], width)])[..., 0]
     for mine, new in zip(state.cache.layers, other.cache.layers, strict=True):
         for part in ("keys", "values"):

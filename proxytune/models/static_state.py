@@ -16,23 +16,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from proxytune.compat.transformers import attention_of, can_be_static, is_spread
 from proxytune.models.graphs import Graphs
 from proxytune.models.member import KVState, Member
-from proxytune.models.positions import boundary
 
 log = logging.getLogger(__name__)
 PAD = 0
 """Stands where there is no token; what it leaves in the cache is overwritten before it can be seen."""
 COLUMNS = 128
 """Columns come in multiples of this: attention reads them all."""
-ATTENTIONS = ("sdpa", "eager")
-"""Attentions that take a mask of their own for each row and new token."""
 
 
 class SlotLayer(CacheLayerMixin):
@@ -75,21 +70,12 @@ class SlotLayer(CacheLayerMixin):
 
 def fits(member: Member, state: KVState) -> bool:
     """Whether what the member has read, in `state`, can go on in slots: keys and values by position, nothing else."""
-    model: Any = member.model.get_base_model() if isinstance(member.model, PeftModel) else member.model
     return (
         all(type(layer) is DynamicLayer for layer in state.cache.layers)
-        and can_be_static(model)
-        and attention_of(model) in ATTENTIONS
-        and boundary(member.model.config) is None
-        and not alibi(member.model.config)
-        and not is_spread(model)
-        and not getattr(model, "is_quantized", False)
+        and member.takes_masks
+        and state.boundary is None
+        and not getattr(member.model, "is_quantized", False)
     )
-
-
-def alibi(config: PreTrainedConfig) -> bool:
-    """Whether positions are a bias that the model makes of the padding: it takes no other mask."""
-    return config.model_type == "bloom" or getattr(config, "alibi", False)
 
 
 class StaticState:
@@ -115,6 +101,10 @@ class StaticState:
         """B."""
         return len(self.slots)
 
+    @property
+    def device(self) -> torch.device:
+        return self.member.device
+
     def clear(self) -> None:
         """Forget all rows; the tensors and the recorded steps stay."""
         self.slots, self.lengths = [], []
@@ -122,7 +112,7 @@ class StaticState:
     def join(self, state: KVState) -> None:
         """The rows of `state`, padded on the left, become rows after the present ones."""
         lengths = state.mask.sum(dim=1)
-        width = state.mask.shape[1]
+        width = state.length
         if width > self.columns:
             raise ValueError(f"rows of {width} tokens do not fit into {self.columns} columns")
         taken = set(self.slots)

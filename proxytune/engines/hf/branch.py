@@ -26,7 +26,7 @@ class Branch:
     arms: list[Arm]
     tokens: tuple[int, ...] = ()
     row: dict[str, int] = field(default_factory=dict)
-    """The row of this branch in the KV state of each member, by role."""
+    """The row of this branch in the KV state of each member that it needs, by role; rows have the order of branches."""
     forgotten: int = 0
     """The last so many tokens that its members have read are none of its own."""
     draft: tuple[int, ...] = ()

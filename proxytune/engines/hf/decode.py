@@ -135,7 +135,7 @@ class Decoding:
                     finished.append(self._answer(branch, path, arm, end))
                     continue
                 forgotten = len(branch.places) - len(tokens)
-                child = Branch(branch.pending, branch.stops, [], path, dict(branch.row), forgotten)
+                child = Branch(branch.pending, branch.stops, [], path, branch.row, forgotten)
                 children.setdefault(tokens, child).arms.append(arm)
             grown += children.values()
         self.branches = grown
@@ -210,10 +210,11 @@ class Decoding:
         kept: dict[str, list[int]] = defaultdict(list)
         forgotten: dict[str, list[int]] = defaultdict(list)
         for branch in self.branches:
-            for role in self.drafting.needed(branch):
-                kept[role].append(branch.row[role])
+            before, branch.row = branch.row, {}
+            for role in self.members.needed(role for arm in branch.arms for role in arm.roles):
+                branch.row[role] = len(kept[role])
+                kept[role].append(before[role])
                 forgotten[role].append(branch.forgotten)
-                branch.row[role] = len(kept[role]) - 1
         self.states.keep(kept, forgotten)
         self.noise = Noise(self.members.ensemble.vocab_size)
         leading = {branch: expert for branch in self.branches if (expert := self._leading(branch)) is not None}

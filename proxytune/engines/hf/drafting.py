@@ -50,7 +50,7 @@ class Drafting:
         others = _texts(branches, answers)
         for branch in branches:
             self._look_up(branch, plans, others[branch.pending.index])
-        rows = {role: self._rows(role, branches) for role in self.states.states}
+        rows = {role: [branch for branch in branches if role in branch.row] for role in self.states.states}
         logits = {}
         if role is not None:
             logits[role] = self._draft_on(role, rows.pop(role), noise)
@@ -71,15 +71,6 @@ class Drafting:
         plans = self.plans.make(branches, role)
         return (role if "expert" in plans else None), plans
 
-    def _rows(self, role: str, branches: Sequence[Branch]) -> list[Branch]:
-        """The branches in the rows of the role's state."""
-        rows = {branch.row[role]: branch for branch in branches if role in self.needed(branch)}
-        return [rows[row] for row in range(len(rows))]
-
-    def needed(self, branch: Branch) -> list[str]:
-        """The members that run for some arm of the branch."""
-        return self.members.needed(role for arm in branch.arms for role in arm.roles)
-
     def _look_up(self, branch: Branch, plans: Mapping[str, Plan], texts: Sequence[tuple[int, ...]]) -> None:
         """Gives the branch the draft of the best drafter that finds one, or leaves it to the expert."""
         request = branch.pending.request
@@ -88,7 +79,7 @@ class Drafting:
             return
         for name, plan in plans.items():
             branch.drafter, branch.most = name, min(plan.most, room)
-            if name == "expert" and plan.role in self.needed(branch):
+            if name == "expert" and plan.role in branch.row:
                 return
             if name == "sibling":
                 found = follow(branch.tokens, [text for text in texts if text != branch.tokens], branch.most)

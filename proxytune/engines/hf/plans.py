@@ -40,7 +40,7 @@ class Plans:
 
     def note(self, branch: Branch, accepted: Sequence[int]) -> None:
         """The number of tokens of the branch's draft that each of its arms accepted."""
-        if branch.drafter is None or (branch.drafter == "expert" and len(self._needed(branch)) == 1):
+        if branch.drafter is None or (branch.drafter == "expert" and len(branch.row) == 1):
             return  # an expert alone is always right about itself
         # An expert that was not sure of more is as good as wrong: one pass confirms no more.
         short = branch.drafter == "expert" and len(branch.draft) < branch.most and not branch.ended
@@ -51,13 +51,10 @@ class Plans:
         """The drafters that may draft for `branches`, the best first; `role` is the expert that would draft."""
         if self.most == 0 or not branches:
             return {}
-        rows = Counter(needed for branch in branches for needed in self._needed(branch))
+        rows = Counter(role for branch in branches for role in branch.row)
         plans = {name: self._best(name, rows, len(branches), role) for name in DRAFTERS if role or name != "expert"}
         chosen = {name: plan for name, plan in plans.items() if self.most is not None or plan.gain > PAYS}
         return dict(sorted(chosen.items(), key=lambda item: -item[1].gain))
-
-    def _needed(self, branch: Branch) -> list[str]:
-        return self.members.needed(role for arm in branch.arms for role in arm.roles)
 
     def _best(self, name: str, rows: Mapping[str, int], branches: int, role: str | None) -> Plan:
         lengths = range(1, MOST + 1) if self.most is None else [self.most]

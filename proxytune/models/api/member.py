@@ -94,12 +94,12 @@ class ApiMember(ApiFacts):
         Positions that are padding have -inf everywhere. Raises UserError as `Client` and the mapping of tokens do, and
         for more than a prompt where the endpoint's tokenizer is not known.
         """
-        if not self.endpoint.tokenizer and state.mask.shape[1] > 0:
+        if not self.endpoint.tokenizer and state.length > 0:
             raise UserError(
                 f"{self.client.what} has another tokenizer than the family, so that only single-letter choices can be "
                 "scored: give models.base.tokenizer, or another task"
             )
-        state.extend(torch.ones_like(tokens) if mask is None else mask)
+        state.extend(tokens.shape[1], mask)
         # Tokens stand where other members keep keys and values, so that engines move rows as they do for these.
         shaped = tokens[:, None, :, None]
         state.cache.update(shaped, shaped, 0)

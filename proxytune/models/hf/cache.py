@@ -103,5 +103,5 @@ class FusedCache(Cache):
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        rows = next(iter(self.states.values())).mask.shape[0]
+        rows = next(iter(self.states.values())).rows
         self.reorder_cache(torch.arange(rows).repeat_interleave(repeats))

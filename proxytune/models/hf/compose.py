@@ -110,8 +110,7 @@ def _check_apart(members: Mapping[str, Member]) -> None:
     """UserError where PEFT has put an adapter into a module that is given as another role's plain model as well."""
     first: dict[int, Member] = {}
     for role, member in members.items():
-        module = member.model.get_base_model() if isinstance(member.model, PeftModel) else member.model
-        other = first.setdefault(id(module), member)
+        other = first.setdefault(id(member.module), member)
         if other.model is not member.model:
             raise UserError(
                 f"{other.role} and {role} are one module, into which PEFT has put its adapter: load the plain model a "

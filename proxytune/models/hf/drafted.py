@@ -185,7 +185,7 @@ class _Rows:
         ids, mask = pad([one + draft for one, draft in zip(last, self.drafts, strict=True)], left=False)
         others = {role: state for role, state in self.cache.states.items() if role not in read}
         inputs = {role: Inputs(state, ids, mask, ids.shape[1]) for role, state in others.items()}
-        return read | self.model.ensemble.step(inputs), mask
+        return read | self.model.ensemble.step(inputs), torch.ones_like(ids) if mask is None else mask
 
     def finish(self) -> Tensor:
         """The sequences [B, P + new tokens]. The cache is left as if the rows had been decoded one by one."""
