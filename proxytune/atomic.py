@@ -146,7 +146,7 @@ def _finite(value: object) -> object:
 
 
 def _plain(value: object) -> object:
-    """Numpy numbers, and whatever else a task's documents hold, as something that JSON has."""
+    """Numpy numbers, and whatever else a task's documents hold, as JSON values."""
     import numpy as np
 
     if isinstance(value, np.generic):

@@ -47,7 +47,7 @@ def machine_facts() -> dict[str, object]:
 
 
 def peak_memory() -> int:
-    """The most bytes that were in use so far: of all GPUs where torch uses any, or else of this process."""
+    """Peak memory in bytes: of all GPUs if torch uses any, or else of this process."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -67,7 +67,7 @@ def source_hash() -> str:
 
 @lru_cache(maxsize=1)
 def package_hash() -> str:
-    """Hash of all code and configurations of this package: what makes results of answers, too."""
+    """Hash of all code and configurations of this package, which also decide what results are made of the answers."""
     package = Path(proxytune.__file__).parent
     files = sorted(path for kind in ("*.py", "*.yaml") for path in package.rglob(kind))
     return digest(part for path in files for part in (str(path.relative_to(package)).encode(), path.read_bytes()))

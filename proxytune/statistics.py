@@ -38,7 +38,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Design:
-    """What the statistics of a task must know beside its values."""
+    """What a task's statistics depend on beside its values."""
 
     groups: Groups | None = None
     """[n] the group of each item; None: items are independent."""
@@ -157,7 +157,7 @@ def _error(residuals: Values, groups: Groups, scale: float) -> tuple[float | Non
 
 
 def _effective_n(residuals: Values, groups: Groups) -> float:
-    """How many independent items tell as much as these: n over the design effect, which counts as at least 1.
+    """How many independent items are worth as much as these: n over the design effect, which counts as at least 1.
 
     Where groups do not differ, the design effect is unknown, and each group counts as one item.
     """

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("proxytune:", " ".join(hidden(str(error)).split()), file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read the output, `head` say, has had enough; what is left in the buffer must not fail at the exit.
+        # The reader of the output (`head`, say) has closed it; what is left in the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
@@ -77,7 +77,7 @@ def _dispatch(arguments: list[str]) -> int:
         return hydra_completion.main(rest, COMMANDS)
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
-    # Imported only now: `--help` need not wait for torch and transformers.
+    # Imported only now, so that `--help` does not wait for torch and transformers.
     command = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return command.main(rest)
 

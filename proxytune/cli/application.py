@@ -29,11 +29,11 @@ from proxytune.folders import config_dir
 log = logging.getLogger("proxytune")
 
 Check = Callable[[DictConfig], object]
-"""What looks at a composed configuration before anything is written or loaded; raises UserError."""
+"""Checks a composed configuration before anything is written or loaded; raises UserError."""
 Work = Callable[[DictConfig, Path], object]
-"""What is done with a composed configuration and the job's output folder; what it returns is for an optimiser."""
+"""Does the work of a job, given its configuration and output folder; an optimiser gets what it returns."""
 AfterSweep = Callable[[Path, Sequence[Sequence[str]], DictConfig], object]
-"""What is done when a sweep is over: its folder, the overrides of its jobs, and the sweep's own configuration."""
+"""Called after a sweep with its folder, the overrides of its jobs, and the sweep's own configuration."""
 
 
 class OurError(Exception):
@@ -108,7 +108,7 @@ class Command(NamedTuple):
         return None
 
     def _sweep(self, hydra: Hydra, name: str, job: Callable[[DictConfig], object], overrides: list[str]) -> None:
-        """All jobs; what is done after them is done also where some have failed."""
+        """Runs all jobs, and then `after_sweep`, even if some have failed."""
         try:
             hydra.multirun(name, job, [*overrides, "hydra.mode=MULTIRUN"])
         except Exception as error:
@@ -123,7 +123,7 @@ class Command(NamedTuple):
 
 
 def _info(hydra: Hydra, name: str, given: Namespace) -> str:
-    """Hydra logs it line by line; as one text, it may be cut short by whoever reads it."""
+    """As one text: Hydra prints it line by line, which fails where its reader stops early."""
     text = StringIO()
     with secrets.environment_masked(), redirect_stdout(text):
         hydra.show_info(given.info, name, given.overrides, RunMode.MULTIRUN if given.multirun else RunMode.RUN)
@@ -131,7 +131,7 @@ def _info(hydra: Hydra, name: str, given: Namespace) -> str:
 
 
 def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:
-    """Raises UserError for a configuration that may not run; `check` None: that may not even be printed."""
+    """Raises UserError for a configuration that may not run; with `check` None, for one that may not be printed."""
     check_hydra(config)
     secrets.check(config)
     if check is None:
@@ -165,7 +165,7 @@ def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) 
 
 @contextmanager
 def resume_hint(store: str | None) -> Iterator[None]:
-    """A Ctrl-C within it says how to resume, and so does a bug's traceback."""
+    """Inside it, Ctrl-C and the traceback of a bug say how to resume."""
     kept = "nothing was kept (store=null)" if store is None else f"re-run the same command to resume from {store}"
     try:
         yield
@@ -185,7 +185,7 @@ def _folder(path: str) -> Path:
 
 
 def _remove_notes(folder: Path) -> None:
-    """Removes the folder of a job that failed if nothing is in it but Hydra's own notes."""
+    """Removes the folder of a failed job, unless it holds more than Hydra's own notes."""
     here = Path.cwd()
     if folder == here or folder.is_mount() or {path.name for path in folder.iterdir()} - NOTES:
         return

@@ -24,7 +24,7 @@ GIGA = 1e9
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`proxytune doctor`; says what is missing, and has no opinion on it: the exit status is 0."""
+    """`proxytune doctor`; what is missing is no error: the exit status is 0."""
     if wants_help(arguments):
         print(f"usage: proxytune doctor\n\n{__doc__}")
         return 0
@@ -66,7 +66,7 @@ def _memory() -> str:
 
 
 def _gpus() -> Iterator[str]:
-    """As nvidia-smi lists them: torch, which takes seconds to import, is asked only where there are any."""
+    """As nvidia-smi lists them; torch, which takes seconds to import, is asked only if there are any."""
     command = ["nvidia-smi", "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader"]
     try:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
@@ -111,7 +111,7 @@ def _answers(path: Path) -> str:
 
 
 def _hub() -> Iterator[str]:
-    """What the hub's own cache holds, by its own idea of where that is, and whether there is a token."""
+    """What the hub's cache holds, where huggingface_hub puts it, and whether there is a token."""
     try:
         from huggingface_hub import get_token
         from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE

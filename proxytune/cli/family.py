@@ -39,7 +39,7 @@ def settings(kind: type[T], config: DictConfig, needed: Callable[[DictConfig], d
 
 
 def beside(config: DictConfig, family: FamilySpec) -> list[str]:
-    """The overrides beside which a member can be added to `family`: none if `models` describes its members."""
+    """The overrides that describe `family`, so that a member can be added; none if `models` describes its members."""
     if describes_members(config):
         return []
     small = None if family.antiexpert is None else family.antiexpert.path

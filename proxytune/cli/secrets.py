@@ -19,15 +19,15 @@ from proxytune.errors import UserError
 
 MASK = "***"
 SHORTEST = 6
-"""Shorter values of the environment are no secrets, but would be found in every text."""
+"""Shorter values of environment variables are no secrets, and would be masked in every text."""
 WORDS = {"token", "key", "apikey", "secret", "password", "passwd", "credential", "credentials"}
-"""What a name has in it that names a secret."""
+"""Words in the names of secrets."""
 TOKENS = re.compile(r"\b(?:hf|api_org|gh[pousr])_[A-Za-z0-9]{30,}\b|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")
-"""Secrets that show by their form: access tokens of the hub and others, a name and password in an address."""
+"""Secrets by their form: access tokens of the hub and others, a name and password in an address."""
 
 
 def check(config: DictConfig) -> None:
-    """Raises UserError for a secret that is written out, or that a key takes which is not called a secret."""
+    """Raises UserError for a secret in plain text, and for one that is given to a key not named as a secret."""
     for key, value in texts(config):
         # Hydra's notes of the command line are kept as they were typed.
         if key.startswith(("hydra.overrides.", "hydra.job.override_dirname")):

@@ -19,7 +19,7 @@ from proxytune.reporting.figure_style import HEIGHT, KINDS, by_series, dots, not
 from proxytune.reporting.frames import Frames
 
 
-def charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.Chart]:
+def charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.FacetChart]:
     """The figures that the data of `frames` (one per run) allow, by name; `columns` panels stand side by side.
 
     Names: scores, gap_closed, alpha_sweep, static_dynamic, alpha_steps, alpha_distribution, changed_tokens,
@@ -62,14 +62,14 @@ def _headline(runs: dict[str, Frames]) -> pd.DataFrame:
 _DASHES = [[6, 3], [2, 2], [8, 2, 2, 2], [1, 3]]
 
 
-def _scores(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _scores(results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     rows = results.dropna(subset=["value"])
     if rows.empty:
         return None
     return dots(rows, ("value", "low", "high"), "Score of each arm", columns, notes("", results, rows))
 
 
-def _gap_closed(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _gap_closed(results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     # The base's and the tuned model's own are 0 and 100 % by definition.
     results = results[results["gap_closed_method"] != "exact"].assign(panel=results["task"])
     rows = results.dropna(subset=["gap_closed"])
@@ -80,7 +80,7 @@ def _gap_closed(results: pd.DataFrame, columns: int) -> alt.Chart | None:
     return dots(rows, ("gap_closed", "gap_low", "gap_high"), title, columns, note, ends=(0.0, 100.0))
 
 
-def _alpha_sweep(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _alpha_sweep(results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """The metric over the weight of static rules; base is weight 0. Other fused arms and tuned are horizontal lines."""
     static = _static(results)
     if static.empty or static.groupby(["panel", "series"])["alpha"].nunique().max() < 3:
@@ -132,7 +132,7 @@ def _static(results: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates(["panel", "series", "alpha", "value", "n"]).sort_values("alpha")
 
 
-def _static_dynamic(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _static_dynamic(results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """Bars of all fused arms beside base and tuned, on the tasks that have arms of both kinds."""
     known = results.dropna(subset=["value"])
     fused = known[known["kind"] == "fused"]
@@ -145,7 +145,7 @@ def _static_dynamic(results: pd.DataFrame, columns: int) -> alt.Chart | None:
     return dots(rows, ("value", "low", "high"), title, columns, notes("", rows, rows), bars=True)
 
 
-_OF_RESULTS: dict[str, Callable[[pd.DataFrame, int], alt.Chart | None]] = {
+_OF_RESULTS: dict[str, Callable[[pd.DataFrame, int], alt.FacetChart | None]] = {
     "scores": _scores,
     "gap_closed": _gap_closed,
     "alpha_sweep": _alpha_sweep,

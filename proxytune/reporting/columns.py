@@ -18,7 +18,7 @@ _DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 class Cell:
     text: str
     number: float | None = None
-    """What the row's mean is taken of."""
+    """What enters the row's mean; None: nothing."""
     best: bool = False
     """The best fused arm of its task."""
 

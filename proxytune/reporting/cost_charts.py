@@ -17,12 +17,12 @@ _OF_TASKS = {
 """Column -> panel."""
 
 
-def charts(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> dict[str, alt.Chart | None]:
+def charts(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> dict[str, alt.FacetChart | None]:
     """cost of tasks and arm_cost."""
     return {"cost": _tasks(runs, columns), "arm_cost": _arms(runs, results, columns)}
 
 
-def _tasks(runs: dict[str, Frames], columns: int) -> alt.Chart | None:
+def _tasks(runs: dict[str, Frames], columns: int) -> alt.FacetChart | None:
     """Time, speed and memory of each task, of all arms together: they share the models' passes."""
     costs = pd.concat([one.costs.assign(run=run) for run, one in runs.items()], ignore_index=True)
     computed = costs["from_store"].fillna(0) == 0
@@ -40,7 +40,7 @@ def _tasks(runs: dict[str, Frames], columns: int) -> alt.Chart | None:
     return panels([bars], rows, "Cost of each task", columns, note)
 
 
-def _arms(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _arms(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """Speed of each arm on each task, and the size of the models that it needs."""
     costs = pd.concat([one.arm_costs.assign(run=run) for run, one in runs.items()], ignore_index=True)
     speeds = costs.assign(panel=costs["task"] + ": tokens per second", value=costs["speed"])

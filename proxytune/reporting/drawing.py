@@ -15,7 +15,7 @@ _SCALE = 2.0
 """Pixels of a PNG file for each of the figure's."""
 
 
-def drawn(chart: alt.Chart, format: str = "svg") -> bytes:
+def drawn(chart: alt.FacetChart, format: str = "svg") -> bytes:
     """The content of the figure's file; raises UserError for a format other than svg, png and pdf."""
     declaration = chart.to_dict()
     if format == "svg":
@@ -27,7 +27,7 @@ def drawn(chart: alt.Chart, format: str = "svg") -> bytes:
     raise UserError(f"format={format} is not allowed: it is svg, png or pdf")
 
 
-def write_figures(charts: Mapping[str, alt.Chart], folder: Path, format: str = "svg") -> Iterator[Path]:
+def write_figures(charts: Mapping[str, alt.FacetChart], folder: Path, format: str = "svg") -> Iterator[Path]:
     """Writes each chart to `<name>.<format>` in `folder`, complete or not at all, and yields the path.
 
     Raises UserError for another format, and for a folder that cannot be written to.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -56,7 +55,7 @@ def dots(
     *,
     ends: Sequence[float] = (),
     bars: bool = False,
-) -> Any:
+) -> alt.FacetChart:
     """Arms down, each with a dot (or a bar) and its interval; with several runs one for each run.
 
     `fields` are value, low and high; `ends` are marked by dashed lines.
@@ -81,7 +80,7 @@ def dots(
     return panels([*marks, drawn, line] if bars else [*marks, line, drawn], rows, title, columns, note)
 
 
-def bands(rows: pd.DataFrame, axis: str, title: str, columns: int, note: str) -> Any:
+def bands(rows: pd.DataFrame, axis: str, title: str, columns: int, note: str) -> alt.FacetChart:
     """Lines of `mean` over `step`, one for each `series`, each in a band from `low` to `high`; `axis` names them."""
     order = list(dict.fromkeys(rows["series"]))
     x = alt.X("step:Q", title="token of the answer", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1))
@@ -95,8 +94,8 @@ def bands(rows: pd.DataFrame, axis: str, title: str, columns: int, note: str) ->
 
 
 def panels(
-    layers: Iterable[Any], rows: pd.DataFrame, title: str, columns: int, note: str = "", height: int | None = None
-) -> Any:
+    layers: Iterable[alt.Chart], rows: pd.DataFrame, title: str, columns: int, note: str = "", height: int | None = None
+) -> alt.FacetChart:
     """One panel for each of the column `panel`, in the order of the rows, with scales of its own.
 
     Without `height` it is that of the rows on a discrete axis.
@@ -120,7 +119,7 @@ def notes(text: str, results: pd.DataFrame, rows: pd.DataFrame) -> str:
     return "\n".join(filter(None, said))
 
 
-def _finished(chart: Any, title: str, note: list[str]) -> Any:
+def _finished(chart: alt.FacetChart, title: str, note: list[str]) -> alt.FacetChart:
     """With its title, lines of notes below it, and letters that are read at 400 pixels and on paper."""
     heading = alt.TitleParams(title, subtitle=note, anchor="start", fontSize=15)
     return (

@@ -1,4 +1,4 @@
-"""What a run's first items say about each fused arm, before the run goes on: does the shift help?"""
+"""Whether each fused arm helps, by a run's first items, before the rest is computed."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _summary(jobs: Sequence[Job], arm: str | None) -> Summary:
 
 
 def _found(folder: Path, jobs: Sequence[Sequence[str]]) -> Iterator[Job]:
-    """The jobs, wherever in the folder and in whatever process they were done."""
+    """The jobs, wherever in the folder and by whatever process they were run."""
     notes = sorted((path.parent for path in folder.rglob(".hydra/overrides.yaml")), key=_number)
     places = {tuple(overrides_of(path.parent)): path.parent for path in notes}
     for number, job in enumerate(jobs or places):
@@ -135,7 +135,7 @@ def _found(folder: Path, jobs: Sequence[Sequence[str]]) -> Iterator[Job]:
 
 
 def _error(place: Path) -> str:
-    """Why a job has no results; empty if it has."""
+    """Why a job has no results; empty if it has some."""
     if (place / ERROR).exists():
         return (place / ERROR).read_text(encoding="utf-8").strip()
     return "" if (place / FILE).exists() else "it did not end"

@@ -18,7 +18,7 @@ _REACHED = 0.1
 _QUARTERS = "Bands hold the middle half of the answers; steps that fewer than a tenth of them reach are left out."
 
 
-def charts(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> dict[str, alt.Chart | None]:
+def charts(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> dict[str, alt.FacetChart | None]:
     """alpha_steps and alpha_distribution from the items, changed_tokens and delta_position from the traces."""
     weights = _chosen(runs)
     traces = _of_fused(runs)
@@ -56,7 +56,7 @@ def _concatenated(parts: dict[str, pd.DataFrame], runs: dict[str, Frames]) -> pd
     return pd.concat(named or list(parts.values()), ignore_index=True)
 
 
-def _alpha_steps(weights: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _alpha_steps(weights: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """One panel for each task and arm, one line for each expert."""
     generated = weights[weights["generated"]]
     if generated.empty:
@@ -66,7 +66,7 @@ def _alpha_steps(weights: pd.DataFrame, columns: int) -> alt.Chart | None:
     return bands(rows, "α", "Weight α at each token of the answer", columns, _QUARTERS)
 
 
-def _delta_position(traces: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _delta_position(traces: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     if traces.empty:
         return None
     rows = _by_step(traces, ["task", "arm"], "delta")
@@ -84,7 +84,7 @@ def _by_step(frame: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
     return rows[enough].assign(step=lambda part: part["step"] + 1)
 
 
-def _alpha_distribution(weights: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _alpha_distribution(weights: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """One panel for each task, one row for each arm and expert; darker where more of the tokens are."""
     if weights.empty:
         return None
@@ -115,7 +115,7 @@ def _alpha_distribution(weights: pd.DataFrame, columns: int) -> alt.Chart | None
     return panels([marks], rows, "Distribution of the weight α over all tokens", columns)
 
 
-def _changed_tokens(traces: pd.DataFrame, results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def _changed_tokens(traces: pd.DataFrame, results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """Share of the tokens for which the base had another first choice; the interval is clustered by item."""
     if traces.empty:
         return None

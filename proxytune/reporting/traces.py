@@ -1,4 +1,4 @@
-"""Traces on disk: what was behind each generated token, as one Parquet file per task.
+"""Traces on disk: probabilities and weights of each generated token, as one Parquet file per task.
 
 `pandas.read_parquet("outputs/RUN/traces/gsm8k.parquet")` has a row per token: task, arm, item, step (from 0), token,
 text, p_fused and p_base (the probabilities of the token), differs (whether the base finds another token likelier) and

@@ -14,7 +14,7 @@ class Tracker(Protocol):
     """Follows one run. It raises nothing: a dashboard that cannot be reached costs no result."""
 
     def progress(self, progress: Progress) -> None:
-        """Is called after every answer."""
+        """Called after every answer."""
 
     def finish(self, record: Record, folder: Path, status: int = 0) -> None:
         """The run has ended with this exit status and left these results in `folder`."""
@@ -27,4 +27,4 @@ class Logger(Protocol):
     """Makes trackers: a part that the configuration's `logger` describes."""
 
     def start(self, folder: Path, config: Mapping[str, Any], group: str | None = None) -> Tracker:
-        """Begins to log the run in `folder`, or goes on with it. `config` has no secrets. It raises nothing."""
+        """Starts to log the run in `folder`, or resumes its log. `config` has no secrets. Raises nothing."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EVERY = 5.0
-"""Seconds between two notes of the progress."""
+"""Seconds between two entries of progress."""
 Mode = Literal["online", "offline"]
 _Text = Annotated[str, Field(min_length=1)]
 
@@ -104,7 +104,7 @@ class Wandb:
         return run
 
     def _settings(self) -> wandb.Settings:
-        """Nothing is captured that was not asked for: no console output, no code, no git remotes."""
+        """No console output, no code and no git remotes are captured."""
         import wandb
 
         return wandb.Settings(
@@ -121,15 +121,15 @@ class Wandb:
 class WandbTracker:
     """Follows one run. An error of wandb is a warning, and the run goes on."""
 
-    def __init__(self, run: Any) -> None:
-        """`run` is an open `wandb.Run`; None: nothing is logged."""
+    def __init__(self, run: wandb.Run | None) -> None:
+        """`run` is open; None: nothing is logged."""
         self._run = run
         self._warned = False
         self._noted = 0.0
         self._ended = 0
 
     def progress(self, progress: Progress) -> None:
-        """Notes it every few seconds, and whenever a task has ended."""
+        """Logs it every few seconds, and whenever a task has ended."""
         ended = sum(task.ended is not None for task in progress.tasks.values())
         if self._run is None or (ended == self._ended and time.monotonic() - self._noted < EVERY):
             return
@@ -142,13 +142,13 @@ class WandbTracker:
     def failed(self, error: str, status: int = 1) -> None:
         self._close(lambda run: run.summary.update({"error": error}), status)
 
-    def _close(self, last: Callable[[Any], object], status: int) -> None:
+    def _close(self, last: Callable[[wandb.Run], object], status: int) -> None:
         self._attempt(last)
         self._attempt(lambda run: run.finish(exit_code=status), always=True)
         self._run = None
 
-    def _attempt(self, act: Callable[[Any], object], always: bool = False) -> None:
-        """Calls `act` with the W&B run. The first error is a warning, and then only what is `always` done is tried."""
+    def _attempt(self, act: Callable[[wandb.Run], object], always: bool = False) -> None:
+        """Calls `act` with the W&B run. The first error is a warning; after it, only calls with `always` are made."""
         if self._run is None or (self._warned and not always):
             return
         try:
@@ -198,7 +198,7 @@ def _table(frame: pd.DataFrame) -> wandb.Table:
 
 
 def _run_id(folder: Path) -> str:
-    """Kept in the run's folder, so that a run that is started again goes on there; a sweep's agent gives its own."""
+    """Kept in the run's folder, so that a run that is started again resumes it; a sweep's agent gives its own."""
     if "WANDB_SWEEP_ID" in os.environ and "WANDB_RUN_ID" in os.environ:
         return os.environ["WANDB_RUN_ID"]
     file = folder / "wandb" / "id.txt"

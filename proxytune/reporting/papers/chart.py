@@ -14,13 +14,13 @@ from proxytune.reporting.papers.table import PaperTable
 OURS = "this run"
 
 
-def paper_charts(tables: Iterable[PaperTable], columns: int = 2) -> dict[str, alt.Chart]:
+def paper_charts(tables: Iterable[PaperTable], columns: int = 2) -> dict[str, alt.FacetChart]:
     """By "<paper>_<table>", one figure for each of `tables` that our runs have measured some of."""
     made = {f"{table.paper.id}_{table.layout.id}": _chart(table, columns) for table in tables}
     return {name: chart for name, chart in made.items() if chart is not None}
 
 
-def _chart(table: PaperTable, columns: int) -> alt.Chart | None:
+def _chart(table: PaperTable, columns: int) -> alt.FacetChart | None:
     """The tasks that we have measured, and the rows of the panels that we have measured in them."""
     figures = table.figures
     ours = figures.dropna(subset=["ours"])

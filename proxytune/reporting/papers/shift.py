@@ -14,7 +14,7 @@ from proxytune.reporting.frames import Frames
 from proxytune.reporting.papers.chart import OURS, beside
 
 
-def shift_charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.Chart]:
+def shift_charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.FacetChart]:
     """liu2024_changed_tokens, if a fused arm was traced on one of the paper's tasks."""
     if all(one.traces.empty or one.traces["p_base"].isna().all() for one in frames):
         return {}

@@ -1,4 +1,4 @@
-"""What several runs have in common and what not: in their configurations, and between the arms of each."""
+"""How several runs differ in their configurations and scores, and the paired differences of each run's arms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REFERENCES = ("base", "expert", "tuned")
 
 
 def names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: its overrides that not all were given, or its folder's where those tell none apart."""
+    """A name for each run: the overrides that not all of them have, or its folder where these are not distinct."""
     shared = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
     given = [", ".join(_short(override) for override in run.overrides if override not in shared) for run in runs]
     if len(runs) > 1 and all(given) and len(set(given)) == len(runs):

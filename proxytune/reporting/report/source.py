@@ -1,4 +1,4 @@
-"""What runs left on disk. A part that is missing or damaged is named in the report and does not prevent it."""
+"""What runs left on disk. Parts that are missing or damaged are named in the report, which is written all the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Run:
     items: dict[str, list[dict[str, Any]]]
     """Task -> rows of its items' file."""
     missing: list[str] = field(default_factory=list)
-    """What a reader must know that is not there, a sentence each."""
+    """What is missing, a sentence each."""
 
 
 def find_runs(paths: Sequence[str | Path]) -> list[Run]:

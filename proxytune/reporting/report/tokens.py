@@ -1,4 +1,4 @@
-"""What was behind each generated token, as the page keeps it: in parts of a few items, read when one is looked at."""
+"""Traces of generated tokens in the page: in parts of a few items, which the script reads when one is shown."""
 
 from __future__ import annotations
 
