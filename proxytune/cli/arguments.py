@@ -128,7 +128,7 @@ def runs_and_keys(
     return runs, given
 
 
-def beside(runs: Sequence[str], name: str) -> Path:
+def default_output(runs: Sequence[str], name: str) -> Path:
     """Where `name`, which is made of these runs, is by default: in the folder of a single one; of several, here."""
     run = Path(runs[0])
     return Path(name) if len(runs) > 1 else (run if run.is_dir() else run.parent) / name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxytune.cli.arguments import beside, runs_and_keys, usage, wants_help
+from proxytune.cli.arguments import default_output, runs_and_keys, usage, wants_help
 from proxytune.errors import unknown_name
 
 FORMATS = {
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         raise unknown_name("format", given["format"], FORMATS)
     from proxytune.reporting.export import export
 
-    target = Path(given.get("output", beside(runs, FORMATS[given["format"]][0])))
+    target = Path(given.get("output", default_output(runs, FORMATS[given["format"]][0])))
     files, left_out = export(runs, given["format"], target)
     print(f"Exported: {target} ({len(files)} file{'s' * (len(files) != 1)})")
     for line in left_out:

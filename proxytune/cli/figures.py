@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxytune.cli.arguments import beside, runs_and_keys, usage, wants_help
+from proxytune.cli.arguments import default_output, runs_and_keys, usage, wants_help
 from proxytune.errors import UserError
 
 KEYS = {
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         made |= paper_charts(paper_tables(given["paper"], folders), columns)
     if given.get("paper") == "liu2024":
         made |= shift_charts(read, columns)
-    for path in write_figures(made, Path(given.get("output", beside(runs, "figures"))), given.get("format", "svg")):
+    for path in write_figures(
+        made, Path(given.get("output", default_output(runs, "figures"))), given.get("format", "svg")
+    ):
         print(path)
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from proxytune.cli.arguments import beside, runs_and_keys, usage, wants_help
+from proxytune.cli.arguments import default_output, runs_and_keys, usage, wants_help
 
 KEYS = {"output": "the file to write; default: report.html in the one RUN that is given, or, of several, here"}
 
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     runs, given = runs_and_keys("report", arguments, KEYS)
     from proxytune.reporting.report import find_runs, write_report
 
-    target = Path(given.get("output", beside(runs, "report.html")))
+    target = Path(given.get("output", default_output(runs, "report.html")))
     write_report(find_runs(runs), target)
     print(f"Report: {target}")
     return 0

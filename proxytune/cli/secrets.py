@@ -67,7 +67,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     with environment_masked():
         values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    return values  # type: ignore[return-value]
+    return {str(key): value for key, value in values.items()}
 
 
 @contextmanager

@@ -22,12 +22,12 @@ ItemRows = Mapping[str, Mapping[str, Any]]
 """Rows of an items' file by item and prompt: an item of the same number but with another prompt is another item."""
 
 
-def compare_runs(folders: Sequence[str], console: Console | None = None) -> None:
+def compare_runs(folders: Sequence[str]) -> None:
     """Prints what differs in the configurations, and for each other run, task and arm the difference to the first run.
 
     Raises UserError for a run that cannot be read, and if no two runs share a task.
     """
-    console = console or Console()
+    console = Console()
     first, *others = [(Path(folder), read_record(folder)) for folder in folders]
     _show_configurations([first, *others], console)
     tables = [table for other in others for table in _tables(first, other)]

@@ -67,9 +67,9 @@ class ListedRun(NamedTuple):
         return self.value(key) == value
 
 
-def show_run(folder: str | Path, console: Console | None = None) -> None:
+def show_run(folder: str | Path) -> None:
     """Prints the tables of a finished run again, and how fast its answers were computed."""
-    record, console = read_record(folder), console or Console()
+    record, console = read_record(folder), Console()
     show(record, console)
     show_notes(console, *speeds(record))
 

@@ -87,12 +87,7 @@ class Summary(NamedTuple):
     """What became of the jobs without results, a sentence each."""
 
 
-def summarise(
-    folder: Path,
-    jobs: Sequence[Sequence[str]],
-    arm: str | None = None,
-    console: Console | None = None,
-) -> None:
+def summarise(folder: Path, jobs: Sequence[Sequence[str]], arm: str | None = None) -> None:
     """Writes `sweep.csv` and `sweep.md` into the sweep's folder and prints the table, if any job has results.
 
     `jobs` are the overrides of each job (none: those that are in the folder, which an optimiser chose), `arm` is the
@@ -104,7 +99,7 @@ def summarise(
     table = _summary(found, arm)
     write_text(folder / MARKDOWN, _markdown(table))
     write_text(folder / CSV, _frame(found, table.keys).to_csv(index=False, lineterminator="\n"))
-    _show(table, console or Console())
+    _show(table)
 
 
 def summary_of(folder: Path, arm: str | None = None) -> Summary | None:
@@ -185,7 +180,7 @@ def _frame(jobs: Sequence[Job], keys: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["job", *keys, "task", "arm", "metric", *FIELDS])
 
 
-def _show(summary: Summary, console: Console) -> None:
+def _show(summary: Summary) -> None:
     table = plain_table("The sweep")
     for name in ("job", *summary.keys):
         table.add_column(Text(name), overflow="fold")
@@ -193,5 +188,6 @@ def _show(summary: Summary, console: Console) -> None:
         table.add_column(Text(name), justify="right", overflow="fold")
     for label, cells in summary.rows:
         table.add_row(*map(Text, label), *map(cell_text, cells))
+    console = Console()
     console.print(table)
     show_notes(console, *summary.notes)

@@ -19,9 +19,10 @@ from proxytune.reporting.report.samples import samples
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.report.text import as_json, packed, visible
 from proxytune.reporting.report.tokens import token_parts
-from proxytune.reporting.report.view import View, parameters, source
+from proxytune.reporting.report.view import View, costs, parameters, source
+from proxytune.reporting.speeds import speeds
 from proxytune.reporting.sweep import summary_of
-from proxytune.reporting.tables import LEGEND
+from proxytune.reporting.tables import LEGEND, tabulate
 
 PARTS = Path(__file__).parent / "parts"
 SCRIPTS = ("text.js", "samples.js", "tokens.js", "item.js", "browser.js", "figures.js", "theme.js")
@@ -37,7 +38,7 @@ def page(runs: Sequence[Run]) -> str:
     """The page as text."""
     names = differences.names(runs)
     content = _samples(runs, names) | _comparisons(runs, names) | _assets()
-    content |= {"figures": figures(runs, names), "parameters": parameters, "source": source, "legend": LEGEND}
+    content |= {"figures": figures(runs, names), "legend": LEGEND}
     views = [View(run, name) for run, name in zip(runs, names, strict=True)]
     return _environment().get_template("page.html").render(runs=views, **content)
 
@@ -86,7 +87,7 @@ def _hash(text: str) -> str:
 
 
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(PARTS),
         autoescape=True,
         undefined=StrictUndefined,
@@ -94,3 +95,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(
+        {one.__name__: one for one in (tabulate, differences.paired, costs, speeds, parameters, source)}
+    )
+    return environment

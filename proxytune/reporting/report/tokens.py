@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,7 +20,7 @@ ALPHA, TOP = "alpha_", "top_"
 """How the columns of a trace begin that are there for each expert and each model."""
 
 
-def token_parts(samples: Samples, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def token_parts(samples: Samples, runs: Sequence[Run]) -> list[dict[str, object]]:
     """Part i has the traces of items 32 i to 32 i + 31; no parts if there is no trace.
 
     {"texts": [text], "traces": {item: {column: trace}}}, items and columns by their places in `samples`. A trace has an
@@ -50,10 +50,10 @@ def _traces(run: Run, task: str) -> Iterator[tuple[Any, pd.DataFrame]]:
 
 class _Part:
     def __init__(self) -> None:
-        self.traces: dict[int, dict[int, dict[str, Any]]] = {}
+        self.traces: dict[int, dict[int, dict[str, object]]] = {}
         self._texts: dict[str, int] = {}
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> dict[str, object]:
         return {"texts": list(self._texts), "traces": self.traces}
 
     def add(self, item: int, column: int, rows: pd.DataFrame) -> None:
@@ -67,7 +67,7 @@ class _Part:
         }
         self.traces.setdefault(item, {})[column] = {name: value for name, value in trace.items() if value}
 
-    def _by_name(self, rows: pd.DataFrame, start: str, entries: Any) -> dict[str, Any]:
+    def _by_name(self, rows: pd.DataFrame, start: str, entries: Callable[[pd.Series], object]) -> dict[str, object]:
         """Of the experts or models that the arm has."""
         names = [name for name in rows.columns if name.startswith(start) and rows[name].notna().any()]
         return {name.removeprefix(start): entries(rows[name]) for name in names}

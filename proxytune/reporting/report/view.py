@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 import yaml
 
-from proxytune.record import FILE, ArmCost, ArmRecord, MemberRecord, TaskRecord
+from proxytune.record import FILE, ArmCost, ArmRecord, MemberRecord, Record, TaskRecord
 from proxytune.reporting.columns import Cell
-from proxytune.reporting.report.differences import paired
 from proxytune.reporting.report.source import Run
-from proxytune.reporting.speeds import speeds
-from proxytune.reporting.tables import Report, Table, in_order, tabulate
-
-COSTS = "Cost of each arm: seconds, tokens per second"
+from proxytune.reporting.tables import Table, in_order
 
 
 @dataclass(frozen=True)
@@ -58,10 +53,6 @@ class View:
         return counts and counts + limit + shots
 
     @property
-    def members(self) -> dict[str, MemberRecord]:
-        return self.run.record.provenance.members
-
-    @property
     def arms(self) -> dict[str, tuple[ArmRecord, str]]:
         """Arm -> its record of some task, and the roles it takes."""
         arms: dict[str, tuple[ArmRecord, str]] = {}
@@ -69,27 +60,6 @@ class View:
             for name, arm in task.arms.items():
                 arms.setdefault(name, (arm, ", ".join(_roles(task, arm))))
         return arms
-
-    @cached_property
-    def report(self) -> Report:
-        return tabulate(self.run.record)
-
-    @property
-    def paired(self) -> list[Table]:
-        return paired(self.run.record)
-
-    @property
-    def costs(self) -> Table:
-        """Arms down, tasks across: seconds and tokens per second of each arm, and last the size of its models."""
-        costs = self.run.record.provenance.timings.costs
-        found = {arm: [task.arms.get(arm) for task in costs.values()] for arm in in_order(self.run.record.tasks)}
-        rows = {arm: [*map(_cost, some), _size(some)] for arm, some in found.items() if any(some)}
-        return Table(COSTS, [*costs, "weights"], rows)
-
-    @property
-    def speeds(self) -> list[str]:
-        """A line for each task."""
-        return list(speeds(self.run.record))
 
     @property
     def config(self) -> str:
@@ -101,6 +71,14 @@ def _roles(task: TaskRecord, arm: ArmRecord) -> Iterator[str]:
     for role in arm.roles:
         kind, _, name = role.partition(":")
         yield f"{kind} of the task" if name and name == task.expert else role
+
+
+def costs(record: Record) -> Table:
+    """Arms down, tasks across: seconds and tokens per second of each arm, and last the size of its models."""
+    costs = record.provenance.timings.costs
+    found = {arm: [task.arms.get(arm) for task in costs.values()] for arm in in_order(record.tasks)}
+    rows = {arm: [*map(_cost, some), _size(some)] for arm, some in found.items() if any(some)}
+    return Table("Cost of each arm: seconds, tokens per second", [*costs, "weights"], rows)
 
 
 def _cost(cost: ArmCost | None) -> Cell:
