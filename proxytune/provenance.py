@@ -46,6 +46,11 @@ def machine_facts() -> dict[str, object]:
     }
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def peak_memory() -> int:
     """Peak memory in bytes: of all GPUs if torch uses any, or else of this process."""
     import torch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -16,7 +15,7 @@ import proxytune
 from proxytune.cli.arguments import wants_help
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
-from proxytune.provenance import installed_version
+from proxytune.provenance import available_cores, installed_version
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "lm-eval", "peft", "datasets", "hydra-core", "pandas")
 NO_EXTRAS = {"dev"}
@@ -34,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         "proxytune": [f"{proxytune.__version__} in {Path(proxytune.__file__).parent}"],
         "python": [f"{platform.python_version()}, {platform.system()} {platform.machine()}"],
         "libraries": list(_libraries()),
-        "processor": [f"{_cores()} cores"],
+        "processor": [f"{available_cores()} cores"],
         "memory": [_memory()],
         "GPUs": list(_gpus()),
         "cache": [_cache(cache_root()), _answers(cache_root() / "answers.sqlite")],
@@ -51,11 +50,6 @@ def _libraries() -> Iterator[str]:
     found = [f"{name} {installed_version(name) or 'is missing'}" for name in LIBRARIES]
     for start in range(0, len(found), 3):
         yield ", ".join(found[start : start + 3])
-
-
-def _cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)  # not on macOS
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -38,9 +38,8 @@ def main(arguments: Sequence[str]) -> int:
         made |= paper_charts(paper_tables(given["paper"], folders), columns)
     if given.get("paper") == "liu2024":
         made |= shift_charts(read, columns)
-    for path in write_figures(
-        made, Path(given.get("output", default_output(runs, "figures"))), given.get("format", "svg")
-    ):
+    target = Path(given.get("output", default_output(runs, "figures")))
+    for path in write_figures(made, target, given.get("format", "svg")):
         print(path)
     return 0
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.provenance import available_cores
 
 Isolation = Literal["bubblewrap", "none"]
 ISOLATIONS: tuple[Isolation, ...] = ("bubblewrap", "none")
@@ -88,7 +89,7 @@ class Sandbox:
 
     def run_all(self, programs: Sequence[str]) -> list[Verdict]:
         """The verdict of each program; as many run at once as there are processors."""
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             return list(pool.map(self.run, programs))
 
     def run(self, program: str) -> Verdict:

@@ -20,6 +20,7 @@ from proxytune.console import loading_bars, progress_bars
 from proxytune.miniature.builds import BUILDS, ModelBuild
 from proxytune.miniature.recipe import Recipe
 from proxytune.miniature.training import train
+from proxytune.provenance import available_cores
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,6 @@ def train_all(recipe: Recipe, folder: Path, examples: Mapping[str, Examples], wo
 
 def _default_workers(recipe: Recipe) -> int:
     return 1 if recipe.corpus.stories < TINY_STORIES else min(2, available_cores())
-
-
-def available_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], folder: Path, report: Report) -> None:
