@@ -22,8 +22,8 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError("proxytune analyze: no run is given; give the folders of one or several runs")
     from rich.console import Console
 
-    from proxytune.reporting.analysis import analyze, show
+    from proxytune.reporting.analysis import analyze, show_analysis
     from proxytune.reporting.frames import frames
 
-    show(analyze([frames(run) for run in arguments]), Console())
+    show_analysis(analyze([frames(run) for run in arguments]), Console())
     return 0

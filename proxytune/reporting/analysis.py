@@ -27,7 +27,7 @@ from proxytune.statistics import ratio_error
 ARM = ["run", "task", "arm"]
 POSITIONS = {"first": (0, 0), "2 to 5": (1, 4), "6 to 20": (5, 19), "later": (20, math.inf)}
 """Ranges of tokens, by step from 0."""
-MOST = 10
+LISTED = 10
 """How many of the most influenced tokens are listed."""
 OFTEN = 3
 """How often a token must be chosen to be listed."""
@@ -38,7 +38,7 @@ SIDES = ("left", "right")
 """Of an equation."""
 _EQUATION = re.compile(r"(?P<left>[\d($][\d\s.,+\-*/×÷x()$%]*)=\s*(?P<right>\$?\d+(?:[.,]\d+)*)")
 _OPERATOR = re.compile(r"[\d)%]\s*[+\-*/×÷x]\s*[\d($]")
-Rows = list[tuple[tuple[str, ...], list[str]]]
+TableRows = list[tuple[tuple[str, ...], list[str]]]
 """Of a table: run, task and arm, and the other cells."""
 
 
@@ -124,10 +124,10 @@ def _sides(pieces: Sequence[str]) -> list[str | None]:
 
 
 def _most_influenced(traced: pd.DataFrame) -> pd.DataFrame:
-    """Per run, task and arm the MOST tokens with the largest mean delta."""
+    """Per run, task and arm the LISTED tokens with the largest mean delta."""
     rows = _means(traced, [*ARM, "token", "text"], "delta")
     arms = rows[rows["tokens"] >= OFTEN].groupby(ARM, sort=False)
-    return pd.concat([rows.iloc[:0], *(part.nlargest(MOST, "delta") for _, part in arms)], ignore_index=True)
+    return pd.concat([rows.iloc[:0], *(part.nlargest(LISTED, "delta") for _, part in arms)], ignore_index=True)
 
 
 def _weights(traced: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def _weights(traced: pd.DataFrame) -> pd.DataFrame:
     return _means(long, [*ARM, "expert", "position"], "alpha")
 
 
-def show(analysis: Mapping[str, pd.DataFrame], console: Console) -> None:
+def show_analysis(analysis: Mapping[str, pd.DataFrame], console: Console) -> None:
     """Prints one table per quantity; a run's name is shown where there are several runs."""
     several = analysis["shift"]["run"].nunique() > 1
     for title, headings, rows in _tables(analysis):
@@ -152,7 +152,7 @@ def show(analysis: Mapping[str, pd.DataFrame], console: Console) -> None:
     show_notes(console, "Δ = p_fused − p_base of the chosen token; mean ± standard error, clustered by item.")
 
 
-def _tables(analysis: Mapping[str, pd.DataFrame]) -> Iterable[tuple[str, Sequence[str], Rows]]:
+def _tables(analysis: Mapping[str, pd.DataFrame]) -> Iterable[tuple[str, Sequence[str], TableRows]]:
     yield "What fusion changes", ("tokens", "changed, %", "Δ"), _shift_rows(analysis["shift"])
     yield (
         "Δ by the token's position",
@@ -167,8 +167,8 @@ def _tables(analysis: Mapping[str, pd.DataFrame]) -> Iterable[tuple[str, Sequenc
     yield "Weight α by position", ("expert", *POSITIONS), [(key[:3], [key[3], *cells]) for key, cells in weights]
 
 
-def _shift_rows(shift: pd.DataFrame) -> Rows:
-    rows: Rows = []
+def _shift_rows(shift: pd.DataFrame) -> TableRows:
+    rows: TableRows = []
     for row in shift.to_dict("records"):
         changed = _number(100 * row["changed"], 100 * row["changed_stderr"], 1)
         delta = _number(row["delta"], row["delta_stderr"], 3)
@@ -181,7 +181,7 @@ def _key(row: Mapping[Hashable, Any]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in ARM)
 
 
-def _equations(equations: pd.DataFrame) -> Rows:
+def _equations(equations: pd.DataFrame) -> TableRows:
     paper = {side: printed(f"probability shift, {side} side of equations") for side in SIDES}
     shown = _in_paper(equations, paper["left"])
     return _wide(equations, ARM, "side", "delta", SIDES) + [
@@ -196,14 +196,14 @@ def _in_paper(frame: pd.DataFrame, paper: Mapping[str, float]) -> list[tuple[tup
     return [(key, name) for key, name in named if name is not None]
 
 
-def _tokens(tokens: pd.DataFrame) -> Rows:
+def _tokens(tokens: pd.DataFrame) -> TableRows:
     listed: dict[tuple[str, ...], list[str]] = {}
     for row in tokens.to_dict("records"):
         listed.setdefault(_key(row), []).append(f"{row['text']!r} {row['delta']:+.2f}")
     return [(key, [", ".join(said)]) for key, said in listed.items()]
 
 
-def _wide(frame: pd.DataFrame, keys: list[str], column: str, value: str, order: Iterable[str]) -> Rows:
+def _wide(frame: pd.DataFrame, keys: list[str], column: str, value: str, order: Iterable[str]) -> TableRows:
     """One row per `keys`, one cell per value of `column`; empty where there is none."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in frame.to_dict("records"):

@@ -43,7 +43,7 @@ def by_key(overrides: Sequence[str]) -> dict[str, str]:
     return {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
 
 
-def swept(given: Sequence[Mapping[str, str]]) -> list[str]:
+def swept_keys(given: Sequence[Mapping[str, str]]) -> list[str]:
     """The keys whose values differ between the command lines of runs."""
     keys = dict.fromkeys(key for one in given for key in one)
     return [key for key in keys if len({one.get(key) for one in given}) > 1]

@@ -17,7 +17,7 @@ import pandas as pd
 from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_items, read_record
 from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.files import tidy
-from proxytune.reporting.traces import COLUMNS, read_traces
+from proxytune.reporting.traces import TRACE_COLUMNS, read_traces
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _weights(rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
 def _traces(folder: Path, record: Record) -> pd.DataFrame:
     """In the order of the record's tasks."""
     parts = [part for task in record.tasks if not (part := read_traces(folder, task, top=False)).empty]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(TRACE_COLUMNS))
 
 
 def _costs(record: Record) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from rich.text import Text
 from proxytune.errors import UserError
 from proxytune.record import FILE, Record, TaskRecord, read_record
 from proxytune.reporting.columns import score_text
-from proxytune.reporting.configurations import by_key, overrides_of, swept
+from proxytune.reporting.configurations import by_key, overrides_of, swept_keys
 from proxytune.reporting.speeds import speeds
 from proxytune.reporting.tables import best_fused, common_start
 from proxytune.reporting.terminal import plain_table, show, show_notes
@@ -150,7 +150,7 @@ def _listing(runs: Sequence[ListedRun], task: str) -> tuple[RichTable, list[str]
 
 def _differing(runs: Sequence[ListedRun]) -> list[str]:
     """The keys whose values differ, first those that most runs were given."""
-    keys = [key for key in swept([run.given for run in runs]) if key not in NO_DIFFERENCE]
+    keys = [key for key in swept_keys([run.given for run in runs]) if key not in NO_DIFFERENCE]
     return sorted(keys, key=lambda key: -sum(key in run.given for run in runs))
 
 

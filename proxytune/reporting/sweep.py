@@ -15,7 +15,7 @@ from proxytune.atomic import write_text
 from proxytune.errors import UserError, unknown_name
 from proxytune.record import ERROR, FILE, Record, TaskRecord, read_record
 from proxytune.reporting.columns import Cell, score_text
-from proxytune.reporting.configurations import by_key, overrides_of, swept
+from proxytune.reporting.configurations import by_key, overrides_of, swept_keys
 from proxytune.reporting.files import markdown_row
 from proxytune.reporting.tables import best_fused
 from proxytune.reporting.terminal import cell_text, plain_table, show_notes
@@ -108,7 +108,7 @@ def summary_of(folder: Path, arm: str | None = None) -> Summary | None:
 
 
 def _summary(jobs: Sequence[Job], arm: str | None) -> Summary:
-    keys = swept([job.given for job in jobs])
+    keys = swept_keys([job.given for job in jobs])
     tasks = list(dict.fromkeys(task for job in jobs if job.record for task in job.record.tasks))
     shown = [headline_arm(job.record, arm, keys) if job.record else None for job in jobs]
     columns = [_column(jobs, shown, task) for task in tasks]

@@ -15,7 +15,7 @@ import pandas as pd
 from proxytune.errors import UserError
 
 FOLDER = "traces"
-COLUMNS = ("task", "arm", "item", "step", "token", "text", "p_fused", "p_base", "differs")
+TRACE_COLUMNS = ("task", "arm", "item", "step", "token", "text", "p_fused", "p_base", "differs")
 
 
 def read_traces(run_folder: str | Path, task: str | None = None, *, top: bool = True) -> pd.DataFrame:
@@ -25,7 +25,7 @@ def read_traces(run_folder: str | Path, task: str | None = None, *, top: bool = 
     """
     paths = sorted((Path(run_folder) / FOLDER).glob(f"{task or '*'}.parquet"))
     parts = [_read(path, top) for path in paths]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(COLUMNS))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(TRACE_COLUMNS))
 
 
 def _read(path: Path, top: bool) -> pd.DataFrame:

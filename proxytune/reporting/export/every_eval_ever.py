@@ -14,7 +14,7 @@ from uuid import UUID
 
 from proxytune.atomic import write_json, write_jsonl
 from proxytune.record import DataRecord
-from proxytune.reporting.export.source import Item, Result, file_name, finished, results
+from proxytune.reporting.export.source import Item, Result, file_name, finished_at, results
 from proxytune.reporting.report.source import Run
 
 SCHEMA = "0.3.0"
@@ -69,7 +69,7 @@ def _model(result: Result) -> str:
 
 
 def _evaluation(result: Result) -> str:
-    return f"{result.task_name}/{_model(result)}/{finished(result.run).timestamp():.0f}"
+    return f"{result.task_name}/{_model(result)}/{finished_at(result.run).timestamp():.0f}"
 
 
 def _record(result: Result) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def _record(result: Result) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA,
         "evaluation_id": _evaluation(result),
-        "evaluation_timestamp": finished(result.run).isoformat(),
-        "retrieved_timestamp": f"{finished(result.run).timestamp():.0f}",
+        "evaluation_timestamp": finished_at(result.run).isoformat(),
+        "retrieved_timestamp": f"{finished_at(result.run).timestamp():.0f}",
         "source_metadata": {
             "source_name": "proxytune",
             "source_type": "evaluation_run",

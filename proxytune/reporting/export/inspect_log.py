@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from proxytune.atomic import write_json
-from proxytune.reporting.export.source import Item, Result, file_name, finished, results
+from proxytune.reporting.export.source import Item, Result, file_name, finished_at, results
 from proxytune.reporting.report.source import Run
 
 VERSION = 2
@@ -27,7 +27,7 @@ def write(runs: Sequence[Run], folder: Path) -> list[Path]:
 
 def _name(result: Result) -> str:
     task = file_name(result.task_name, result.arm_name).replace("_", "-")
-    return f"{finished(result.run):%Y-%m-%dT%H-%M-%S+00-00}_{task}_{_id(result)}.json"
+    return f"{finished_at(result.run):%Y-%m-%dT%H-%M-%S+00-00}_{task}_{_id(result)}.json"
 
 
 def _id(result: Result) -> str:
@@ -35,7 +35,7 @@ def _id(result: Result) -> str:
 
 
 def _log(result: Result) -> dict[str, Any]:
-    when = finished(result.run).isoformat()
+    when = finished_at(result.run).isoformat()
     return {
         "version": VERSION,
         "status": "success",

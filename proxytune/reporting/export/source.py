@@ -31,7 +31,7 @@ class Result(NamedTuple):
     @property
     def digest(self) -> bytes:
         """The same whenever this is exported again, and different from that of any other."""
-        name = [str(self.run.folder.resolve()), self.task_name, self.arm_name, finished(self.run).isoformat()]
+        name = [str(self.run.folder.resolve()), self.task_name, self.arm_name, finished_at(self.run).isoformat()]
         return hashlib.sha256(json.dumps(name).encode()).digest()
 
 
@@ -72,7 +72,7 @@ def results(run: Run) -> Iterator[Result]:
             yield Result(run, name, task, arm, task.arms[arm])
 
 
-def finished(run: Run) -> datetime:
+def finished_at(run: Run) -> datetime:
     """When the run's results were written, in UTC, to the second."""
     return datetime.fromtimestamp(int((run.folder / FILE).stat().st_mtime), UTC)
 

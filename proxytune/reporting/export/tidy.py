@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxytune.atomic import atomic_write, write_text
-from proxytune.reporting.configurations import by_key, swept
+from proxytune.reporting.configurations import by_key, swept_keys
 from proxytune.reporting.export.source import results
 from proxytune.reporting.report.source import Run
 
@@ -34,7 +34,7 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
     import pandas as pd
 
     given = [by_key([override for override in run.overrides if "=" in override]) for run in runs]
-    keys = swept(given)
+    keys = swept_keys(given)
     rows = [
         row for run, one in zip(runs, given, strict=True) for row in _rows(run, {key: one.get(key) for key in keys})
     ]
