@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def read_run(folder: Path) -> Run:
     items = _items(folder, record, missing)
     if not (folder / FILE).is_file():
         missing.insert(0, _unfinished(items, config))
-    missing += _failures(record)
+    missing += [f"{task}: {arm} failed: {why}" for task, arms in record.failed.items() for arm, why in arms.items()]
     overrides = [str(override) for override in _noted(folder, "overrides", list, missing)]
     given = [override for override in overrides if not override.startswith("output=")]
     return Run(folder, record, record.provenance.config or config, given, items, missing)
@@ -107,9 +107,3 @@ def _unfinished(items: dict[str, Any], config: dict[str, Any]) -> str:
         f"This run is not finished: there is no {FILE}, and therefore no scores. Items are there of "
         f"{', '.join(items) or 'no task'}{wanted}."
     )
-
-
-def _failures(record: Record) -> Iterator[str]:
-    for task, arms in record.failed.items():
-        for arm, error in arms.items():
-            yield f"{task}: {arm} failed: {error}"
