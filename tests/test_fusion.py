@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits
-from proxytune.fusion.solvers.search import best_point, run
+from proxytune.fusion.solvers.joint import NEARLY
+from proxytune.fusion.solvers.search import best_point, grid_search, line_search, run
 from proxytune.fusion.solvers.tilt import Tilt
 
 EXACT = MatchKL()
@@ -174,6 +175,48 @@ def test_exact_is_never_above_the_grid_however_far_apart_logits_are(seed, T, V, 
     exact, grid = (loss_float64(*models, MatchKL(solver=s).fuse(*models).weights) for s in ("exact", "grid"))
     rounding = 1e-5 * max(model[model.isfinite()].abs().max() for model in models)
     assert (exact.sqrt() <= grid.sqrt() + rounding).all()
+
+
+def narrow(seed: int, T: int, exponents: list[float]) -> list[torch.Tensor]:
+    """64 rows, most of them all but certain of a token: the size of both models' logits, by how much each is certain,
+    what the experts change, and a constant that they add are 10 to the `exponents`."""
+    large, small, base_certain, small_certain, change, constant = (10**x for x in exponents)
+    g = torch.Generator().manual_seed(seed)
+    base, antiexpert = (size * torch.randn(64, 12, generator=g) for size in (large, small))
+    for model, height in ((base, base_certain), (antiexpert, small_certain)):
+        model += height * torch.eye(12)[torch.randint(12, (64,), generator=g)]
+    moved = change * torch.randn(T, 64, 12, generator=g) * torch.rand(T, 64, 1, generator=g)
+    return [base, antiexpert + moved + constant, antiexpert]
+
+
+NARROW = st.tuples(*[st.floats(*ends) for ends in ((-1, 2), (-1, 4), (-1, 3), (-1, 4.5), (-2, 1.5), (-2, 3))])
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), NARROW)
+def test_the_loss_that_is_accepted_is_the_loss_at_the_weight_and_never_above_the_grids(seed, exponents):
+    base, experts, antiexpert = narrow(seed, 1, exponents)
+    tilt, small = (Tilt(x, experts - antiexpert, reach=2.0) for x in (base, antiexpert))
+    target = small.divergences(torch.ones(1, 64))
+    points = torch.tensor(EXACT.points)
+    weights, loss = line_search(tilt, target, points)
+    some = ~tilt.flat[0]
+    evaluated = (tilt.divergences(weights) - target).square().sum(0)
+    torch.testing.assert_close(loss[some], evaluated[some], rtol=1e-6, atol=0)
+    _, grid = grid_search(tilt, target[:, None], points)
+    rounding = 1e-5 + 1e-6 * tilt.range.abs().amax((0, 1))
+    assert (evaluated.sqrt() <= grid.sqrt() + rounding)[some].all()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 3), NARROW)
+def test_exact_is_never_above_the_grid_nor_joint_above_one_expert_where_distributions_are_narrow(seed, T, exponents):
+    models = narrow(seed, T, exponents)
+    rules = MatchKL(solver="grid"), EXACT, MatchKL(experts="joint")
+    grid, exact, joint = (rule.loss(*models, rule.fuse(*models).weights) for rule in rules)
+    rounding = 1e-5 * (1 + max(model.abs().max() for model in models))
+    assert (exact.sqrt() <= grid.sqrt() + rounding).all()
+    assert (joint - NEARLY <= (exact.sqrt() + rounding).square()).all()
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

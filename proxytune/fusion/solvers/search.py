@@ -20,6 +20,8 @@ NARROW = 64.0
 """Where d varies by less than this, in nats, a step shorter than CLOSE moves no two tokens apart by more than 0.2."""
 BISECTED = 1e-6
 """A bisection shorter than this is the last, and any step where d is not NARROW."""
+ROUNDING = 1e-5
+"""Divergences may be wrong by this much, in nats: a last step that ends so little further from the target counts."""
 TOGETHER = 2**15
 """So few logits cost less than the calls that work on them: several points are then rows of one call."""
 MAX_STEPS = 20
@@ -99,6 +101,7 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
     for side in _sides(points.tolist()):
         starts = run([best_point(goal, side) for goal in targets], tilt, Tilt.divergences)
         ends = run([polish(*of) for of in zip(targets, starts, narrow, strict=True)], tilt, Tilt.line)
+        ends = run([last_step(*of) for of in zip(targets, ends, strict=True)], tilt, Tilt.divergences)
         best = [end if end[1] < other[1] else other for end, other in zip(ends, best, strict=True)]
     w, loss = torch.tensor(best, dtype=torch.float32, device=points.device).view(-1, 2).T
     return torch.where(tilt.flat, points[0], w), loss
@@ -179,10 +182,18 @@ def _towards(target: Pair, here: Pair, there: Pair) -> float:
     return min(max(share, 0.0), 1.0)
 
 
-def polish(target: Pair, start: Start, narrow: bool) -> Search[Pair]:
-    """The best weight and its loss, by Newton's method, safeguarded by bisection on the slope's sign.
+class End(NamedTuple):
+    """The best weight evaluated, and the last Newton step from there."""
 
-    Only evaluated weights count, and last Newton steps where d is `narrow`: there the loss is as foreseen.
+    w: float
+    loss: float
+    newton: float | None = None
+
+
+def polish(target: Pair, start: Start, narrow: bool) -> Search[End]:
+    """The best weight by Newton's method, safeguarded by bisection on the slope's sign.
+
+    Where d is `narrow` a short Newton step is the last, and `last_step` evaluates it.
     """
     w, low, high, best, loss = start
     for _ in range(MAX_STEPS):
@@ -194,9 +205,18 @@ def polish(target: Pair, start: Start, narrow: bool) -> Search[Pair]:
         newton = w - slope / curvature if curvature > 0 else math.nan
         safe = low <= newton <= high
         step = (newton if safe else (low + high) / 2) - w
-        foreseen = safe and narrow
-        if not abs(step) >= (CLOSE if foreseen else BISECTED):
-            better = foreseen and here - slope * slope / curvature < loss
-            return (newton, here - slope * slope / curvature) if better else (best, loss)
+        if not abs(step) >= (CLOSE if safe and narrow else BISECTED):
+            better = safe and narrow and here - slope * slope / curvature < loss
+            return End(best, loss, newton if better else None)
         w += step
-    return best, loss
+    return End(best, loss)
+
+
+def last_step(target: Pair, end: End) -> Search[Pair]:
+    """The weight and its loss: of the last Newton step unless its loss, evaluated, turns out to be above the best."""
+    w, loss, newton = end
+    if newton is None:
+        return w, loss
+    forward, backward = yield (newton,)
+    there = (forward - target[0]) ** 2 + (backward - target[1]) ** 2
+    return (newton, there) if math.sqrt(there) <= math.sqrt(loss) + ROUNDING else (w, loss)
