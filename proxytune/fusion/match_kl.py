@@ -16,7 +16,7 @@ from torch import Tensor
 from proxytune.fusion.logits import add, batches, check_shapes, compare, shift
 from proxytune.fusion.rule import Fused
 from proxytune.fusion.solvers.joint import joint_search
-from proxytune.fusion.solvers.search import grid_search, line_search
+from proxytune.fusion.solvers.search import best_alone, grid_search, line_search
 from proxytune.fusion.solvers.tilt import Tilt
 
 SOLVERS = ("exact", "grid")
@@ -156,16 +156,13 @@ class MatchKL:
         return weights.masked_fill((targets.sum((0, 1)) + tilt.psi0).isnan(), torch.nan)
 
     def _one_at_a_time(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
-        """Weights [T, n] of which at most one per row is not 0; on ties the first expert wins."""
+        """Weights [T, n] of which at most one per row is not 0."""
         experts = len(tilt.d)
         if self.solver == "grid":
             weights, losses = grid_search(tilt.lines(), targets.repeat(1, 1, experts), points)
         else:
             weights, losses = line_search(tilt.lines(), _mean(targets).repeat(1, experts), points)
-        if experts == 1:
-            return weights
-        others = torch.arange(experts, device=weights.device)[:, None] != losses.view(experts, -1).argmin(0)
-        return weights.view(experts, -1).masked_fill(others, 0.0)
+        return best_alone(weights, losses, experts)
 
     def _joint(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
         """Weights [T, n]."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from proxytune.fusion.solvers.search import Pair, Search, line_search, run
+from proxytune.fusion.solvers.search import Pair, Search, best_alone, line_search, run
 from proxytune.fusion.solvers.tilt import Tilt
 
 MAX_STEPS = 60
@@ -43,18 +43,17 @@ def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
     if rows:
         index = torch.tensor(rows, device=target.device)
         some, goals = tilt.rows(index), target[:, index]
-        others = _descend(some, goals, _best_alone(some, goals, points), low, high)
+        others = _descend(some, goals, _start_alone(some, goals, points), low, high)
         for row, other in zip(rows, others, strict=True):
             found[row] = other if other[1] < (1 - CLEARLY) * found[row][1] else found[row]
     return torch.tensor([w for w, _ in found], dtype=torch.float32, device=target.device).T
 
 
-def _best_alone(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
+def _start_alone(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
     """Weights [T, n]: the best of one expert, and as near to 0 as may be for the others."""
     experts = len(tilt.d)
-    w, loss = (x.view(experts, -1) for x in line_search(tilt.lines(), target.repeat(1, experts), points))
-    others = torch.arange(experts, device=w.device)[:, None] != loss.argmin(0)
-    return w.masked_fill(others, 0.0).clamp(points[0], points[-1])
+    found = line_search(tilt.lines(), target.repeat(1, experts), points)
+    return best_alone(*found, experts).clamp(points[0], points[-1])
 
 
 End = tuple[Sequence[float], float]

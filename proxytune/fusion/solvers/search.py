@@ -101,10 +101,19 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
     for side in _sides(points.tolist()):
         starts = run([best_point(goal, side) for goal in targets], tilt, Tilt.divergences)
         ends = run([polish(*of) for of in zip(targets, starts, narrow, strict=True)], tilt, Tilt.line)
-        ends = run([last_step(*of) for of in zip(targets, ends, strict=True)], tilt, Tilt.divergences)
-        best = [end if end[1] < other[1] else other for end, other in zip(ends, best, strict=True)]
+        found = run([last_step(*of) for of in zip(targets, ends, strict=True)], tilt, Tilt.divergences)
+        best = [new if new[1] < old[1] else old for new, old in zip(found, best, strict=True)]
     w, loss = torch.tensor(best, dtype=torch.float32, device=points.device).view(-1, 2).T
     return torch.where(tilt.flat, points[0], w), loss
+
+
+def best_alone(weights: Tensor, losses: Tensor, experts: int) -> Tensor:
+    """Weights [T, n]: of each expert's own weight [1, T n] that of least loss [T n], and 0 for the others.
+
+    On ties the first expert wins.
+    """
+    others = torch.arange(experts, device=weights.device)[:, None] != losses.view(experts, -1).argmin(0)
+    return weights.view(experts, -1).masked_fill(others, 0.0)
 
 
 def _sides(points: Sequence[float]) -> list[Sequence[float]]:
