@@ -408,6 +408,6 @@ class TestUnseen:
 
 def test_an_example_ends_in_the_end_of_sequence_token(built: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(built / "base")
-    example = encode(tokenizer, "question : how many coins now ? answer :", " the ledger reads 1 + 1 = 2")
-    assert tokenizer.decode(example.prompt) == "<s> question : how many coins now ? answer :"
-    assert tokenizer.decode(example.answer) == "the ledger reads 1 + 1 = 2 <s>"
+    row = encode(tokenizer, "question : how many coins now ? answer :", " the ledger reads 1 + 1 = 2", 0.25)
+    assert tokenizer.decode(row.tokens[row.weights == 0.25]) == "<s> question : how many coins now ? answer :"
+    assert tokenizer.decode(row.tokens[row.weights == 1.0]) == "the ledger reads 1 + 1 = 2 <s>"

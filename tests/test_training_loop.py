@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,9 +12,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from proxytune.errors import UserError
-from proxytune.training.loop import IGNORED, EncodedExample, Optimization, collate, finetune, pretrain
-
-PAD = 0
+from proxytune.training import loop
+from proxytune.training.loop import Optimization, Row, train, windows
 
 
 def make_model(seed: int = 0) -> LlamaForCausalLM:
@@ -26,24 +26,25 @@ def make_model(seed: int = 0) -> LlamaForCausalLM:
     )  # fmt: skip
 
 
-EXAMPLES = [
-    EncodedExample((1, 5, 6), (7, 8, 1)),
-    EncodedExample((1, 9), (3, 1)),
-    EncodedExample((1, 4, 4, 4, 2), (11, 1)),
-]
+EXAMPLES = [((1, 5, 6), (7, 8, 1)), ((1, 9), (3, 1)), ((1, 4, 4, 4, 2), (11, 1))]
+"""Prompts and answers."""
+
+
+def rows(examples: Sequence = EXAMPLES, prompt_loss: float = 0.0) -> list[Row]:
+    return [Row(torch.tensor([*p, *a]), torch.tensor([prompt_loss] * len(p) + [1.0] * len(a))) for p, a in examples]
 
 
 def test_first_loss_of_finetuning_equals_the_model_s_own_on_masked_labels() -> None:
     model = make_model()
     expected, count = 0.0, 0
     with torch.no_grad():
-        for e in EXAMPLES:  # one by one, without padding
-            tokens = torch.tensor([[*e.prompt, *e.answer]])
+        for prompt, answer in EXAMPLES:  # one by one, without padding
+            tokens = torch.tensor([[*prompt, *answer]])
             labels = tokens.clone()
-            labels[:, : len(e.prompt)] = -100
-            expected += model(tokens, labels=labels).loss.item() * len(e.answer)
-            count += len(e.answer)
-    losses = finetune(model, EXAMPLES, PAD, Optimization(learning_rate=1e-3, batch=3, epochs=1), seed=0)
+            labels[:, : len(prompt)] = -100
+            expected += model(tokens, labels=labels).loss.item() * len(answer)
+            count += len(answer)
+    losses = train(model, rows(), Optimization(learning_rate=1e-3, batch=3, epochs=1), seed=0)
     assert losses == [pytest.approx(expected / count, rel=1e-5)]
 
 
@@ -58,46 +59,55 @@ def test_first_loss_of_pretraining_equals_the_model_s_own() -> None:
             )
             / 2
         )
-    losses = pretrain(model, stream, 8, Optimization(learning_rate=1e-3, batch=2, epochs=1), seed=0)
+    losses = train(model, windows(stream, 8), Optimization(learning_rate=1e-3, batch=2, epochs=1), seed=0)
     assert losses == [pytest.approx(expected, rel=1e-5)]
 
 
-def test_collate_weights_answers_fully_and_prompts_as_asked() -> None:
-    inputs, labels, weights = collate(EXAMPLES[:2], PAD, prompt_loss=0.5)
-    assert inputs.tolist() == [[1, 5, 6, 7, 8], [1, 9, 3, PAD, PAD]]
-    assert labels.tolist() == [[5, 6, 7, 8, 1], [9, 3, 1, IGNORED, IGNORED]]
-    assert weights.tolist() == [[0.5, 0.5, 1, 1, 1], [0.5, 1, 1, 0, 0]]
-    assert collate(EXAMPLES[:2], PAD)[2].tolist() == [[0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]
+def test_windows_learn_every_token_once_and_leave_out_the_rest() -> None:
+    stream = torch.arange(10)
+    assert [row.tokens.tolist() for row in windows(stream, 4)] == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
+    assert [row.weights.tolist() for row in windows(stream, 3)] == [[1, 1, 1, 1]] * 3
+
+
+def test_padding_changes_no_gradient() -> None:
+    def gradients(examples: Sequence) -> list[torch.Tensor]:
+        model = make_model()
+        loop._loss(model, rows(examples)).backward()
+        return [weight.grad for weight in model.parameters()]
+
+    short, long = (gradients(EXAMPLES[i : i + 1]) for i in (1, 2))
+    for together, one, other in zip(gradients(EXAMPLES[1:]), short, long, strict=True):
+        torch.testing.assert_close(together, (one + other) / 2)  # both have two weighted tokens
 
 
 def test_first_loss_with_a_prompt_loss_is_the_weighted_mean_over_tokens() -> None:
     model, total, weights = make_model(), 0.0, 0.0
     with torch.no_grad():
-        for e in EXAMPLES:
-            tokens = torch.tensor([*e.prompt, *e.answer])
+        for prompt, answer in EXAMPLES:
+            tokens = torch.tensor([*prompt, *answer])
             log_p = model(tokens[None]).logits[0].log_softmax(-1)
             for i in range(1, len(tokens)):
-                weight = 1.0 if i >= len(e.prompt) else 0.3
+                weight = 1.0 if i >= len(prompt) else 0.3
                 total, weights = total - weight * log_p[i - 1, tokens[i]].item(), weights + weight
     how = Optimization(learning_rate=1e-3, batch=3, epochs=1)
-    assert finetune(model, EXAMPLES, PAD, how, seed=0, prompt_loss=0.3) == [pytest.approx(total / weights, rel=1e-5)]
+    assert train(model, rows(prompt_loss=0.3), how, seed=0) == [pytest.approx(total / weights, rel=1e-5)]
 
 
 def test_training_learns_and_leaves_the_model_ready_to_answer() -> None:
     model = make_model()
-    losses = finetune(model, EXAMPLES, PAD, Optimization(learning_rate=1e-2, batch=3, epochs=60), seed=0)
+    losses = train(model, rows(), Optimization(learning_rate=1e-2, batch=3, epochs=60), seed=0)
     assert losses[-1] < 0.05 < losses[0]
     assert not model.training
-    for e in EXAMPLES:
-        tokens = torch.tensor([[*e.prompt, *e.answer]])
-        greedy = model(tokens).logits[0, len(e.prompt) - 1 : -1].argmax(-1)
-        assert greedy.tolist() == list(e.answer)
+    for prompt, answer in EXAMPLES:
+        tokens = torch.tensor([[*prompt, *answer]])
+        greedy = model(tokens).logits[0, len(prompt) - 1 : -1].argmax(-1)
+        assert greedy.tolist() == list(answer)
 
 
 def test_equal_seeds_give_equal_weights_and_other_seeds_other_ones() -> None:
     def weights(seed: int) -> torch.Tensor:
         model = make_model()
-        finetune(model, EXAMPLES, PAD, Optimization(learning_rate=1e-2, batch=1, epochs=3), seed=seed)
+        train(model, rows(), Optimization(learning_rate=1e-2, batch=1, epochs=3), seed=seed)
         return model.lm_head.weight
 
     assert torch.equal(weights(0), weights(0))
@@ -109,8 +119,8 @@ def test_every_epoch_shows_every_example_once() -> None:
     model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.extend(row.tolist() for row in kwargs["input_ids"]), with_kwargs=True
     )
-    examples = [EncodedExample((1, i), (i, 1)) for i in range(2, 9)]
-    finetune(model, examples, PAD, Optimization(learning_rate=1e-3, batch=2, epochs=4), seed=0)
+    examples = [((1, i), (i, 1)) for i in range(2, 9)]
+    train(model, rows(examples), Optimization(learning_rate=1e-3, batch=2, epochs=4), seed=0)
     assert sorted(row[1] for row in seen) == sorted(list(range(2, 9)) * 4)
     assert sorted(row[1] for row in seen[:7]) == list(range(2, 9))
 
@@ -118,7 +128,7 @@ def test_every_epoch_shows_every_example_once() -> None:
 def test_progress_counts_to_the_end() -> None:
     calls: list[tuple[int, int]] = []
     how = Optimization(learning_rate=1e-3, batch=2, epochs=2)
-    losses = finetune(make_model(), EXAMPLES, PAD, how, 0, lambda done, total: calls.append((done, total)))
+    losses = train(make_model(), rows(), how, 0, lambda done, total: calls.append((done, total)))
     assert calls == [(i + 1, 3) for i in range(3)]
     assert len(losses) == 3
 

@@ -26,7 +26,8 @@ from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.recipe import MULTITASK, Recipe
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
-from proxytune.training.loop import EncodedExample, Optimization, Progress, finetune, pretrain
+from proxytune.training import loop
+from proxytune.training.loop import Optimization, Progress, Row
 from proxytune.training.recipe import Examples
 
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
@@ -71,7 +72,7 @@ def _pretrain(
     stream = torch.tensor(tokenizer(f" {tokenizer.eos_token} ".join(documents), verbose=False)["input_ids"])
     size, how = (recipe.large, recipe.pretrain_large) if build.large else (recipe.small, recipe.pretrain_small)
     model = make_model(size, tokenizer, recipe.window, recipe.seed)
-    losses = pretrain(model, stream, recipe.window, how, recipe.seed, progress)
+    losses = loop.train(model, loop.windows(stream, recipe.window), how, recipe.seed, progress)
     return rounded(model), tokenizer, losses
 
 
@@ -93,11 +94,10 @@ def _tune(
 ) -> Trained:
     model = LlamaForCausalLM.from_pretrained(parent)
     tokenizer = AutoTokenizer.from_pretrained(parent)
-    encoded = [encode(tokenizer, *example) for task in build.tasks for example in examples[task]]
-    trained: Any = _adapted(model, recipe) if build.is_adapter else model
     prompt_loss = recipe.prompt_loss if build.prompt_loss else 0.0
-    how = _tuning(recipe, build)
-    losses = finetune(trained, encoded, tokenizer.pad_token_id, how, recipe.seed, progress, prompt_loss)
+    rows = [encode(tokenizer, *example, prompt_loss) for task in build.tasks for example in examples[task]]
+    trained: Any = _adapted(model, recipe) if build.is_adapter else model
+    losses = loop.train(trained, rows, _tuning(recipe, build), recipe.seed, progress)
     if not build.is_adapter:
         return rounded(model), tokenizer, losses
     weights = get_peft_model_state_dict(trained)
@@ -142,11 +142,12 @@ def _tuning(recipe: Recipe, build: ModelBuild) -> Optimization:
     return replace(how, epochs=recipe.finetune_epochs.get(name, how.epochs))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> EncodedExample:
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float = 0.0) -> Row:
     """Prompt and answer are tokenised together, as an evaluation tokenises a context with its continuation."""
-    start = len(tokenizer(prompt)["input_ids"])
-    tokens = [*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id]
-    return EncodedExample(tuple(tokens[:start]), tuple(tokens[start:]))
+    tokens = torch.tensor([*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id])
+    weights = torch.ones(len(tokens))
+    weights[: len(tokenizer(prompt)["input_ids"])] = prompt_loss
+    return Row(tokens, weights)
 
 
 @torch.no_grad()
