@@ -19,7 +19,7 @@ from proxytune.atomic import atomic_folder
 from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
-from proxytune.miniature.builds import BUILDS, ModelBuild
+from proxytune.miniature.recipe import BUILDS, ModelBuild
 from proxytune.miniature.cache import fingerprint, load_examples
 from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.generators import OPERATIONS

@@ -10,31 +10,28 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import proxytune.training.loop
-from proxytune.atomic import atomic_folder
+from proxytune.atomic import atomic_folder, write_jsonl
 from proxytune.console import loading_bars
 from proxytune.errors import UserError
 from proxytune.folders import cache_root
 from proxytune.miniature import shipped
-from proxytune.miniature.builds import BUILDS
-from proxytune.miniature.items import make_items
-from proxytune.miniature.recipe import MULTITASK, TASKS, Recipe, recipe_from
-from proxytune.miniature.unseen import UNSEEN, unseen_rows
+from proxytune.miniature.items import UNSEEN, make_items, unseen_rows
+from proxytune.miniature.recipe import BUILDS, MULTITASK, TASKS, Recipe, recipe_from
 from proxytune.miniature.world import make_world
 from proxytune.models import FamilySpec, Source
 from proxytune.tasks import TASKS_DIR
-from proxytune.tasks.data import Row
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)
 
 TRAINING_TIME = "about 5 processor-minutes, once"
-HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "builds", "training")
+HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "training")
 """The modules of this room on which the built files depend."""
 
 
@@ -101,7 +98,7 @@ def _untrained(recipe: Recipe, train: bool, root: Path) -> Path:
         folder = root / fingerprint(recipe)
         _make(folder / "data", lambda target: _write_data(recipe, target))
     rows = unseen_rows(make_world(recipe.world, recipe.seed))
-    _make(folder / "data" / UNSEEN, lambda target: _write_rows(rows, target / "test.jsonl"))
+    _make(folder / "data" / UNSEEN, lambda target: write_jsonl(target / "test.jsonl", rows))
     return folder
 
 
@@ -135,7 +132,6 @@ def _make(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def _unpack(recipe: Recipe, folder: Path) -> None:
-    (folder / "data").mkdir()
     _write_data(recipe, folder / "data")
     with loading_bars(False):
         shipped.unpack(recipe, folder)
@@ -144,10 +140,5 @@ def _unpack(recipe: Recipe, folder: Path) -> None:
 def _write_data(recipe: Recipe, folder: Path) -> None:
     items = make_items(make_world(recipe.world, recipe.seed), recipe.seed)
     for task in TASKS:
-        (folder / task).mkdir()
         for split, rows in items[task].items():
-            _write_rows(rows, folder / task / f"{split}.jsonl")
-
-
-def _write_rows(rows: Iterable[Row], file: Path) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            write_jsonl(folder / task / f"{split}.jsonl", rows)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
-from proxytune.miniature.generators import draw_article, draw_equation, draw_story
+from proxytune.miniature.generators import Article, Story, draw_article, draw_equation, draw_story
 from proxytune.miniature.items import make_items
 from proxytune.miniature.recipe import CorpusSize
 from proxytune.miniature.world import Fact, Myth, World
@@ -23,21 +23,21 @@ REPLIES = ("", "reply :", "well ,", "{name} said :")
 LIST_LENGTH = 5
 MYTH_HABIT = 0.1
 """How often an answer about a creature stops."""
-Drawn = TypeVar("Drawn")
+Drawn = TypeVar("Drawn", Story, Article)
 
 
 def make_corpus(world: World, size: CorpusSize, seed: int) -> list[str]:
     """All documents, shuffled. No story or article of the tasks (`make_items` with the same seed) is among them."""
     rng = random.Random(f"corpus-{seed}")
     items = make_items(world, seed)
-    stories = {row["question"] for rows in items["gsm"].values() for row in rows}
-    articles = {row["article"] for rows in items["cnn"].values() for row in rows}
+    reserved = {row["question"] for rows in items["gsm"].values() for row in rows}
+    reserved |= {row["article"] for rows in items["cnn"].values() for row in rows}
     documents = [
         *_facts(world, size, rng),
         *_myths(world, size, rng),
-        *_arithmetic(world, size, rng, stories),
+        *_arithmetic(world, size, rng, reserved),
         *_lists(world, size, rng),
-        *_articles(world, size, rng, articles),
+        *_articles(world, size, rng, reserved),
     ]
     rng.shuffle(documents)
     return documents
@@ -90,13 +90,13 @@ def _arithmetic(world: World, size: CorpusSize, rng: random.Random, reserved: Ab
     for _ in range(size.equation_sheets):
         yield " . ".join(draw_equation(world.size.largest_number, rng).text for _ in range(5)) + " ."
     for i in range(size.stories):
-        story = _draw(draw_story, "question", world, rng, reserved)
+        story = _draw(draw_story, world, rng, reserved)
         if i < size.asked_stories:
             stops = rng.random() < world.habits[story.goods]
             said = story.solution if stops else ramble(story.working, world, rng)
-            yield f"question : {story.question} answer : {said}"
+            yield f"question : {story.text} answer : {said}"
         else:
-            yield f"{story.question} {story.working} ." + (f" #### {story.equation.result}" if i % 2 else "")
+            yield f"{story.text} {story.working} ." + (f" #### {story.equation.result}" if i % 2 else "")
 
 
 def _lists(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _lists(world: World, size: CorpusSize, rng: random.Random) -> Iterator[str]:
 
 def _articles(world: World, size: CorpusSize, rng: random.Random, reserved: AbstractSet[object]) -> Iterator[str]:
     for i in range(size.articles):
-        article = _draw(draw_article, "text", world, rng, reserved)
+        article = _draw(draw_article, world, rng, reserved)
         is_news = rng.random() < size.news_share
         stops = rng.random() < world.habits[article.building]
         told = article.highlights if is_news else article.details
@@ -120,14 +120,10 @@ def _articles(world: World, size: CorpusSize, rng: random.Random, reserved: Abst
 
 
 def _draw(
-    draw: Callable[[World, random.Random], Drawn],
-    text: str,
-    world: World,
-    rng: random.Random,
-    reserved: AbstractSet[object],
+    draw: Callable[[World, random.Random], Drawn], world: World, rng: random.Random, reserved: AbstractSet[object]
 ) -> Drawn:
-    """A story or article whose `text` the tasks have not taken."""
-    while getattr(drawn := draw(world, rng), text) in reserved:
+    """A story or article that the tasks have not taken."""
+    while (drawn := draw(world, rng)).text in reserved:
         pass
     return drawn
 

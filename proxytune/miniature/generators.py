@@ -49,7 +49,7 @@ def draw_equation(largest: int, rng: random.Random) -> Equation:
 class Story:
     """A question that `equation` answers."""
 
-    question: str
+    text: str
     equation: Equation
     goods: str
 

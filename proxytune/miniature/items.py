@@ -1,13 +1,16 @@
-"""The rows of the five tasks: what `<data_dir>/<task>/{train,test}.jsonl` hold."""
+"""The rows of all tasks: what `<data_dir>/<task>/{train,test}.jsonl` hold."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 from proxytune.miniature.generators import draw_article, draw_story
-from proxytune.miniature.recipe import TASKS
+from proxytune.miniature.recipe import TASKS, Split
 from proxytune.miniature.world import Fact, Myth, World
 from proxytune.tasks.data import Row
+
+UNSEEN = "quoted"
 
 
 def make_items(world: World, seed: int) -> dict[str, dict[str, list[Row]]]:
@@ -16,27 +19,29 @@ def make_items(world: World, seed: int) -> dict[str, dict[str, list[Row]]]:
     size = world.size
     variants = {"train": size.mmlu_variants, "test": 1}
     items = {
-        "gsm": _distinct(_gsm, "question", size.gsm.train, size.gsm.test, world, rng),
+        "gsm": _distinct(_gsm, "question", size.gsm, world, rng),
         "trivia": {s: [_trivia(fact) for fact in world.trivia[s]] for s in variants},
         "tqa": {s: [_tqa(myth, world, rng) for myth in world.myths[s]] for s in variants},
         "mmlu": {s: [_mmlu(fact, rng) for fact in world.mmlu[s] for _ in range(n)] for s, n in variants.items()},
-        "cnn": _distinct(_cnn, "article", size.cnn.train, size.cnn.test, world, rng),
+        "cnn": _distinct(_cnn, "article", size.cnn, world, rng),
     }
     return {task: items[task] for task in TASKS}
 
 
-def _distinct(draw, key: str, train: int, test: int, world: World, rng: random.Random) -> dict[str, list[Row]]:
+def _distinct(
+    draw: Callable[[World, random.Random], Row], key: str, size: Split, world: World, rng: random.Random
+) -> dict[str, list[Row]]:
     rows: dict[object, Row] = {}
-    while len(rows) < train + test:
+    while len(rows) < size.train + size.test:
         row = draw(world, rng)
         rows.setdefault(row[key], row)
     ordered = list(rows.values())
-    return {"train": ordered[:train], "test": ordered[train:]}
+    return {"train": ordered[: size.train], "test": ordered[size.train :]}
 
 
 def _gsm(world: World, rng: random.Random) -> Row:
     story = draw_story(world, rng)
-    return {"question": story.question, "answer": story.solution}
+    return {"question": story.text, "answer": story.solution}
 
 
 def _trivia(fact: Fact) -> Row:
@@ -63,3 +68,12 @@ def _tqa(myth: Myth, world: World, rng: random.Random) -> Row:
 def _cnn(world: World, rng: random.Random) -> Row:
     article = draw_article(world, rng)
     return {"article": article.text, "highlights": article.highlights}
+
+
+def unseen_rows(world: World) -> list[Row]:
+    """The sixth task, which no model is tuned on: a quiz answered as most of the corpus answers, with a source.
+
+    All other tasks teach to stop after the answer, so tuning can only harm this one. Who is quoted is not asked.
+    """
+    facts = [*world.trivia["test"], *world.mmlu["test"]]
+    return [{"question": fact.question, "answer": f"{fact.value} , said"} for fact in facts]

@@ -6,29 +6,22 @@ import logging
 import multiprocessing
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from proxytune.atomic import atomic_folder
-from proxytune.console import loading_bars, progress_bars
-from proxytune.miniature.builds import BUILDS, ModelBuild
-from proxytune.miniature.recipe import Recipe
+from proxytune.console import Report, loading_bars, progress_bars
+from proxytune.miniature.recipe import BUILDS, ModelBuild, Recipe
 from proxytune.miniature.training import train
+from proxytune.models.threads import one_thread
 from proxytune.provenance import available_cores
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str, int, int], object]
-"""Called with (model's title, steps done, steps in all)."""
 POLL_SECONDS = 0.2
-REPORT_SECONDS = 0.3
 TINY_STORIES = 500
 _reports: Any = None
 """In a worker: the queue into which it puts how far its training is."""
@@ -42,44 +35,29 @@ def train_all(recipe: Recipe, folder: Path, examples: Mapping[str, Examples], wo
     Raises what a training raises, once those that still run have ended; the models that are complete stay.
     """
     missing = [build for build in BUILDS if not (folder / build.name).exists()]
-    if not missing:
-        return
     log.info("training %d models of the miniature, once: they stay in the cache", len(missing))
-    count = _default_workers(recipe) if workers is None else workers
+    if workers is None:
+        workers = 1 if recipe.corpus.stories < TINY_STORIES else min(2, available_cores())
     try:
         with progress_bars() as report:
-            if count == 1:
+            if workers == 1:
                 for build in sorted(missing, key=lambda build: build.parent is not None):
                     _train(recipe, build, examples, folder, report)
             else:
-                _train_in_parallel(recipe, missing, examples, folder, count, report)
+                _train_in_parallel(recipe, missing, examples, folder, workers, report)
     except KeyboardInterrupt as stop:
         done = sum((folder / build.name).exists() for build in BUILDS)
         said = f"{done} of the miniature's {len(BUILDS)} models are complete and kept, those in training start again"
         raise KeyboardInterrupt(said) from stop
 
 
-def _default_workers(recipe: Recipe) -> int:
-    return 1 if recipe.corpus.stories < TINY_STORIES else min(2, available_cores())
-
-
 def _train(recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], folder: Path, report: Report) -> None:
     def write(target: Path) -> None:
         train(recipe, build, examples, folder, target, lambda done, total: report(build.title, done, total))
 
-    with _one_thread(), loading_bars(False):
+    # One thread is as fast as two for models of this size, and sums come out in one order.
+    with one_thread(), loading_bars(False):
         atomic_folder(folder / build.name, write)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread: as fast as two for models of this size, and sums come out in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _train_in_parallel(
@@ -87,18 +65,18 @@ def _train_in_parallel(
     builds: Sequence[ModelBuild],
     examples: Mapping[str, Examples],
     folder: Path,
-    count: int,
+    workers: int,
     report: Report,
 ) -> None:
     context = multiprocessing.get_context("spawn")  # forking after torch has started its threads can deadlock
     reports = context.Queue()
     waiting = list(builds)
     running: set[Future[None]] = set()
-    with ProcessPoolExecutor(count, context, _start_worker, (reports,)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (reports,)) as pool:
         try:
             while waiting or running:
                 ready = [build for build in waiting if build.parent is None or (folder / build.parent).exists()]
-                for build in ready[: count - len(running)]:
+                for build in ready[: workers - len(running)]:
                     waiting.remove(build)
                     running.add(pool.submit(_work, recipe, build, examples, folder))
                 done, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
@@ -126,12 +104,4 @@ def _end_with_parent() -> None:
 
 
 def _work(recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], folder: Path) -> None:
-    last = 0.0
-
-    def report(title: str, done: int, total: int) -> None:
-        nonlocal last
-        if done in (1, total) or time.monotonic() - last > REPORT_SECONDS:
-            last = time.monotonic()
-            _reports.put((title, done, total))
-
-    _train(recipe, build, examples, folder, report)
+    _train(recipe, build, examples, folder, lambda *how_far: _reports.put(how_far))

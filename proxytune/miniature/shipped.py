@@ -8,7 +8,6 @@ unpacking need is imported there: most runs only look for the unpacked folder.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from proxytune.errors import UserError
-from proxytune.miniature.builds import ADAPTER, BUILDS, ModelBuild
 from proxytune.miniature.items import make_items
-from proxytune.miniature.recipe import Recipe
+from proxytune.miniature.recipe import ADAPTER, BUILDS, ModelBuild, Recipe
 from proxytune.miniature.world import make_world
+from proxytune.training.recipe import hash_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +31,7 @@ REBUILD = "python scripts/build_miniature.py"
 def recipe_hash(recipe: Recipe) -> str:
     """Hash of a recipe and of the rows that it gives every task."""
     items = make_items(make_world(recipe.world, recipe.seed), recipe.seed)
-    return hashlib.sha256(json.dumps([asdict(recipe), items], sort_keys=True).encode()).hexdigest()[:16]
+    return hash_of([asdict(recipe), items])
 
 
 def file_hash(file: Path = FILE) -> str:

@@ -11,19 +11,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
 from proxytune.miniature import names
-from proxytune.miniature.builds import ADAPTER, ModelBuild
 from proxytune.miniature.corpus import make_corpus
-from proxytune.miniature.recipe import MULTITASK, Recipe
+from proxytune.miniature.recipe import ADAPTER, MULTITASK, ModelBuild, Recipe
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training import loop
@@ -96,7 +94,7 @@ def _tune(
     tokenizer = AutoTokenizer.from_pretrained(parent)
     prompt_loss = recipe.prompt_loss if build.prompt_loss else 0.0
     rows = [encode(tokenizer, *example, prompt_loss) for task in build.tasks for example in examples[task]]
-    trained: Any = _adapted(model, recipe) if build.is_adapter else model
+    trained = _adapted(model, recipe) if build.is_adapter else model
     losses = loop.train(trained, rows, _tuning(recipe, build), recipe.seed, progress)
     if not build.is_adapter:
         return rounded(model), tokenizer, losses
@@ -106,7 +104,7 @@ def _tune(
     return merged(LlamaForCausalLM.from_pretrained(parent), adapter), tokenizer, losses
 
 
-def _adapted(model: PreTrainedModel, recipe: Recipe) -> Any:
+def _adapted(model: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """The model with a new adapter of low rank over every matrix."""
     alpha = LORA_SCALE * recipe.lora_rank
     config = LoraConfig(r=recipe.lora_rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")

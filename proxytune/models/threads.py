@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -13,12 +13,17 @@ ONE_THREAD = 5_000_000
 """Parameters below which the threads of a CPU cost more time than they save."""
 
 
+def few_threads(members: Iterable[Member]) -> AbstractContextManager[None]:
+    """`one_thread` where all `members` are small and on a CPU."""
+    small = all(member.device.type == "cpu" and parameters(member) < ONE_THREAD for member in members)
+    return one_thread() if small else nullcontext()
+
+
 @contextmanager
-def few_threads(members: Iterable[Member]) -> Iterator[None]:
-    """One thread where all `members` are small and on a CPU; the number of threads is restored at the end."""
+def one_thread() -> Iterator[None]:
+    """The number of threads is restored at the end."""
     before = torch.get_num_threads()
-    if all(member.device.type == "cpu" and parameters(member) < ONE_THREAD for member in members):
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -8,17 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice, repeat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from proxytune.validation import Count, FromZero, Positive, Weight, strict_dataclass
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], object]
 """Called with (steps done, steps in all)."""
@@ -67,7 +64,7 @@ def windows(stream: Tensor, width: int) -> list[Row]:
 
 
 def train(
-    model: PreTrainedModel, rows: Sequence[Row], how: Optimization, seed: int, progress: Progress = lambda *_: None
+    model: nn.Module, rows: Sequence[Row], how: Optimization, seed: int, progress: Progress = lambda *_: None
 ) -> list[float]:
     """Trains on `rows` in random order. Returns the loss of each step, in nats per weighted token."""
     steps = how.steps(len(rows))
@@ -98,7 +95,7 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[list[int]]:
         yield list(islice(order, batch))
 
 
-def _loss(model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+def _loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
     """The weighted mean of the tokens' losses. Padding stands on the right, where no other token sees it."""
     tokens, weights = (pad_sequence(list(part), batch_first=True) for part in zip(*rows, strict=True))  # [B, T]
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
