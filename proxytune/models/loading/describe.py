@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from proxytune.models.facts import MemberFacts, Members, ends_of
 from proxytune.models.family import FamilySpec, Source
 from proxytune.models.generation import ignored_settings
 from proxytune.models.loading.checks import check, chosen
-from proxytune.models.loading.files import source_errors
+from proxytune.models.loading.files import read_source
 from proxytune.models.loading.identity import identity
 from proxytune.models.loading.tokenizers import load_tokenizers
-from proxytune.models.vocabulary import missing_tokens, unknown_token
+from proxytune.models.vocabulary import MissingTokens, missing_tokens, unknown_token
 
 NOT_READ = "not read"
 """In the place of an identity."""
@@ -34,14 +35,13 @@ def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Me
     here = local(sources)
     if not all(map(_is_plain, here.values())):
         return None
-    tokenizers = family_tokenizers(spec, here)
-    configs = {role: _config(role, source) for role, source in here.items()}
-    dtypes = {role: _dtype(source, configs[role]) for role, source in here.items()}
-    if None in dtypes.values():
-        return None
-    identities = {role: identity(source) for role, source in here.items()}
-    members = {role: _facts(spec, role, configs[role], dtypes[role], identities[role], tokenizers) for role in here}
-    return Members(behind_endpoints(sources, tokenizers) | members, tokenizers["base"], spec.end_tokens)
+    family = readers(spec, sources)
+    for role, source in here.items():
+        dtype = _dtype(source, family[role].config)
+        if dtype is None:
+            return None
+        family.members[role] = replace(family[role], dtype=dtype, identity=identity(source))
+    return family
 
 
 def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts]:
@@ -52,7 +52,7 @@ def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Mem
     sources = chosen(spec, roles)
     here = local(sources)
     tokenizers = family_tokenizers(spec, here)
-    members = {role: _facts(spec, role, _config(role, one), None, NOT_READ, tokenizers) for role, one in here.items()}
+    members = {role: _facts(role, source, tokenizers, spec.missing_tokens) for role, source in here.items()}
     return Members(behind_endpoints(sources, tokenizers) | members, tokenizers["base"], spec.end_tokens)
 
 
@@ -82,16 +82,6 @@ def _is_plain(source: Source) -> bool:
     return source.gguf_file is None and source.quantization is None and not source.trust_remote_code
 
 
-def _config(role: str, source: Source) -> PreTrainedConfig:
-    with source_errors(role, source):
-        return AutoConfig.from_pretrained(
-            source.module.path,
-            revision=source.revision,
-            gguf_file=source.gguf_file,
-            trust_remote_code=source.trust_remote_code,
-        )
-
-
 def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
     """The number type of the loaded weights; None where it takes these to know."""
     if config.get_text_config() is not config or getattr(config, "quantization_config", None) is not None:
@@ -101,23 +91,18 @@ def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
 
 
 def _facts(
-    spec: FamilySpec,
-    role: str,
-    config: PreTrainedConfig,
-    dtype: Any,
-    identity: str,
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    role: str, source: Source, tokenizers: Mapping[str, PreTrainedTokenizerBase], policy: MissingTokens
 ) -> MemberFacts:
-    source, tokenizer = spec.weights(role), tokenizers[role]
-    missing = missing_tokens(tokenizers["base"], tokenizer, role, spec.missing_tokens)
+    config, tokenizer = read_source(AutoConfig, role, source), tokenizers[role]
+    missing = missing_tokens(tokenizers["base"], tokenizer, role, policy)
     generation = _generation_config(source, config)
     return MemberFacts(
         role,
         config,
-        dtype,
-        ends_of(generation.eos_token_id, tokenizer),
-        identity,
-        tokenizer,
+        dtype=None,
+        ends=ends_of(generation.eos_token_id, tokenizer),
+        identity=NOT_READ,
+        tokenizer=tokenizer,
         render=None if source.chat is None else ChatPrompt.of(source.chat, tokenizer, role),
         missing=missing,
         unknown=unknown_token(tokenizer) if missing else 0,

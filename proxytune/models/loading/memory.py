@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,10 @@ def check_memory(sources: Mapping[str, Source]) -> None:
     Raises UserError if the weights whose size is known exceed the memory of the device that they go to. Members spread
     by `device_map=auto` or quantised on loading, and hub models that are not in the cache, are not counted but named.
     """
-    sizes = {role: _if_sound(partial(_own_bytes, sources, role), source) for role, source in sources.items()}
+    sizes = _own_bytes(sources)
     known = {role: size for role, size in sizes.items() if size is not None}
-    for device in dict.fromkeys(_device(sources[role]) for role in known):
-        _check_device(device, {role: size for role, size in known.items() if _device(sources[role]) == device})
+    for device in dict.fromkeys(device_of(sources[role]) for role in known):
+        _check_device(device, {role: size for role, size in known.items() if device_of(sources[role]) == device})
     found = {role: _if_sound(cache_bytes, source) for role, source in sources.items() if _counted(source)}
     caches = {role: 1000 * size for role, size in found.items() if size is not None}
     total = _text(sum(caches.values()))
@@ -55,20 +55,20 @@ def _check_device(device: str, sizes: Mapping[str, int]) -> None:
         )
 
 
-def _own_bytes(sources: Mapping[str, Source], role: str, source: Source) -> int | None:
-    """Bytes that `role` adds to those of the roles before it: its module and its adapter, where they have neither."""
-    if not _counted(source):
-        return None
-    before = list(sources.values())[: list(sources).index(role)]
-    modules = list(modules_of(sources).values())[: len(before) + 1]
-    module = 0 if modules[-1] in modules[:-1] else weight_bytes(source)
-    known = source.adapter is None or any(_adapter(other) == _adapter(source) for other in before)
-    adapter = 0 if known else adapter_bytes(source)
-    return None if module is None or adapter is None else module + adapter
-
-
-def _adapter(source: Source) -> tuple[Source, str | None, str | None]:
-    return source.module, source.adapter, source.adapter_revision
+def _own_bytes(sources: Mapping[str, Source]) -> dict[str, int | None]:
+    """Bytes that each role adds to those before it: its module and its adapter, where they have neither."""
+    sizes: dict[str, int | None] = {}
+    modules, adapters = set[Hashable](), set[Hashable]()
+    for (role, source), module in zip(sources.items(), modules_of(sources).values(), strict=True):
+        adapter = source.module, source.adapter, source.adapter_revision
+        parts = [0 if module in modules else _if_sound(weight_bytes, source)]
+        if source.adapter is not None and adapter not in adapters:
+            parts.append(_if_sound(adapter_bytes, source))
+        known = [part for part in parts if part is not None]
+        sizes[role] = sum(known) if _counted(source) and len(known) == len(parts) else None
+        modules.add(module)
+        adapters.add(adapter)
+    return sizes
 
 
 def check_training_memory(role: str, source: Source, lora_rank: int | None) -> None:
@@ -86,7 +86,8 @@ def check_training_memory(role: str, source: Source, lora_rank: int | None) -> N
         log.info("training %s: its memory is not known before loading", role)
         return
     needed = weights + adapter + 3 * (weights if lora_rank is None else adapter)
-    device, available = _device(source), _available(_device(source))
+    device = device_of(source)
+    available = _available(device)
     log.info("training on %s: about %s and activations, available %s", device, _text(needed), _text(available))
     if needed > available:
         raise UserError(
@@ -107,7 +108,8 @@ def _counted(source: Source) -> bool:
     return source.quantization is None and source.device_map != "auto"
 
 
-def _device(source: Source) -> str:
+def device_of(source: Source) -> str:
+    """Where its module goes."""
     return source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Hashable, Iterable, Mapping
-from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from proxytune.compat.transformers import call_unquantized, quantization_config
@@ -15,7 +13,8 @@ from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, modules_of, needs_others_first
 from proxytune.models.loading.attention import share_keys
-from proxytune.models.loading.files import source_errors
+from proxytune.models.loading.files import read_source
+from proxytune.models.loading.memory import device_of
 
 log = logging.getLogger(__name__)
 _BUFFERS = re.compile(
@@ -72,22 +71,18 @@ def _check_unchanged(before: Mapping[str, str], after: Mapping[str, str], roles:
 
 def load_module(role: str, source: Source) -> PreTrainedModel:
     """The module of `source` in eval mode, without gradients. Raises UserError, one line that names `role`."""
-    device_map = source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    auto: Any = AutoModelForCausalLM
-    with source_errors(role, source):
-        model, info = auto.from_pretrained(
-            source.module.path,
-            revision=source.revision,
-            gguf_file=source.gguf_file,
-            dtype=source.dtype,
-            device_map=device_map,
-            attn_implementation=source.attn_implementation,
-            max_memory=source.max_memory,
-            quantization_config=None if source.quantization is None else quantization_config(source.quantization),
-            trust_remote_code=source.trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+    model, info = read_source(
+        AutoModelForCausalLM,
+        role,
+        source,
+        dtype=source.dtype,
+        device_map=device_of(source),
+        attn_implementation=source.attn_implementation,
+        max_memory=source.max_memory,
+        quantization_config=None if source.quantization is None else quantization_config(source.quantization),
+        use_safetensors=True,
+        output_loading_info=True,
+    )
     if lacking := sorted(info["missing_keys"]):
         raise UserError(f"{role}: the weights of {source.path!r} lack {len(lacking)} tensors, first {lacking[0]!r}")
     if unread := sorted(name for name in info["unexpected_keys"] if not _BUFFERS.search(name)):

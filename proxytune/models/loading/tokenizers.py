@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from proxytune.models.family import Source
-from proxytune.models.loading.files import source_errors
+from proxytune.models.loading.files import read_source
 
 
 def load_tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokenizerBase]:
@@ -19,13 +19,7 @@ def load_tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokeni
     for role, source in sources.items():
         key = (source.module.path, source.revision, source.gguf_file)
         if key not in loaded:
-            with source_errors(role, source):
-                loaded[key] = AutoTokenizer.from_pretrained(
-                    source.module.path,
-                    revision=source.revision,
-                    gguf_file=source.gguf_file,
-                    trust_remote_code=source.trust_remote_code,
-                )
+            loaded[key] = read_source(AutoTokenizer, role, source)
             if source.gguf_file is not None:
                 loaded[key] = _without_invented_tokens(loaded[key])
         tokenizers[role] = loaded[key]
