@@ -19,18 +19,18 @@ from proxytune.atomic import atomic_folder
 from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
-from proxytune.miniature.recipe import BUILDS, ModelBuild
 from proxytune.miniature.cache import fingerprint, load_examples
 from proxytune.miniature.corpus import make_corpus
 from proxytune.miniature.generators import OPERATIONS
 from proxytune.miniature.items import make_items
-from proxytune.miniature.recipe import TASKS, recipe_from
+from proxytune.miniature.recipe import BUILDS, TASKS, ModelBuild, recipe_from
 from proxytune.miniature.shipped import FILE, pack, unpack
-from proxytune.miniature.training import check_recall, encode, recall
+from proxytune.miniature.training import check_recall, recall
 from proxytune.miniature.world import make_world
 from proxytune.models import identity
 from proxytune.record import read_record
 from proxytune.tasks import load_task, task_info
+from proxytune.training.loop import as_row
 
 CONF = Path(__file__).parents[1] / "conf" / "miniature"
 
@@ -408,6 +408,6 @@ class TestUnseen:
 
 def test_an_example_ends_in_the_end_of_sequence_token(built: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(built / "base")
-    row = encode(tokenizer, "question : how many coins now ? answer :", " the ledger reads 1 + 1 = 2", 0.25)
+    row = as_row(tokenizer, "question : how many coins now ? answer :", " the ledger reads 1 + 1 = 2", 0.25)
     assert tokenizer.decode(row.tokens[row.weights == 0.25]) == "<s> question : how many coins now ? answer :"
     assert tokenizer.decode(row.tokens[row.weights == 1.0]) == "the ledger reads 1 + 1 = 2 <s>"

@@ -25,7 +25,7 @@ from proxytune.miniature.recipe import ADAPTER, MULTITASK, ModelBuild, Recipe
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training import loop
-from proxytune.training.loop import Optimization, Progress, Row
+from proxytune.training.loop import Optimization, Progress, as_row
 from proxytune.training.recipe import Examples
 
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
@@ -93,7 +93,7 @@ def _tune(
     model = LlamaForCausalLM.from_pretrained(parent)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     prompt_loss = recipe.prompt_loss if build.prompt_loss else 0.0
-    rows = [encode(tokenizer, *example, prompt_loss) for task in build.tasks for example in examples[task]]
+    rows = [as_row(tokenizer, *example, prompt_loss) for task in build.tasks for example in examples[task]]
     trained = _adapted(model, recipe) if build.is_adapter else model
     losses = loop.train(trained, rows, _tuning(recipe, build), recipe.seed, progress)
     if not build.is_adapter:
@@ -138,14 +138,6 @@ def _tuning(recipe: Recipe, build: ModelBuild) -> Optimization:
     how = recipe.finetune_large if build.large else recipe.finetune_small
     name = build.tasks[0] if len(build.tasks) == 1 else MULTITASK
     return replace(how, epochs=recipe.finetune_epochs.get(name, how.epochs))
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float = 0.0) -> Row:
-    """Prompt and answer are tokenised together, as an evaluation tokenises a context with its continuation."""
-    tokens = torch.tensor([*tokenizer(prompt + answer)["input_ids"], tokenizer.eos_token_id])
-    weights = torch.ones(len(tokens))
-    weights[: len(tokenizer(prompt)["input_ids"])] = prompt_loss
-    return Row(tokens, weights)
 
 
 @torch.no_grad()

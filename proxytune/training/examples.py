@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from proxytune.compat.trl import SFTCollator
 from proxytune.errors import UserError
-from proxytune.models.vocabulary import token_ids
+from proxytune.training.loop import Row, as_row
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)
@@ -37,22 +37,18 @@ def encode(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token, with which answers end: give it an eos_token")
-    rows = [_encode_one(tokenizer, prompt, answer, prompt_loss) for prompt, answer in examples]
-    fitting = [row for row in rows if len(row["input_ids"]) <= max_length]
+    rows = [as_row(tokenizer, *example, prompt_loss) for example in examples]
+    fitting = [row for row in rows if len(row.tokens) <= max_length]
     if not fitting:
         raise UserError(f"none of the {len(rows)} training examples fits into {max_length} tokens {_LIMIT}")
     if left_out := len(rows) - len(fitting):
         log.warning("left out %d of %d examples longer than %d tokens %s", left_out, len(rows), max_length, _LIMIT)
-    return Dataset.from_list(fitting)
+    return Dataset.from_list([_columns(row) for row in fitting])
 
 
-def _encode_one(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float) -> dict[str, list]:
-    # Tokenised together, as lm-eval tokenises a context with its continuation, so that the boundary is the same.
-    ids = [*token_ids(tokenizer, prompt + answer), tokenizer.eos_token_id]
-    start = len(token_ids(tokenizer, prompt))
-    weights = [prompt_loss] * start + [1.0] * (len(ids) - start)
-    labels = [token if weight else -100 for token, weight in zip(ids, weights, strict=True)]
-    return {"input_ids": ids, "labels": labels, "weights": weights}
+def _columns(row: Row) -> dict[str, list]:
+    labels = row.tokens.where(row.weights != 0, -100)
+    return {"input_ids": row.tokens.tolist(), "labels": labels.tolist(), "weights": row.weights.tolist()}
 
 
 class WeightedCollator(SFTCollator):

@@ -20,14 +20,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
-from proxytune.atomic import atomic_write
+from proxytune.atomic import write_json
 from proxytune.errors import UserError
 
 RECIPE = "recipe.json"
 UNFINISHED = "unfinished"
 DRAFT = "draft"
-_PICKLES = ("training_args.bin",)
-"""What the trainer writes, nobody reads, and could run code."""
 _TORCH_WRITER = ("inline_container", "iostream error")
 """One is in the message of a RuntimeError by which torch says that a file could not be written."""
 OTHERS = {".hydra", "proxytune.log"}
@@ -85,14 +83,14 @@ def begin(folder: Path, work: Work) -> Path | None:
     unfinished = folder / UNFINISHED
     shutil.rmtree(unfinished / DRAFT, ignore_errors=True)
     if not (unfinished / RECIPE).is_file():
-        _write(unfinished / RECIPE, work.facts)
+        write_json(unfinished / RECIPE, work.facts)
     last = get_last_checkpoint(unfinished)
     return None if last is None else Path(last)
 
 
 def keep(draft: Path, folder: Path) -> None:
     """Makes the checkpoint in `draft` the one that `folder` keeps."""
-    _remove_pickles(draft)
+    _remove_pickle(draft)
     for file in draft.rglob("*"):
         if file.is_file():
             _to_disk(file)
@@ -105,12 +103,12 @@ def keep(draft: Path, folder: Path) -> None:
 
 def finish(folder: Path, draft: Path, card: Mapping[str, Any], text: str) -> None:
     """Puts the model in `draft`, its README and its recipe.json into `folder` and removes the checkpoints."""
-    _remove_pickles(draft)
+    _remove_pickle(draft)
     (draft / "README.md").write_text(text, encoding="utf-8")
     for file in sorted(draft.iterdir()):
         _to_disk(file)
         file.replace(folder / file.name)
-    _write(folder / RECIPE, card)
+    write_json(folder / RECIPE, card)
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
@@ -132,9 +130,9 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _remove_pickles(folder: Path) -> None:
-    for name in _PICKLES:
-        (folder / name).unlink(missing_ok=True)
+def _remove_pickle(draft: Path) -> None:
+    """The trainer writes it, nobody reads it, and it could run code."""
+    (draft / "training_args.bin").unlink(missing_ok=True)
 
 
 def _to_disk(file: Path) -> None:
@@ -151,8 +149,3 @@ def _read(file: Path, keys: Iterable[str]) -> dict[str, Any]:
     except (ValueError, AttributeError):
         pass
     raise UserError(f"{file} is damaged, or that of something else: give another output=, or remove {file.parent}")
-
-
-def _write(file: Path, values: Mapping[str, Any]) -> None:
-    with atomic_write(file) as stream:
-        stream.write(json.dumps(values, indent=2) + "\n")

@@ -30,8 +30,6 @@ from proxytune.training import folder as files
 from proxytune.training.examples import FILLER, StepSampler, WeightedCollator
 from proxytune.training.recipe import Tuning
 
-LORA_TARGETS = "all-linear"
-
 
 def plain_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """What `fused_log_probs` returns, from the model's own head, which is shown the labelled positions alone.
@@ -173,7 +171,7 @@ def _adapter(tuning: Tuning) -> LoraConfig:
         r=tuning.lora_rank,
         lora_alpha=tuning.lora_alpha,
         lora_dropout=tuning.lora_dropout,
-        target_modules=LORA_TARGETS,
+        target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
 
