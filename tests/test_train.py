@@ -27,8 +27,9 @@ from proxytune.errors import UserError
 from proxytune.folders import config_dir
 from proxytune.models import FamilySpec, Source, load
 from proxytune.models.loading import memory
-from proxytune.training import Recipe, Tuning, sft, trainer, tune
+from proxytune.training import Recipe, Tuning, sft, trainer
 from proxytune.training.examples import StepSampler, encode
+from proxytune.training.sft import tune
 
 EXAMPLES = [("the cat sat", " on the mat"), ("a dog ran", " to a tree and the cat"), ("the tree", " sat")]
 

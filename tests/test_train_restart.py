@@ -23,7 +23,8 @@ import torch
 from safetensors.torch import load_file
 
 from proxytune.errors import UserError
-from proxytune.training import Recipe, Tuning, folder, tune
+from proxytune.training import Recipe, Tuning, folder
+from proxytune.training.sft import tune
 
 FORKS = multiprocessing.get_context("forkserver")
 # Processes are forked from one that has imported everything that takes long.

@@ -82,7 +82,7 @@ def keep_only_requests(task: Task) -> None:
     task.build_all_requests = lambda **_: None  # type: ignore[method-assign]
 
 
-def score_item(task: Any, instances: Sequence[Instance], filter_name: str) -> Mapping[str, Any]:
+def score_item(task: Task, instances: Sequence[Instance], filter_name: str) -> Mapping[str, Any]:
     """Metric -> value of one item, as `lm_eval.evaluate` scores it. `instances` are all of it and hold its answers."""
     for one in task._filters:
         if one.name == filter_name:
@@ -116,7 +116,7 @@ def fewshot_examples(task: ConfigurableTask) -> Sequence[Mapping[str, Any]]:
     return task.sampler.df
 
 
-def most_fewshot_examples(task: Any) -> int:
+def most_fewshot_examples(task: ConfigurableTask) -> int:
     """How many examples a prompt of `task` can have: lm-eval draws one more where the item itself may be among them."""
     return len(task.sampler.df) - (task.config.fewshot_split == task.config.test_split)
 

@@ -8,8 +8,8 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
 
 from proxytune.atomic import atomic_folder
 from proxytune.console import Report, loading_bars, progress_bars
@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 TINY_STORIES = 500
-_reports: Any = None
-"""In a worker: the queue into which it puts how far its training is."""
+_reports: Queue[tuple[str, int, int]]
+"""In a worker: where it puts how far its training is."""
 
 
 def train_all(recipe: Recipe, folder: Path, examples: Mapping[str, Examples], workers: int | None = None) -> None:
@@ -89,7 +89,7 @@ def _train_in_parallel(
             raise
 
 
-def _start_worker(reports: Any) -> None:
+def _start_worker(reports: Queue[tuple[str, int, int]]) -> None:
     global _reports
     _reports = reports
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
@@ -22,7 +22,7 @@ from proxytune.training.recipe import hash_of
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FILE = Path(__file__).with_name("models.safetensors")
 REBUILD = "python scripts/build_miniature.py"
@@ -54,7 +54,7 @@ def pack(folder: Path, recipe: Recipe, file: Path = FILE) -> None:
         stored = load_file(folder / build.name / (ADAPTER if build.is_adapter else "model.safetensors"))
         tensors |= {f"{build.name}/{name}": tensor.half() for name, tensor in stored.items()}
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    words = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().__getitem__)[2:]
+    words = tokenizer.convert_ids_to_tokens(list(range(2, len(tokenizer))))
     save_file(tensors, file, metadata={"recipe": recipe_hash(recipe), "words": " ".join(words)})
 
 
@@ -87,7 +87,9 @@ def _write(
     from proxytune.miniature.training import merged
     from proxytune.miniature.untrained import make_model
 
-    model: Any = make_model(recipe.large if build.large else recipe.small, tokenizer, recipe.window, recipe.seed)
+    model: PreTrainedModel = make_model(
+        recipe.large if build.large else recipe.small, tokenizer, recipe.window, recipe.seed
+    )
     model.load_state_dict(_of("base" if build.is_adapter else build.name, tensors))
     if build.is_adapter:
         model = merged(model, _of(build.name, tensors))

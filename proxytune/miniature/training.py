@@ -6,7 +6,6 @@ A directly tuned model is the base and an adapter of low rank, which also lies b
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from proxytune.atomic import write_json
 from proxytune.errors import UserError
 from proxytune.miniature import names
 from proxytune.miniature.corpus import make_corpus
@@ -58,7 +58,7 @@ def train(
     }
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    (target / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+    write_json(target / "training.json", card)
 
 
 def _pretrain(

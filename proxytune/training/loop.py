@@ -1,7 +1,7 @@
 """Prompts and answers as weighted tokens, and a compact training loop for models that train in seconds.
 
-Real models are tuned by trl's trainer (`sft.py`). The loop is for the miniature: transformers' Trainer would train the
-same weights to the bit, in 1 to 11 % more time and with more code.
+Real models are tuned by trl's trainer (`sft.py`). The loop is for the miniature: transformers' Trainer gives the same
+weights to the bit, with more code (docs/LOG.md).
 
 Shapes: B rows, T tokens.
 """

@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import peft
 import torch
@@ -53,9 +53,9 @@ def alters(config: PeftConfig) -> bool:
     return biases or _initialised(config).startswith(_ALTERING) or bool(getattr(config, "layer_replication", None))
 
 
-def over_changed_module(config: PeftConfig) -> dict[str, Any]:
+def over_changed_module(config: PeftConfig) -> dict[str, bool | None]:
     """Settings with which an adapter saved beside the module that it has changed does not change it once more."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, bool | None] = {}
     if _initialised(config).startswith(_ALTERING):
         settings["init_lora_weights"] = True
     if getattr(config, "layer_replication", None):

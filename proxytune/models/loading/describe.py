@@ -110,7 +110,7 @@ def _facts(
     )
 
 
-def _generation_config(source: Source, config: PreTrainedConfig) -> Any:
+def _generation_config(source: Source, config: PreTrainedConfig) -> GenerationConfig:
     """Its generation config; a model without one gets it from its config."""
     kind: Any = GenerationConfig
     try:
