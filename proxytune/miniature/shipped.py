@@ -87,9 +87,8 @@ def _write(
     from proxytune.miniature.training import merged
     from proxytune.miniature.untrained import make_model
 
-    model: PreTrainedModel = make_model(
-        recipe.large if build.large else recipe.small, tokenizer, recipe.window, recipe.seed
-    )
+    size = recipe.large if build.large else recipe.small
+    model: PreTrainedModel = make_model(size, tokenizer, recipe.window, recipe.seed)
     model.load_state_dict(_of("base" if build.is_adapter else build.name, tensors))
     if build.is_adapter:
         model = merged(model, _of(build.name, tensors))
