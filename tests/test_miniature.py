@@ -21,8 +21,7 @@ from proxytune.errors import UserError
 from proxytune.miniature import Recipe, build, family, schedule
 from proxytune.miniature.cache import fingerprint, load_examples
 from proxytune.miniature.corpus import make_corpus
-from proxytune.miniature.generators import OPERATIONS
-from proxytune.miniature.items import make_items
+from proxytune.miniature.items import OPERATIONS, make_items
 from proxytune.miniature.recipe import BUILDS, TASKS, ModelBuild, recipe_from
 from proxytune.miniature.shipped import FILE, pack, unpack
 from proxytune.miniature.training import check_recall, recall

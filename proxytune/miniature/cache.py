@@ -31,7 +31,7 @@ from proxytune.training.recipe import Examples
 log = logging.getLogger(__name__)
 
 TRAINING_TIME = "about 5 processor-minutes, once"
-HASHED = ("names", "world", "generators", "items", "corpus", "untrained", "recipe", "training")
+HASHED = ("names", "world", "items", "corpus", "untrained", "recipe", "training")
 """The modules of this room on which the built files depend."""
 
 

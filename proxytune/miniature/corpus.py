@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
-from proxytune.miniature.generators import Article, Story, draw_article, draw_equation, draw_story
-from proxytune.miniature.items import make_items
+from proxytune.miniature.items import Article, Story, draw_article, draw_equation, draw_story, make_items
 from proxytune.miniature.recipe import CorpusSize
 from proxytune.miniature.world import Fact, Myth, World
 

@@ -1,4 +1,4 @@
-"""The trained models that come with the package: one file in safetensors, half the size of the folders it unpacks to.
+"""The trained models that come with the package: one safetensors file, half the size of the folders it unpacks to.
 
 A tensor is called `<model>/<name>`. A tuned model is stored as its adapter over the base. The metadata has the words of
 the tokenizer and the hash of the recipe that the models were trained by, with the rows of all tasks. What packing and

@@ -1,4 +1,4 @@
-"""What a trained folder says about itself: recipe.json for programs, README.md (the model card) for people."""
+"""The descriptions in a trained folder: recipe.json for programs, README.md (the model card) for people."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from proxytune.training.recipe import Examples
 log = logging.getLogger(__name__)
 
 FILLER = {"input_ids": [0], "labels": [-100], "weights": [0.0]}
-"""A row that teaches nothing: an epoch's last step is filled up with it, so that all devices have as many rows."""
+"""A row without loss that fills up the last step of an epoch, so that all devices have as many rows."""
 _LIMIT = "(training.max_length or the model's window, whichever is less)"
 
 

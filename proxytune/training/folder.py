@@ -33,7 +33,7 @@ OTHERS = {".hydra", "proxytune.log"}
 
 
 class Work(Protocol):
-    """What is done in a folder."""
+    """A training or a merge."""
 
     kind: ClassVar[str]
 

@@ -1,4 +1,4 @@
-"""What decides the weights that a training ends with, and how two of them differ."""
+"""Everything that decides the weights of a training, and how two recipes differ."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From where a family's members come from to loaded modules: checks, files, memory, adapters."""
+"""From the description of a family to its loaded members: checks, files, memory, adapters."""

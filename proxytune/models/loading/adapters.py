@@ -23,15 +23,15 @@ Module = PreTrainedModel | PeftModel
 ADAPTERS_OFF = "<off>"
 """The adapter state of a member that uses a shared PEFT module without any of its adapters."""
 _ALTERING = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Beginnings of `init_lora_weights` with which LoRA changes the weights under it."""
+"""Values of `init_lora_weights` that begin so change the weights under the adapter."""
 _NOT_SAVED = ("pissa_niter", "corda", "loftq", "lora_ga")
-"""Of these the ones whose changed weights cannot be made again from the adapter and the plain module."""
+"""Those of them whose changed weights cannot be recomputed from the adapter and the plain module."""
 
 
 def modules_of(sources: Mapping[str, Source]) -> dict[str, Hashable]:
     """Roles with equal values share a module: sources that differ in an adapter which leaves the module as it is.
 
-    PEFT puts adapters of one type only on a module; those of another than the first get a module of their own.
+    PEFT puts adapters of only one type on a module; adapters of another type than the first get their own module.
     """
     found, types = {role: _module_of(source) for role, source in sources.items()}, dict[Hashable, str]()
     for role, source in sources.items():
@@ -54,7 +54,7 @@ def alters(config: PeftConfig) -> bool:
 
 
 def over_changed_module(config: PeftConfig) -> dict[str, bool | None]:
-    """Settings with which an adapter saved beside the module that it has changed does not change it once more."""
+    """Settings for an adapter that is saved beside its changed module, so that it does not change it again."""
     settings: dict[str, bool | None] = {}
     if _initialised(config).startswith(_ALTERING):
         settings["init_lora_weights"] = True
@@ -107,7 +107,7 @@ def check_state(model: Module, adapter: str | None) -> None:
 
 
 def load_adapter(model: Module, role: str, source: Source, name: str) -> PeftModel:
-    """Puts the adapter of `source` on `model` under `name`; UserError where it does not fit to the last tensor."""
+    """Puts the adapter of `source` on `model` under `name`. Raises UserError unless every tensor fits."""
     adapter = str(source.adapter)
     misfit = f"{role}: adapter {adapter!r} does not fit {source.path!r}: "
     config = adapter_config(source)
@@ -124,7 +124,7 @@ def load_adapter(model: Module, role: str, source: Source, name: str) -> PeftMod
 
 
 def _missing(model: PeftModel, names: Sequence[str]) -> list[str]:
-    """Those of `names` that are not further names of a weight that was found, as of VB-LoRA's one bank of vectors."""
+    """Those of `names` that are not other names of a weight that was found (VB-LoRA shares one bank of vectors)."""
     weights = model.state_dict()
     found = {weight.data_ptr() for name, weight in weights.items() if name not in names}
     return [name for name in names if name not in weights or weights[name].data_ptr() not in found]

@@ -22,7 +22,7 @@ from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.models.vocabulary import MissingTokens, missing_tokens, unknown_token
 
 NOT_READ = "not read"
-"""In the place of an identity."""
+"""In place of an identity."""
 
 
 def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts] | None:

@@ -1,4 +1,4 @@
-"""Finding a model's files in a folder or on the hub; what goes wrong there, in one line."""
+"""Finds a model's files in a folder or on the hub, and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def locate(path: str, filename: str, revision: str | None = None) -> Path | None
 
 @contextmanager
 def hub_errors(path: str, revision: str | None = None) -> Iterator[None]:
-    """Turns what the hub may answer into one line."""
+    """Turns the hub's errors into one line."""
     at = f" at revision {revision!r}" if revision else ""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Names for what a source answers: a hub commit, or a hash of its files."""
+"""The identity of a source: a hub commit, or a hash of its files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMMIT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 def identity(source: Source | Endpoint) -> str:
-    """Names what `source` answers by its content: a hub commit or a hash of its files, adapter, precision, attention.
+    """Identifies what `source` answers by content: a hub commit or a hash of its files, adapter, precision, attention.
 
     Nothing is loaded; a folder that was moved keeps its identity.
     """

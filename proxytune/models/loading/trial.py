@@ -1,4 +1,4 @@
-"""A trial of what engines count on: a row means the same in a batch and alone, read in parts and at once."""
+"""A trial of what engines rely on: a row gives the same logits in a batch and alone, read in parts and at once."""
 
 from __future__ import annotations
 
