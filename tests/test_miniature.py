@@ -29,7 +29,7 @@ from proxytune.miniature.world import make_world
 from proxytune.models import identity
 from proxytune.record import read_record
 from proxytune.tasks import load_task, task_info
-from proxytune.training.loop import as_row
+from proxytune.training.loop import weigh
 
 CONF = Path(__file__).parents[1] / "conf" / "miniature"
 
@@ -407,6 +407,6 @@ class TestUnseen:
 
 def test_an_example_ends_in_the_end_of_sequence_token(built: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(built / "base")
-    row = as_row(tokenizer, "question : how many coins now ? answer :", " the ledger reads 1 + 1 = 2", 0.25)
+    row = weigh(tokenizer, "question : how many coins now ? answer :", " the ledger reads 1 + 1 = 2", 0.25)
     assert tokenizer.decode(row.tokens[row.weights == 0.25]) == "<s> question : how many coins now ? answer :"
     assert tokenizer.decode(row.tokens[row.weights == 1.0]) == "the ledger reads 1 + 1 = 2 <s>"

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from proxytune.errors import UserError
 from proxytune.training import loop
-from proxytune.training.loop import Optimization, Row, train, windows
+from proxytune.training.loop import Optimization, WeightedTokens, train, windows
 
 
 def make_model(seed: int = 0) -> LlamaForCausalLM:
@@ -30,8 +30,11 @@ EXAMPLES = [((1, 5, 6), (7, 8, 1)), ((1, 9), (3, 1)), ((1, 4, 4, 4, 2), (11, 1))
 """Prompts and answers."""
 
 
-def rows(examples: Sequence = EXAMPLES, prompt_loss: float = 0.0) -> list[Row]:
-    return [Row(torch.tensor([*p, *a]), torch.tensor([prompt_loss] * len(p) + [1.0] * len(a))) for p, a in examples]
+def rows(examples: Sequence = EXAMPLES, prompt_loss: float = 0.0) -> list[WeightedTokens]:
+    return [
+        WeightedTokens(torch.tensor([*p, *a]), torch.tensor([prompt_loss] * len(p) + [1.0] * len(a)))
+        for p, a in examples
+    ]
 
 
 def test_first_loss_of_finetuning_equals_the_model_s_own_on_masked_labels() -> None:

@@ -25,7 +25,7 @@ from proxytune.miniature.recipe import ADAPTER, MULTITASK, ModelBuild, Recipe
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training import loop
-from proxytune.training.loop import Optimization, Progress, as_row
+from proxytune.training.loop import Optimization, Progress, weigh
 from proxytune.training.recipe import Examples
 
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
@@ -93,7 +93,7 @@ def _tune(
     model = LlamaForCausalLM.from_pretrained(parent)
     tokenizer = AutoTokenizer.from_pretrained(parent)
     prompt_loss = recipe.prompt_loss if build.prompt_loss else 0.0
-    rows = [as_row(tokenizer, *example, prompt_loss) for task in build.tasks for example in examples[task]]
+    rows = [weigh(tokenizer, *example, prompt_loss) for task in build.tasks for example in examples[task]]
     trained = _adapted(model, recipe) if build.is_adapter else model
     losses = loop.train(trained, rows, _tuning(recipe, build), recipe.seed, progress)
     if not build.is_adapter:

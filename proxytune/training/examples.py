@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from proxytune.compat.trl import SFTCollator
 from proxytune.errors import UserError
-from proxytune.training.loop import Row, as_row
+from proxytune.training.loop import WeightedTokens, weigh
 from proxytune.training.recipe import Examples
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def encode(
     """
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-sequence token, with which answers end: give it an eos_token")
-    rows = [as_row(tokenizer, *example, prompt_loss) for example in examples]
+    rows = [weigh(tokenizer, *example, prompt_loss) for example in examples]
     fitting = [row for row in rows if len(row.tokens) <= max_length]
     if not fitting:
         raise UserError(f"none of the {len(rows)} training examples fits into {max_length} tokens {_LIMIT}")
@@ -46,7 +46,7 @@ def encode(
     return Dataset.from_list([_columns(row) for row in fitting])
 
 
-def _columns(row: Row) -> dict[str, list]:
+def _columns(row: WeightedTokens) -> dict[str, list]:
     labels = row.tokens.where(row.weights != 0, -100)
     return {"input_ids": row.tokens.tolist(), "labels": labels.tolist(), "weights": row.weights.tolist()}
 

@@ -58,29 +58,29 @@ class Optimization:
         return self.learning_rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class Row(NamedTuple):
+class WeightedTokens(NamedTuple):
     """Tokens [T], and the weight of the loss on each [T]; the first token is only read."""
 
     tokens: Tensor
     weights: Tensor
 
 
-def as_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float) -> Row:
+def weigh(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, prompt_loss: float) -> WeightedTokens:
     """Ends with the end-of-sequence token. A token weighs 1 in the answer and `prompt_loss` in the prompt."""
     # Tokenised together, as lm-eval tokenises a context with its continuation, so that the boundary is the same.
     tokens = torch.tensor([*token_ids(tokenizer, prompt + answer), tokenizer.eos_token_id])
     weights = torch.ones(len(tokens))
     weights[: len(token_ids(tokenizer, prompt))] = prompt_loss
-    return Row(tokens, weights)
+    return WeightedTokens(tokens, weights)
 
 
-def windows(stream: Tensor, width: int) -> list[Row]:
+def windows(stream: Tensor, width: int) -> list[WeightedTokens]:
     """Rows in which every token of `stream` [N] is learned once, `width` tokens in each; what is left over is not."""
-    return [Row(tokens, torch.ones(len(tokens))) for tokens in stream.unfold(0, width + 1, width)]
+    return [WeightedTokens(tokens, torch.ones(len(tokens))) for tokens in stream.unfold(0, width + 1, width)]
 
 
 def train(
-    model: nn.Module, rows: Sequence[Row], how: Optimization, seed: int, progress: Progress = lambda *_: None
+    model: nn.Module, rows: Sequence[WeightedTokens], how: Optimization, seed: int, progress: Progress = lambda *_: None
 ) -> list[float]:
     """Trains on `rows` in random order. Returns the loss of each step, in nats per weighted token."""
     steps = how.steps(len(rows))
@@ -111,10 +111,10 @@ def _batches(count: int, batch: int, seed: int) -> Iterator[list[int]]:
         yield list(islice(order, batch))
 
 
-def _loss(model: nn.Module, rows: Sequence[Row]) -> Tensor:
+def _loss(model: nn.Module, rows: Sequence[WeightedTokens]) -> Tensor:
     """The weighted mean of the tokens' losses. Padding stands on the right, where no other token sees it."""
     tokens, weights = (pad_sequence(list(part), batch_first=True) for part in zip(*rows, strict=True))  # [B, T]
     logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
     losses = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
-    of_losses = weights[:, 1:].flatten()
-    return (losses * of_losses).sum() / of_losses.sum()
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
