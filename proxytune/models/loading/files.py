@@ -66,15 +66,22 @@ def hub_errors(path: str, revision: str | None = None) -> Iterator[None]:
 
 def read_source(kind: Any, role: str, source: Source, **settings: Any) -> Any:
     """`kind.from_pretrained` of a source, without its adapter. Raises UserError, one line that names the role."""
+    with source_errors(role, source):
+        return kind.from_pretrained(
+            source.module.path,
+            revision=source.revision,
+            gguf_file=source.gguf_file,
+            trust_remote_code=source.trust_remote_code,
+            **settings,
+        )
+
+
+@contextmanager
+def source_errors(role: str, source: Source) -> Iterator[None]:
+    """Turns what transformers and the hub raise for a wrong source into one line that names the role."""
     try:
         with hub_errors(source.path, source.revision):
-            return kind.from_pretrained(
-                source.module.path,
-                revision=source.revision,
-                gguf_file=source.gguf_file,
-                trust_remote_code=source.trust_remote_code,
-                **settings,
-            )
+            yield
     except UserError as error:
         raise UserError(f"{role}: {error}") from error
     except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:

@@ -13,7 +13,7 @@ from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, modules_of, needs_others_first
 from proxytune.models.loading.attention import share_keys
-from proxytune.models.loading.files import read_source
+from proxytune.models.loading.files import read_source, source_errors
 from proxytune.models.loading.memory import device_of
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,8 @@ def _check_unchanged(before: Mapping[str, str], after: Mapping[str, str], roles:
 
 def load_module(role: str, source: Source) -> PreTrainedModel:
     """The module of `source` in eval mode, without gradients. Raises UserError, one line that names `role`."""
+    with source_errors(role, source):
+        quantization = None if source.quantization is None else quantization_config(source.quantization)
     model, info = read_source(
         AutoModelForCausalLM,
         role,
@@ -79,7 +81,7 @@ def load_module(role: str, source: Source) -> PreTrainedModel:
         device_map=device_of(source),
         attn_implementation=source.attn_implementation,
         max_memory=source.max_memory,
-        quantization_config=None if source.quantization is None else quantization_config(source.quantization),
+        quantization_config=quantization,
         use_safetensors=True,
         output_loading_info=True,
     )
