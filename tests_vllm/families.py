@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +86,28 @@ def save(kind: str, folder: Path) -> FamilySpec:
     """The family as folders; "adapters" has experts that are LoRA adapters over the antiexpert."""
     if kind == "adapters":
         return _save_adapters(folder)
-    paths = {
-        role: save_member(folder / role.replace(":", "-"), model, TOKENIZER) for role, model in FAMILIES[kind]().items()
-    }
+    return save_members(folder, FAMILIES[kind]())
+
+
+def save_members(folder: Path, members: Mapping[str, PreTrainedModel]) -> FamilySpec:
+    """The models by role as folders of one family."""
+    paths = {role: save_member(folder / role.replace(":", "-"), model, TOKENIZER) for role, model in members.items()}
     experts = {role.removeprefix("expert:"): path for role, path in paths.items() if role.startswith("expert:")}
     return FamilySpec.of({"base": paths["base"], "antiexpert": paths["antiexpert"], "experts": experts})
 
 
 def _save_adapters(folder: Path) -> FamilySpec:
-    """Two experts that are plain LoRA over the antiexpert, and one of another form, which is merged."""
+    """Two experts that are plain LoRA over the antiexpert, one above the ranks that vLLM's own LoRA takes unasked, and one
+    of another form, which is merged."""
     family = save("sliding_expert", folder)
     assert family.antiexpert is not None
     experts = {}
     for seed, name in enumerate(("math", "trivia", "dora")):
         torch.manual_seed(seed)
         form: dict[str, Any] = {"use_dora": name == "dora", "use_rslora": name == "trivia"}
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **form)
+        config = LoraConfig(
+            r=4 + 20 * seed, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **form
+        )
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(family.antiexpert.path), config)
         for key, weight in adapted.named_parameters():
             if "lora_" in key:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -111,6 +111,20 @@ def test_answers_end_where_those_of_the_default_engine_end(both: Both):
     assert {answer.finish for answer in found.values()} >= {"stop", "length"}
 
 
+def test_sampled_answers_are_those_of_the_default_engine(both: Both):
+    """Each token's noise is that of its request's seed and step, and banned tokens never come."""
+    requests = [
+        GenerateRequest(Prompt(tokens), 12, temperature=0.5 + seed, top_p=0.8 + 0.1 * (seed % 3), seed=seed)
+        for seed, tokens in enumerate(prompts(6, 60, seed=7))
+    ]
+    greedy = GenerateRequest(requests[1].prompt, 12)
+    [(_, _, plain)] = both.engine.generate([greedy], [Arm("base")])
+    requests += [greedy, replace(greedy, banned=tuple(set(plain.tokens)))]
+    expected = {(i, name): answer.tokens for i, name, answer in HFEngine(both.ensemble).generate(requests, both.arms)}
+    assert {key: answer.tokens for key, answer in both.generated(requests, both.arms).items()} == expected
+    assert not {*expected[7, "base"]} & {*plain.tokens}
+
+
 def test_scores_are_those_of_the_slow_loop_at_the_weights_that_vllm_chose(both: Both):
     texts = prompts(6, 100, seed=3)
     requests = [ScoreRequest(Prompt(text[:1]), text[1:]) for text in texts if len(text) > 1]
@@ -158,7 +172,6 @@ def test_logits_that_are_not_finite_are_no_answer(both: Both):
 
 def test_nothing_is_silently_ignored(both: Both):
     for request, message in [
-        (GenerateRequest(Prompt((5,)), 5, temperature=1.0), "greedily only"),
         (GenerateRequest(Prompt((5,), {"base": (6,)}), 5), "a prompt of its own"),
         (GenerateRequest(Prompt(()), 5), "empty prompt"),
         (GenerateRequest(Prompt((5,)), WINDOW + 1), f"reads at most {WINDOW} tokens"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from families import save
+from families import TOKENIZER, V, llama, save
+from tiny import WINDOW, save_member, tiny_tokenizer
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 from vllm.engine.arg_utils import EngineArgs
 
 from proxytune.engines.vllm.launch import engine_arguments
 from proxytune.engines.vllm.members import member_config
 from proxytune.engines.vllm.settings import FusedSettings, Place
+from proxytune.errors import UserError
 from proxytune.models import FamilySpec, describe
 
 
@@ -58,3 +62,46 @@ def test_plain_lora_experts_go_through_the_weights_of_their_model_with_it(
 
 def _settings(family: FamilySpec, **options: Any) -> FusedSettings:
     return FusedSettings.from_dict(engine_arguments(describe(family), family, **options)["hf_overrides"]["proxytune"])
+
+
+def test_members_that_do_not_fit_are_one_line(tmp_path: Path):
+    """An architecture that vLLM does not know, an expert with another vocabulary, and one whose head is too small."""
+    config = OpenAIGPTConfig(vocab_size=V, n_positions=WINDOW, n_embd=64, n_layer=1, n_head=2)
+    unknown = save_member(tmp_path / "unknown", OpenAIGPTLMHeadModel(config), TOKENIZER)
+    small = save_member(tmp_path / "small", llama(1, padding=-5), TOKENIZER)
+    other = save_member(tmp_path / "other", llama(1), tiny_tokenizer(["<|other|>"]))
+    base = save_member(tmp_path / "base", llama(1), TOKENIZER)
+    for expert, message in (
+        (unknown, "expert:math: vLLM knows no architecture OpenAIGPTLMHeadModel: use engine=hf, or another model"),
+        (small, f"expert:math: the model's head has {V - 5} rows, but its tokenizer knows tokens up to id {V - 1}"),
+        (other, "expert:math"),
+    ):
+        family = FamilySpec.of({"base": base, "antiexpert": base, "experts": {"math": expert}})
+        with pytest.raises(UserError, match=message) as refused:
+            engine_arguments(describe(family), family)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_quantised_member_leaves_the_others_as_they_are(tmp_path: Path):
+    """Whichever of them is vLLM's own model; and what is done while loading is done to those that are not."""
+    family = save("sliding_expert", tmp_path)
+    for role in ("base", "expert:math"):
+        _call_quantised(Path(family.weights(role).path))
+    arguments = engine_arguments(describe(family, ("antiexpert",)), family, memory=1, quantization="fp8_per_channel")
+    config = EngineArgs(**arguments | {"dtype": "bfloat16"}).create_engine_config()
+    places = {role: Place(source.path) for role, source in family.sources.items()}
+    found = {role: member_config(config, place, "member").quant_config for role, place in places.items()}
+    assert [type(one).__name__ for one in found.values()] == ["Fp8Config", "OnlineQuantizationConfig", "Fp8Config"]
+    config = EngineArgs(model=places["base"].path, dtype="bfloat16", hf_overrides=arguments["hf_overrides"])
+    found = {
+        role: member_config(config.create_engine_config(), place, "member").quant_config
+        for role, place in places.items()
+    }
+    assert [type(one).__name__ for one in found.values()] == ["Fp8Config", "NoneType", "Fp8Config"]
+
+
+def _call_quantised(folder: Path) -> None:
+    """The model's configuration says that its weights are in eight bits."""
+    file = folder / "config.json"
+    stored = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": stored}))

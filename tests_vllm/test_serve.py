@@ -32,6 +32,7 @@ ARMS = {
     "proxy": Arm("proxy", rule=Static(1.0), experts=EXPERT),
     "dynamic": Arm("dynamic", rule=MatchKL(), experts=EXPERT),
     "base": Arm("base"),
+    "fused": Arm("fused", rule=Static(0.3), experts=EXPERT),
 }
 START = 240.0
 """Seconds that a server may take to start on two slow cores."""
@@ -59,7 +60,7 @@ class Server:
 def command(family: FamilySpec, port: int) -> list[str]:
     members = [f"models.base.path={family.base.path}", f"models.antiexpert.path={family.antiexpert.path}"]
     members.append(f"++models.experts.math.path={family.experts['math'].path}")
-    arms = ["arms=default", "only=[proxy,dynamic,base]", "own=math", "memory=1"]
+    arms = ["arms=default", "fusion=static", "fusion.weights=0.3", f"only=[{','.join(ARMS)}]", "own=math", "memory=1"]
     return [sys.executable, "-m", "proxytune", "serve", "models=local", *members, *arms, f"port={port}"]
 
 
@@ -173,7 +174,7 @@ def test_stock_lm_eval_against_the_server_gives_the_scores_of_the_slow_loop(serv
 @pytest.mark.parametrize(
     "asked, status, line",
     [
-        ({"model": "proxi"}, 400, "unknown model 'proxi'. Did you mean 'proxy'? Known: base, dynamic, proxy"),
+        ({"model": "proxi"}, 400, "unknown model 'proxi'. Did you mean 'proxy'? Known: base, dynamic, fused, proxy"),
         ({"model": "proxy", "xargs": {"weights": "x"}}, 400, "Static.weights must be a finite number"),
         ({"model": "proxy", "xargs": {"weights": [1, 2]}}, 400, "Static.weights has 2 numbers for 1 experts"),
         ({"model": "proxy", "xargs": {"weigths": 1}}, 400, "Did you mean 'weights'?"),

@@ -18,12 +18,13 @@ RESERVED = {"_target_", "_partial_"}
 HOMES = {
     "models": ("proxytune.models", "proxytune.miniature"),
     "arms": ("proxytune.fusion",),
+    "fusion": ("proxytune.fusion",),
     "engine": ("proxytune.engines",),
     "training": ("proxytune.training",),
     "logger": ("proxytune.tracking",),
 }
 """Where the parts of each key of a configuration are at home."""
-ABILITIES = {"arms": ("fuse",), "engine": ("score", "generate"), "logger": ("start",)}
+ABILITIES = {"arms": ("fuse",), "fusion": ("fuse",), "engine": ("score", "generate"), "logger": ("start",)}
 """What the parts of a key must be able to do."""
 
 

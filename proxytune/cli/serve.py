@@ -12,9 +12,13 @@ from pydantic import Field
 from proxytune import validation
 from proxytune.cli import build, schema
 from proxytune.cli.application import Command
-from proxytune.errors import unknown_name
-from proxytune.experiment.arm_spec import ArmSpec
+from proxytune.errors import UserError, unknown_name
+from proxytune.experiment.arm_spec import ArmSpec, arm_specs
+from proxytune.fusion.rule import inputs_of
 from proxytune.validation import FilePath, Strict
+
+FUSED = "fused"
+"""The name of the arm that `fusion` gives."""
 
 
 class ServeConfig(Strict):
@@ -24,6 +28,8 @@ class ServeConfig(Strict):
     """a file of conf/models, or a mapping with _target_"""
     arms: dict[str, ArmSpec] = Field(min_length=1)
     """a mapping from at least one arm's name to what it is (conf/arms)"""
+    fusion: dict[str, Any] | None = None
+    """a file of conf/fusion, or a mapping with _target_: one more arm, `fused`, that comes first; null: none"""
     own: str | None = None
     """the name of the expert and tuned model that own, expert and tuned stand for; null: the only ones"""
     only: list[str] | None = Field(None, min_length=1)
@@ -38,6 +44,8 @@ class ServeConfig(Strict):
     """an integer from 2 (tokens of a request, prompt and answer), or null: as long as every member reads"""
     tensor_parallel: int = Field(ge=1)
     """an integer from 1 (GPUs that share each member)"""
+    quantization: str | None
+    """how vLLM stores weights that are not quantised already, or null: as they are"""
     output: FilePath
     """a folder for the log"""
     allow_targets: list[str]
@@ -48,9 +56,9 @@ def check(config: DictConfig) -> ServeConfig:
     """The settings, each arm with its rule built; raises UserError for what is wrong by itself."""
     values = schema.resolve(config)
     settings = validation.check(ServeConfig, values)
-    for key in ("models", "arms"):
-        build.check_targets(values[key], key, settings.allow_targets)
-    return settings.model_copy(update={"arms": _chosen(build.arms(settings.arms), settings.only)})
+    for key in ("models", "arms", "fusion"):
+        build.check_targets(values.get(key), key, settings.allow_targets)
+    return settings.model_copy(update={"arms": _chosen(build.arms(_specs(settings)), settings.only)})
 
 
 def work(config: DictConfig, output_dir: Path) -> None:
@@ -66,8 +74,20 @@ def work(config: DictConfig, output_dir: Path) -> None:
     family = FamilySpec.of(build.build(settings.models))
     arms = list(resolve(settings.arms, family, "proxytune serve", settings.own).present.values())
     roles = dict.fromkeys(role for arm in arms for role in arm.roles)
-    engine = settings.model_dump(include={"memory", "max_model_len", "tensor_parallel"})
+    engine = settings.model_dump(include={"memory", "max_model_len", "tensor_parallel", "quantization"})
     serve(describe(family, roles), family, arms, settings.host, settings.port, **engine)
+
+
+def _specs(settings: ServeConfig) -> Mapping[str, ArmSpec]:
+    """The arms, after the one that `fusion` gives. Raises UserError where its name is taken."""
+    if settings.fusion is None:
+        return settings.arms
+    if FUSED in settings.arms:
+        raise UserError(f"fusion is served as arm {FUSED!r}, but arms.{FUSED} is given too: leave one of them out")
+    fused: dict[str, Any] = {"rule": settings.fusion}
+    if "experts" in inputs_of(build.build(settings.fusion)):
+        fused["experts"] = "own"
+    return arm_specs({FUSED: fused, **settings.arms})
 
 
 def _chosen(arms: Mapping[str, ArmSpec], only: Sequence[str] | None) -> dict[str, ArmSpec]:

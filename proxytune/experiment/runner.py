@@ -204,9 +204,7 @@ class _Run:
         """An engine for the task, which loads its models when an answer is missing, or now if they must be known."""
         if self.known is None or len(self.store) == 0:  # an empty store: what is wrong with the models is said first
             return self._engine_for(plan)
-        return LazyEngine(
-            self.known, lambda: self._engine_for(plan), getattr(_kind(self.engine_factory), "facts", None)
-        )
+        return LazyEngine(self.known, lambda: self._engine_for(plan), _facts(self.engine_factory))
 
     def _engine_for(self, plan: Plan) -> Engine:
         """The last task's engine if it has all members, else a new one; two tasks' members are never loaded at once."""
@@ -229,6 +227,12 @@ class _Run:
 def _kind(engine_factory: Callable[..., Engine]) -> Any:
     """The engine's class."""
     return getattr(engine_factory, "func", engine_factory)
+
+
+def _facts(engine_factory: Callable[..., Engine]) -> Mapping[str, str] | None:
+    """What the engine adds to the keys of answers, before there is one."""
+    facts_with = getattr(_kind(engine_factory), "facts_with", None)
+    return None if facts_with is None else facts_with(**getattr(engine_factory, "keywords", {}))
 
 
 def _check_traces(tracing: Tracing, engine_factory: Callable[..., Engine]) -> None:

@@ -29,26 +29,29 @@ class Noise:
 
 
 def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
-    """One token [n] from each row of `logits` [n, V], as its request wants it at its step.
+    """One token [n] from each row of `logits` [n, V], as its request wants it at its step: the largest score, of equal
+    ones the smallest id."""
+    return scores(logits, wanted, noise).argmax(dim=-1)
 
-    Temperature 0 takes the largest logit, of equal ones the smallest id. Else the Gumbel-max trick: the largest of
-    logits / temperature + noise is a sample of their softmax.
+
+def scores(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
+    """[n, V], the largest of which is the token that a row's request wants at its step.
+
+    At temperature 0 these are the logits. Else the Gumbel-max trick: the largest of logits / temperature + noise is a
+    sample of their softmax.
     """
     logits = _allowed(logits, [request for request, _ in wanted])
-    tokens = logits.argmax(dim=-1)
-    sampled, scores, _ = _noisy(logits, wanted, noise)
-    if sampled:
-        tokens[sampled] = scores.argmax(dim=-1)
-    return tokens
+    sampled, noisy, _ = _noisy(logits, wanted, noise)
+    return logits.index_copy(0, torch.tensor(sampled, device=logits.device), noisy) if sampled else logits
 
 
 def confidence(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
     """How far ahead the tokens of `choose` are [n]: their probabilities, with noise as a part of the logits."""
     logits = _allowed(logits, [request for request, _ in wanted])
     found = logits.softmax(dim=-1).amax(dim=-1)
-    sampled, scores, temperature = _noisy(logits, wanted, noise)
+    sampled, noisy, temperature = _noisy(logits, wanted, noise)
     if sampled:
-        found[sampled] = (scores * temperature[:, None]).softmax(dim=-1).amax(dim=-1)
+        found[sampled] = (noisy * temperature[:, None]).softmax(dim=-1).amax(dim=-1)
     return found
 
 

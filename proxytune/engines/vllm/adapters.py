@@ -19,7 +19,6 @@ from proxytune.models.loading.adapters import adapter_config, alters
 from proxytune.models.loading.files import locate
 
 _KINDS = ("llama", "mistral", "qwen2")
-_FILE = "adapter_model.safetensors"
 _WEIGHT = re.compile(
     r"base_model\.model\.(model\.layers\.\d+\.(?:self_attn\.[qkvo]|mlp\.(?:gate|up|down))_proj)\.lora_([AB])\.weight"
 )
@@ -44,7 +43,7 @@ def is_plain_lora(source: Source, config: PreTrainedConfig) -> bool:
         return False
     if any(getattr(adapter, name, None) for name in _OTHER_FORMS):
         return False
-    file = locate(str(source.adapter), _FILE, source.adapter_revision)
+    file = _file(source)
     if file is None:
         return False
     with safe_open(file, "pt") as weights:
@@ -53,10 +52,10 @@ def is_plain_lora(source: Source, config: PreTrainedConfig) -> bool:
 
 def lora_weights(place: Place) -> Iterator[Lora]:
     """The adapter of `place`, which `is_plain_lora`."""
-    assert place.adapter is not None
-    settings: Any = adapter_config(Source(place.path, adapter=place.adapter, adapter_revision=place.adapter_revision))
+    source = Source(place.path, adapter=place.adapter, adapter_revision=place.adapter_revision)
+    settings: Any = adapter_config(source)
     scale = settings.lora_alpha / (settings.r**0.5 if settings.use_rslora else settings.r)
-    with safe_open(_file(place), "pt") as weights:
+    with safe_open(_file(source), "pt") as weights:
         for key in list(weights.keys()):
             found = _WEIGHT.fullmatch(key)
             if found is not None and found[2] == "A":
@@ -64,10 +63,8 @@ def lora_weights(place: Place) -> Iterator[Lora]:
                 yield Lora(found[1], weights.get_tensor(key), scale * b)
 
 
-def _file(place: Place) -> Path:
-    file = locate(str(place.adapter), _FILE, place.adapter_revision)
-    assert file is not None
-    return file
+def _file(source: Source) -> Path | None:
+    return locate(str(source.adapter), "adapter_model.safetensors", source.adapter_revision)
 
 
 def add_lora(model: nn.Module, weights: Iterable[Lora], part: int, parts: int) -> None:

@@ -33,7 +33,15 @@ class Decoding:
         text = {"stop": list(until), "skip_special_tokens": False} if until else {"detokenize": False}
         ends = {"stop_token_ids": list(self.ends), "ignore_eos": True}
         left = {"max_tokens": self.request.max_new_tokens - len(self.tokens)}
-        return self.request.prompt.tokens + self.tokens, ends | left | text
+        return self.request.prompt.tokens + self.tokens, ends | left | text | {"extra_args": self._drawn()}
+
+    def _drawn(self) -> dict[str, Any]:
+        """What the model must know to draw tokens by the default engine's noise; greedy decoding is vLLM's own."""
+        request = self.request
+        if request.temperature == 0 and not request.banned:
+            return {}
+        names = ("temperature", "top_p", "seed", "banned")
+        return {"sampling": {name: getattr(request, name) for name in names}, "start": len(request.prompt.tokens)}
 
     def read(self, tokens: Sequence[int], kept: KeptWeights) -> None:
         """Adds tokens that vLLM chose, up to the end of the answer."""

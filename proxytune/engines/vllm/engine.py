@@ -33,13 +33,11 @@ class _Job(NamedTuple):
 class VLLMEngine:
     """Answers requests with every arm, in a vLLM engine that holds all members.
 
-    Greedy answers are those of `HFEngine` up to the rounding of batched matrix products. Scores come from vLLM's prompt
-    log-probabilities, and from the raw log-probability of one forced token for the last of a continuation.
+    Answers, sampled ones too, are those of `HFEngine` up to the rounding of batched matrix products. Scores come from
+    vLLM's prompt log-probabilities; that of a continuation's last token is the raw one of a forced token.
     """
 
     loads_members: ClassVar[bool] = True
-    facts: ClassVar[Mapping[str, str]] = {"name": "vllm", "version": TESTED}
-    """Part of the keys of stored answers."""
 
     def __init__(
         self,
@@ -50,12 +48,13 @@ class VLLMEngine:
         max_model_len: int | None = None,
         tensor_parallel: int = 1,
         replicas: int = 1,
+        quantization: str | None = None,
     ) -> None:
         """Starts vLLM and loads the members.
 
         Args:
             batch_size: requests of one arm that are decoded together; None: vLLM's own choice.
-            memory, max_model_len, tensor_parallel: see `engine_arguments`.
+            memory, max_model_len, tensor_parallel, quantization: see `engine_arguments`.
             replicas: engines that share the requests, in processes that Ray starts; 1: one engine, in this process.
 
         Raises:
@@ -63,16 +62,27 @@ class VLLMEngine:
         """
         check_installed()
         check_replicas(replicas)
+        self.facts = self.facts_with(quantization)
         self.batch_size = batch_size
         self._limit = None if max_model_len is None else max_model_len - 1  # the last token is never read
         self._tags = count()
         settings = engine_arguments(
-            ensemble, family, memory=memory, max_model_len=max_model_len, tensor_parallel=tensor_parallel
+            ensemble,
+            family,
+            memory=memory,
+            max_model_len=max_model_len,
+            tensor_parallel=tensor_parallel,
+            quantization=quantization,
         )
         assert ensemble is not None  # or engine_arguments has refused it
         self.ensemble = ensemble
         settings |= {} if batch_size is None else {"max_num_seqs": batch_size}
         self._running = Local(settings) if replicas == 1 else Replicas(settings, replicas)
+
+    @staticmethod
+    def facts_with(quantization: str | None = None, **_: object) -> dict[str, str]:
+        """Part of the keys of stored answers, from the settings of an engine."""
+        return {"name": "vllm", "version": TESTED} | ({} if quantization is None else {"quantization": quantization})
 
     def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]:
         """(request index, arm name, log-probabilities) for every request and arm. Raises UserError as `HFEngine`."""
@@ -87,14 +97,8 @@ class VLLMEngine:
     def generate(
         self, requests: Sequence[GenerateRequest], arms: Sequence[Arm]
     ) -> Iterator[tuple[int, str, Generated]]:
-        """(request index, arm name, answer) for every request and arm. Raises UserError as `HFEngine`, and for
-        sampling."""
+        """(request index, arm name, answer) for every request and arm. Raises UserError as `HFEngine`."""
         self._check(arms, [(request, request.max_new_tokens) for request in requests])
-        for index, request in enumerate(requests):
-            if request.temperature > 0:
-                raise UserError(f"request {index}: engine=vllm decodes greedily only: temperature=0, or use engine=hf")
-            if request.banned:
-                raise UserError(f"request {index}: engine=vllm cannot ban tokens (bad_words): use engine=hf")
         answers = {
             _Job(i, arm, f"{next(self._tags)}"): Decoding(self.ensemble, request, arm)
             for i, request in enumerate(requests)
@@ -116,8 +120,9 @@ class VLLMEngine:
         """vLLM's output of each job and the weights kept, by tag; `asked` are its prompt and sampling settings."""
         return self._running.run(
             [
-                Job(job.tag, prompt, {"extra_args": {"arm": arm_to_dict(job.arm), "keep": job.tag}, **sampling})
+                Job(job.tag, prompt, sampling | {"extra_args": {"arm": arm_to_dict(job.arm), "keep": job.tag, **more}})
                 for job, (prompt, sampling) in zip(jobs, asked, strict=True)
+                for more in (sampling.get("extra_args", {}),)
             ]
         )
 

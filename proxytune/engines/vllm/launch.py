@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from pydantic import ValidationError
+
 from proxytune.engines.vllm.adapters import is_plain_lora
 from proxytune.engines.vllm.copies import place_of
 from proxytune.engines.vllm.heads import head_width, paddable
@@ -19,7 +21,10 @@ from proxytune.models.family import FamilySpec, Source
 from proxytune.models.vocabulary import check_head
 
 _GIB = 2**30
-_UNSUPPORTED = ("gguf_file", "device_map", "attn_implementation", "max_memory", "quantization", "chat")
+_UNSUPPORTED = ("gguf_file", "device_map", "attn_implementation", "max_memory", "quantization")
+
+_QUANTIZATIONS = ("fp8_per_block", "fp8_per_channel", "fp8_per_tensor", "mxfp4", "mxfp8")
+"""What vLLM can do with the weights of linear layers while it loads them."""
 
 
 def engine_arguments(
@@ -30,6 +35,7 @@ def engine_arguments(
     memory: float | None = None,
     max_model_len: int | None = None,
     tensor_parallel: int = 1,
+    quantization: str | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `LLM` and `EngineArgs` for the fused model of all `members`.
 
@@ -40,15 +46,17 @@ def engine_arguments(
         max_model_len: tokens of a request, prompt and answer; None: the smallest window of a member, and one more,
             which is never read.
         tensor_parallel: GPUs that share each member.
+        quantization: how vLLM stores the weights of members that are not quantised already; None: as they are.
 
     Raises:
         UserError: for members that the fused model cannot hold.
     """
     members = _checked(members, family)
     sources = {role: family.weights(role) for role in members.members}
-    shared = _shared(sources, members) if tensor_parallel == 1 else frozenset()
+    widths = {role: _padding(role, member) for role, member in members.members.items()}
+    shared = _shared(sources, widths, members) if tensor_parallel == 1 else frozenset()
     places = {
-        role: _beside(source) if role in shared else place_of(role, source, _padding(role, members[role]))
+        role: _beside(source) if role in shared else place_of(role, source, widths[role])
         for role, source in sources.items()
     }
     named = None if arms is None else {arm.name: arm for arm in arms}
@@ -62,6 +70,7 @@ def engine_arguments(
         "dtype": _dtype(members),
         "max_model_len": _length(members, max_model_len),
         "tensor_parallel_size": tensor_parallel,
+        "quantization": _quantization(quantization),
         "load_format": "safetensors",
         "hf_overrides": {"architectures": [ARCHITECTURE], KEY: settings.to_dict()},
         "logits_processors": _processors(),
@@ -75,6 +84,8 @@ def refusals() -> Iterator[None]:
     """Around the start of vLLM: its own refusals as one line."""
     try:
         yield
+    except ValidationError as error:
+        raise UserError(f"vLLM refuses this engine: {error.errors()[0]['msg']}") from error
     except ValueError as error:
         raise UserError(f"vLLM refuses this engine: {' '.join(str(error).split())}") from error
     except RuntimeError as error:
@@ -94,7 +105,6 @@ def _checked(members: Members[MemberFacts] | None, family: FamilySpec) -> Member
             raise UserError(f"{role}: missing_tokens=base_only is not supported inside vLLM: use engine=hf")
         check_head(member, members.vocab_size, (), role)
         _check_known(role, member)
-        _padding(role, member)
     return members
 
 
@@ -102,6 +112,8 @@ def _check_source(role: str, source: Source) -> None:
     for name in _UNSUPPORTED:
         if getattr(source, name) is not None:
             raise UserError(f"{role}: {name} is not supported inside vLLM: leave it out, or use engine=hf")
+    if source.chat is not None:
+        raise UserError(f"{role}: chat is not supported inside vLLM, where all members read one prompt: use engine=hf")
     if source.trust_remote_code:
         raise UserError(f"{role}: trust_remote_code=true is not supported inside vLLM: use engine=hf")
 
@@ -116,7 +128,9 @@ def _check_known(role: str, member: MemberFacts) -> None:
         raise UserError(f"{role}: vLLM knows no architecture {kind}: use engine=hf, or another model")
 
 
-def _shared(sources: Mapping[str, Source], members: Members[MemberFacts]) -> frozenset[str]:
+def _shared(
+    sources: Mapping[str, Source], widths: Mapping[str, int | None], members: Members[MemberFacts]
+) -> frozenset[str]:
     """The roles whose LoRA adapters need no copy of the model under them: another member reads the same model."""
     uses = Counter(source.module for source in sources.values())
     return frozenset(
@@ -124,7 +138,7 @@ def _shared(sources: Mapping[str, Source], members: Members[MemberFacts]) -> fro
         for role, source in sources.items()
         if source.adapter is not None
         and uses[source.module] > 1
-        and _padding(role, members[role]) is None
+        and widths[role] is None
         and is_plain_lora(source, members[role].config)
     )
 
@@ -163,6 +177,19 @@ def _dtype(members: Members[MemberFacts]) -> str:
         listed = ", ".join(f"{role} is {dtype}" for role, dtype in found.items())
         raise UserError(f"vLLM computes all members in one number type, but {listed}: give every source the same dtype")
     return next(iter(found.values()))
+
+
+def _quantization(asked: str | None) -> str | None:
+    from vllm.platforms import current_platform
+
+    if asked is not None and asked not in _QUANTIZATIONS:
+        raise UserError(
+            f"quantization={asked} is not allowed: give one of {', '.join(_QUANTIZATIONS)}, or null for the weights as "
+            "they are (a checkpoint that is quantised says so itself)"
+        )
+    if asked == "fp8_per_tensor" and current_platform.is_cpu():  # vLLM would only notice while it loads
+        raise UserError(f"vLLM has no kernel for quantization={asked} on a CPU: use fp8_per_channel, or a GPU")
+    return asked
 
 
 def _length(members: Members[MemberFacts], asked: int | None) -> int:

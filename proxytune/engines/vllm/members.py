@@ -6,6 +6,7 @@ import copy
 
 from transformers import PreTrainedConfig
 from vllm.config import CacheConfig, VllmConfig
+from vllm.config.quantization import ONLINE_QUANT_SHORTHAND_NAMES
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from proxytune.engines.vllm.settings import Place
@@ -29,11 +30,19 @@ def member_config(config: VllmConfig, place: Place, key: str) -> VllmConfig:
     model.hf_text_config = get_hf_text_config(hf_config)
     model.model_arch_config = model.get_model_arch_config()
     if place.path != config.model_config.model:  # vLLM itself has chosen the kernels of the first
-        model.quantization = (model.model_arch_config.quantization_config or {}).get("quant_method")
+        stored = (model.model_arch_config.quantization_config or {}).get("quant_method")
+        model.quantization = stored or _while_loading(config)
+        model.quantization_config = None if stored else config.model_config.quantization_config
         own.quant_config = VllmConfig.get_quantization_config(model, own.load_config)
     own.cache_config = _cache_config(config.cache_config, model.hf_text_config, model.get_sliding_window())
     own.additional_config = {**config.additional_config, "proxytune_member": key}
     return own
+
+
+def _while_loading(config: VllmConfig) -> str | None:
+    """How all members are quantised while they load; None where only the first is, or none."""
+    method = config.model_config.quantization
+    return method if method in ONLINE_QUANT_SHORTHAND_NAMES else None
 
 
 def _cache_config(cache: CacheConfig, text_config: PreTrainedConfig, window: int | None) -> CacheConfig:

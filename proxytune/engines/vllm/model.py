@@ -22,7 +22,7 @@ from proxytune.engines.vllm.adapters import add_lora, lora_weights, share_attent
 from proxytune.engines.vllm.members import member_config
 from proxytune.engines.vllm.rows import COLUMNS, Group
 from proxytune.engines.vllm.runners import V1Rows, V2State, rows_of
-from proxytune.engines.vllm.settings import KEY, FusedSettings, Place
+from proxytune.engines.vllm.settings import FusedSettings, Place
 from proxytune.fusion.rule import Fused
 
 
@@ -40,7 +40,7 @@ class FusedForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        self.settings = FusedSettings.from_dict(getattr(vllm_config.model_config.hf_config, KEY))
+        self.settings = FusedSettings.of(vllm_config)
         self.roles = {f"member_{i}": roles for i, roles in enumerate(self.settings.modules)}
         self.names = {role: name for name, roles in self.roles.items() for role in roles}
         self.sizes: dict[str, int] = {}
@@ -105,8 +105,9 @@ class FusedForCausalLM(nn.Module):
         fused = hidden_states.new_full((len(hidden_states), self.width), -torch.inf, dtype=torch.float32)
         for group in groups:
             answer = _answer(group, members)
-            self.rows.keep([whose[row] for row in group.rows], answer)
-            fused[group.rows, : self.settings.vocab_size] = answer.logits
+            rows = [whose[row] for row in group.rows]
+            self.rows.keep(rows, answer)
+            fused[group.rows, : self.settings.vocab_size] = self.rows.drawn(rows, answer.logits)
         return fused
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from proxytune.engines.hf.sampling import Noise, scores
 from proxytune.engines.vllm.settings import Asked
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Fused
@@ -59,6 +60,18 @@ class Rows:
         weights = fused.weights.T.tolist() if len(fused.weights) else [[]] * len(rows)
         for row, name, position in wanted:
             self.kept.setdefault(name, {})[position] = weights[row] if finite[row] else None
+
+    def drawn(self, rows: Sequence[tuple[Asked, int]], logits: Tensor) -> Tensor:
+        """`logits` [n, V] of `rows`, so that the largest is the token to take where vLLM is not to draw it."""
+        wanted = {
+            row: (asked.sampling, position + 1 - asked.start)
+            for row, (asked, position) in enumerate(rows)
+            if asked.sampling is not None and position + 1 >= asked.start  # not in the middle of a prompt
+        }
+        if not wanted:
+            return logits
+        mine = torch.tensor(list(wanted), device=logits.device)
+        return logits.index_copy(0, mine, scores(logits[mine], list(wanted.values()), Noise(logits.shape[-1])))
 
     def take(self) -> dict[str, dict[int, list[float] | None]]:
         """What was kept since the last call."""

@@ -18,7 +18,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from proxytune.engines.vllm.rows import COLUMNS, Rows, columns
-from proxytune.engines.vllm.settings import KEY, Asked, FusedSettings, asked
+from proxytune.engines.vllm.settings import Asked, FusedSettings, asked
 
 _ROWS: dict[str, Rows] = {}
 """The rows of each engine in this process, by vLLM's name of the engine."""
@@ -27,19 +27,15 @@ _ROWS: dict[str, Rows] = {}
 def rows_of(config: VllmConfig) -> Rows:
     """The one object that the runner's side and the model's side of an engine share."""
     if config.instance_id not in _ROWS:
-        _ROWS[config.instance_id] = Rows(_settings(config).widest)
+        _ROWS[config.instance_id] = Rows(FusedSettings.of(config).widest)
     return _ROWS[config.instance_id]
-
-
-def _settings(config: VllmConfig) -> FusedSettings:
-    return FusedSettings.from_dict(getattr(config.model_config.hf_config, KEY))
 
 
 class V1Rows(LogitsProcessor):
     """Follows which request is in which slot of the V1 runner's batch."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
-        self.settings = _settings(vllm_config)
+        self.settings = FusedSettings.of(vllm_config)
         self.rows = rows_of(vllm_config)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
@@ -80,7 +76,7 @@ class V2State(DefaultModelState):
 
     def __init__(self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: Any, device: torch.device) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        self.settings = _settings(vllm_config)
+        self.settings = FusedSettings.of(vllm_config)
         self.rows = rows_of(vllm_config)
         self.slots = torch.full((self.max_num_tokens,), -1, device=device)
         # One buffer for good: CUDA graphs read it where it was when they were recorded.

@@ -11,7 +11,7 @@ from typing import Any
 
 from proxytune.engines.vllm.installed import check_installed
 from proxytune.engines.vllm.launch import engine_arguments, refusals
-from proxytune.engines.vllm.settings import KEY, FusedSettings, check_asked
+from proxytune.engines.vllm.settings import FusedSettings, check_asked
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.arm import Arm
 from proxytune.models.facts import MemberFacts, Members
@@ -89,7 +89,7 @@ class ArmChoice:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
-        settings = FusedSettings.from_dict(getattr(scope["app"].state.vllm_config.model_config.hf_config, KEY))
+        settings = FusedSettings.of(scope["app"].state.vllm_config)
         try:
             body, name = with_arm(await _read(receive), settings)
         except UserError as error:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pkgutil import resolve_name
 from typing import Any
 
+from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError, unknown_name
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.rule import Rule, try_out
@@ -57,6 +58,11 @@ class FusedSettings:
         members = {role: Place(**place) for role, place in values["members"].items()}
         return cls(members, values["vocab_size"], None if arms is None else {arm.name: arm for arm in arms})
 
+    @classmethod
+    def of(cls, config: Any) -> FusedSettings:
+        """Those in vLLM's configuration of the engine."""
+        return cls.from_dict(getattr(config.model_config.hf_config, KEY))
+
     @property
     def modules(self) -> list[tuple[str, ...]]:
         """The roles that go through the same weights together: those that differ in their adapters alone."""
@@ -82,6 +88,10 @@ class Asked:
 
     arm: Arm
     keep: str | None = None
+    sampling: GenerateRequest | None = None
+    """How tokens are drawn, by the noise of `engine=hf`; None: vLLM draws them."""
+    start: int = 0
+    """Tokens before the answer."""
 
 
 def asked(settings: FusedSettings, extra_args: Mapping[str, Any] | None) -> Asked:
@@ -90,7 +100,9 @@ def asked(settings: FusedSettings, extra_args: Mapping[str, Any] | None) -> Aske
     if settings.arms is None:
         if not isinstance(given.get("arm"), Mapping):
             raise UserError("extra_args.arm is missing: this engine was started without arms, so each request has one")
-        return Asked(arm_from_dict(given["arm"]), given.get("keep"))
+        drawn = given.get("sampling")
+        sampling = None if drawn is None else GenerateRequest(Prompt(()), 0, **_frozen(drawn))
+        return Asked(arm_from_dict(given["arm"]), given.get("keep"), sampling, given.get("start", 0))
     name = given.pop("arm", next(iter(settings.arms)))
     if not isinstance(name, str) or name not in settings.arms:
         raise unknown_name("arm", name, settings.arms)

@@ -84,7 +84,8 @@ def _is_plain(source: Source) -> bool:
 
 def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
     """The number type of the loaded weights; None where it takes these to know."""
-    if config.get_text_config() is not config or getattr(config, "quantization_config", None) is not None:
+    stored = getattr(config, "quantization_config", None) is not None
+    if config.get_text_config() is not config or (stored and source.dtype == "auto"):
         return None
     asked: Any = config.dtype if source.dtype == "auto" else getattr(torch, source.dtype)
     return asked
