@@ -12,7 +12,7 @@ VLLM   := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed-$(shell cat pyproject.toml constraints-vllm.txt | cksum | cut -d' ' -f1)
 RAY    := .venv-ray
 VLLM_TOOLS := pytest pytest-timeout pytest-xdist openai tenacity
-VLLM_TESTS := OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -n 2 --dist loadgroup --timeout 300 --timeout-method thread
+VLLM_TESTS := OMP_NUM_THREADS=1 $(VLLM)/bin/pytest -n 2 --timeout 300 --timeout-method thread
 ARGS   ?=
 # Candidates in order of preference; PYTHON=... puts one of your own in front.
 PYTHONS := $(PYTHON) python3 python3.13 python3.12 python3.11 python

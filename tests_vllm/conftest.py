@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -28,9 +30,13 @@ if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
     triton.backends.backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class ByEngine(LoadScopeScheduling):
     """With `-n`: the tests that share an engine, those of a family or of a file, run in one process."""
-    for item in items:
-        family = item.callspec.params.get("both", "") if hasattr(item, "callspec") else ""
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {family}"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        return file + test.partition("[")[2] if file.endswith("test_fused.py") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByEngine:
+    return ByEngine(config, log)

@@ -97,7 +97,7 @@ def save_members(folder: Path, members: Mapping[str, PreTrainedModel]) -> Family
 
 
 def _save_adapters(folder: Path) -> FamilySpec:
-    """Two experts that are plain LoRA over the antiexpert, one above the ranks that vLLM's own LoRA takes unasked, and one
+    """Two experts that are plain LoRA over the antiexpert, one of them of rank 24 (vLLM takes 16 by default), and one
     of another form, which is merged."""
     family = save("sliding_expert", folder)
     assert family.antiexpert is not None
@@ -105,9 +105,8 @@ def _save_adapters(folder: Path) -> FamilySpec:
     for seed, name in enumerate(("math", "trivia", "dora")):
         torch.manual_seed(seed)
         form: dict[str, Any] = {"use_dora": name == "dora", "use_rslora": name == "trivia"}
-        config = LoraConfig(
-            r=4 + 20 * seed, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM", **form
-        )
+        form |= {"r": 4 + 20 * seed, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        config = LoraConfig(init_lora_weights=False, **form)
         adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(family.antiexpert.path), config)
         for key, weight in adapted.named_parameters():
             if "lora_" in key:

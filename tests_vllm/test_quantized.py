@@ -67,7 +67,7 @@ def test_a_base_that_is_stored_in_eight_bits_has_plain_experts_beside_it(family:
     rounded = _by_loop(ensemble)
     for name, scores in _by_vllm(stored).items():
         away, expected = (float((scores - loop[name]).abs().mean()) for loop in (plain, rounded))
-        assert expected < 0.02 * plain[name].std(), name
+        assert expected < 0.03 * plain[name].std(), name
         assert name == "expert" or expected < 0.75 * away, (name, expected, away)
 
 

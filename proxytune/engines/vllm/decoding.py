@@ -27,16 +27,16 @@ class Decoding:
         self.weights: list[Sequence[float] | None] = []
         self.finish = None if request.max_new_tokens else "length"
 
-    def asked(self) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """The prompt and vLLM's sampling settings for the rest of the answer."""
+    def asked(self) -> tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]:
+        """The prompt, vLLM's sampling settings for the rest of the answer, and how the model is to draw tokens."""
         until = self.request.until
         text = {"stop": list(until), "skip_special_tokens": False} if until else {"detokenize": False}
         ends = {"stop_token_ids": list(self.ends), "ignore_eos": True}
         left = {"max_tokens": self.request.max_new_tokens - len(self.tokens)}
-        return self.request.prompt.tokens + self.tokens, ends | left | text | {"extra_args": self._drawn()}
+        return self.request.prompt.tokens + self.tokens, ends | left | text, self._drawn()
 
     def _drawn(self) -> dict[str, Any]:
-        """What the model must know to draw tokens by the default engine's noise; greedy decoding is vLLM's own."""
+        """What it takes to draw tokens by the default engine's noise; greedy decoding is vLLM's own."""
         request = self.request
         if request.temperature == 0 and not request.banned:
             return {}

@@ -5,29 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
 from proxytune.engines.vllm.decoding import Decoding, KeptWeights, by_expert
 from proxytune.engines.vllm.installed import TESTED, check_installed, check_replicas
 from proxytune.engines.vllm.launch import engine_arguments
-from proxytune.engines.vllm.running import Job, Local, Outputs, Replicas
+from proxytune.engines.vllm.running import Job, Local, Replicas
 from proxytune.engines.vllm.settings import arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
 from proxytune.models.facts import MemberFacts, Members
 from proxytune.models.family import FamilySpec
-
-
-class _Job(NamedTuple):
-    """One arm's part of a request."""
-
-    request: int
-    """Its place in the caller's list."""
-    arm: Arm
-    tag: str
-    """Under which the weights are kept."""
 
 
 class VLLMEngine:
@@ -87,12 +77,12 @@ class VLLMEngine:
     def score(self, requests: Sequence[ScoreRequest], arms: Sequence[Arm]) -> Iterator[tuple[int, str, Scored]]:
         """(request index, arm name, log-probabilities) for every request and arm. Raises UserError as `HFEngine`."""
         self._check(arms, [(request, len(request.continuation)) for request in requests])
-        jobs = [_Job(i, arm, f"{next(self._tags)}") for i in range(len(requests)) for arm in arms]
-        asked = [job for job in jobs if requests[job.request].continuation]
-        outputs = self._run(asked, [_scoring(requests[job.request]) for job in asked])
-        for job in jobs:
-            output, weights = outputs.get(job.tag, (None, {}))
-            yield job.request, job.arm.name, _scored(requests[job.request], job.arm, output, weights)
+        asked = {f"{next(self._tags)}": (i, arm) for i in range(len(requests)) for arm in arms}
+        outputs = self._running.run(
+            [_job(tag, arm, *_scoring(requests[i])) for tag, (i, arm) in asked.items() if requests[i].continuation]
+        )
+        for tag, (i, arm) in asked.items():
+            yield i, arm.name, _scored(requests[i], arm, *outputs.get(tag, (None, {})))
 
     def generate(
         self, requests: Sequence[GenerateRequest], arms: Sequence[Arm]
@@ -100,31 +90,20 @@ class VLLMEngine:
         """(request index, arm name, answer) for every request and arm. Raises UserError as `HFEngine`."""
         self._check(arms, [(request, request.max_new_tokens) for request in requests])
         answers = {
-            _Job(i, arm, f"{next(self._tags)}"): Decoding(self.ensemble, request, arm)
+            f"{next(self._tags)}": (i, Decoding(self.ensemble, request, arm))
             for i, request in enumerate(requests)
             for arm in arms
         }
-        while going := [job for job, answer in answers.items() if answer.finish is None]:
-            outputs = self._run(going, [answers[job].asked() for job in going])
-            for job in going:
-                output, weights = outputs[job.tag]
-                answers[job].read(output.outputs[0].token_ids, weights)
-        for job, answer in answers.items():
-            yield job.request, job.arm.name, answer.answer()
+        while going := {tag: answer for tag, (_, answer) in answers.items() if answer.finish is None}:
+            outputs = self._running.run([_job(tag, answer.arm, *answer.asked()) for tag, answer in going.items()])
+            for tag, (output, weights) in outputs.items():
+                going[tag].read(output.outputs[0].token_ids, weights)
+        for i, answer in answers.values():
+            yield i, answer.arm.name, answer.answer()
 
     def close(self) -> None:
         """Ends vLLM and frees its memory."""
         self._running.close()
-
-    def _run(self, jobs: Sequence[_Job], asked: Sequence[tuple[tuple[int, ...], dict[str, Any]]]) -> Outputs:
-        """vLLM's output of each job and the weights kept, by tag; `asked` are its prompt and sampling settings."""
-        return self._running.run(
-            [
-                Job(job.tag, prompt, sampling | {"extra_args": {"arm": arm_to_dict(job.arm), "keep": job.tag, **more}})
-                for job, (prompt, sampling) in zip(jobs, asked, strict=True)
-                for more in (sampling.get("extra_args", {}),)
-            ]
-        )
 
     def _check(self, arms: Sequence[Arm], requests: Sequence[tuple[ScoreRequest | GenerateRequest, int]]) -> None:
         check_arms(arms)
@@ -140,12 +119,17 @@ class VLLMEngine:
         return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _scoring(request: ScoreRequest) -> tuple[tuple[int, ...], dict[str, Any]]:
+def _job(tag: str, arm: Arm, prompt: tuple[int, ...], sampling: dict[str, Any], drawn: Mapping[str, Any]) -> Job:
+    """A request of vLLM's for one arm's answer; `drawn` as `Decoding.asked`."""
+    return Job(tag, prompt, {**sampling, "extra_args": {"arm": arm_to_dict(arm), "keep": tag, **drawn}})
+
+
+def _scoring(request: ScoreRequest) -> tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]:
     """The prompt and the continuation but for its last token are read; that one is forced, and has its own raw
     log-probability: it need not be read, so that a text may end with the window."""
     *before, last = request.continuation
     prompt = (*request.prompt.tokens, *before)
-    return prompt, {"max_tokens": 1, "prompt_logprobs": 0, "logprobs": 0, "allowed_token_ids": [last]}
+    return prompt, {"max_tokens": 1, "prompt_logprobs": 0, "logprobs": 0, "allowed_token_ids": [last]}, {}
 
 
 def _scored(request: ScoreRequest, arm: Arm, output: Any, weights: KeptWeights) -> Scored:
