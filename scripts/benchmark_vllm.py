@@ -71,7 +71,7 @@ def save_adapters(family: FamilySpec, folder: Path) -> FamilySpec:
 
 def start(arguments: dict[str, Any], requests: int) -> LLM:
     return LLM(
-        **{"dtype": "auto", **arguments},
+        **arguments,
         enforce_eager=current_platform.is_cpu(),
         enable_prefix_caching=False,  # or the second repetition would read no prompt
         max_num_seqs=requests,
@@ -117,7 +117,8 @@ def measure(folder: Path, count: int, repeats: int) -> dict[str, dict[str, Any]]
         for n in torch.randint(16, 81, (count,), generator=generator).tolist()
     ]
     equal, ragged = [64] * count, [8 + 112 * i // max(1, count - 1) for i in range(count)]
-    plain = start({"model": str(folder / "base"), "max_model_len": 512, "kv_cache_memory_bytes": 2**30}, count)
+    settings = {"dtype": "float32", "max_model_len": 512, "kv_cache_memory_bytes": 2**30}  # "auto" would be 16 bits
+    plain = start({"model": str(folder / "base"), **settings}, count)
     fused, hf = start_fused(family, count), HFEngine(load(family), batch_size=count)
     assert by_hf(hf, prompts, equal) == by_vllm(fused, prompts, equal, STATIC), "both engines answer the same"
     adapted = save_adapters(family, folder)
