@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from proxytune.record import ArmRecord, TaskRecord
 
@@ -48,7 +47,7 @@ def superscript(number: int) -> str:
 class Column:
     """One quantity of every arm on every task: a table of arms and tasks, and columns of `results.csv`."""
 
-    csv: Mapping[str, Callable[[ArmRecord], Any]]
+    csv: Mapping[str, Callable[[ArmRecord], object]]
     """Column of `results.csv` -> its value; None is an empty field."""
     title: str | None = None
     """Of the table; None: in `results.csv` only."""

@@ -60,6 +60,6 @@ def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[str
     return {key: [_text(one, key) for one in flat] for key in keys if len(coded[key]) > 1}
 
 
-def _text(values: Mapping[str, Any], key: str) -> str:
+def _text(values: Mapping[str, object], key: str) -> str:
     value = values.get(key, ABSENT)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

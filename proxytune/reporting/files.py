@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxytune.atomic import write_text
 from proxytune.record import ArmRecord, Record, TaskRecord
@@ -45,7 +45,7 @@ def tidy(record: Record) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["task", "arm", "rule", "metric", "headline", *names])
 
 
-def _rows(key: dict[str, str], task: TaskRecord, arm: ArmRecord) -> Iterator[dict[str, Any]]:
+def _rows(key: dict[str, str], task: TaskRecord, arm: ArmRecord) -> Iterator[dict[str, object]]:
     shared = {**key, "rule": arm.rule and arm.rule.id}
     values = {name: value(arm) for column in COLUMNS for name, value in column.csv.items()}
     yield {**shared, "metric": task.metric, "headline": True, **values}

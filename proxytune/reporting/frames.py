@@ -81,7 +81,7 @@ def _results(record: Record) -> pd.DataFrame:
 _FACTS = ("kind", "alpha", "experts", "members", "fraction", "higher_is_better")
 
 
-def _facts(record: Record, task: TaskRecord, arm: ArmRecord) -> dict[str, Any]:
+def _facts(record: Record, task: TaskRecord, arm: ArmRecord) -> dict[str, object]:
     members = record.provenance.members
     return {
         "kind": arm.kind,

@@ -73,7 +73,7 @@ def _arm_values(task: TaskRecord, arm: ArmRecord) -> Iterator[tuple[str, float |
         yield f"alpha/{expert}/sd", weights.sd
 
 
-def facts(record: Record) -> dict[str, Any]:
+def facts(record: Record) -> dict[str, object]:
     """Beside the configuration: the version of the code, of libraries and of models, and the machine."""
     provenance = record.provenance
     members = {role: member.model_dump() for role, member in provenance.members.items()}

@@ -179,7 +179,7 @@ def log_results(run: wandb.Run, record: Record, folder: Path) -> None:
     for file in contents.files(folder):
         artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
     run.log_artifact(artifact)
-    logged: dict[str, Any] = {"results": _table(tidy(record))}
+    logged: dict[str, object] = {"results": _table(tidy(record))}
     for name, task in record.tasks.items():
         logged[f"samples/{name}"] = _table(contents.samples(task, read_items(folder, name) or []))
     for name, weights in contents.weights(found).items():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 from uuid import UUID
 
 from proxytune.atomic import write_json, write_jsonl
@@ -72,7 +71,7 @@ def _evaluation(result: Result) -> str:
     return f"{result.task_name}/{_model(result)}/{finished_at(result.run).timestamp():.0f}"
 
 
-def _record(result: Result) -> dict[str, Any]:
+def _record(result: Result) -> dict[str, object]:
     code, libraries = result.run.record.provenance.code, result.run.record.provenance.libraries
     return {
         "schema_version": SCHEMA,
@@ -95,7 +94,7 @@ def _record(result: Result) -> dict[str, Any]:
     }
 
 
-def _model_info(result: Result) -> dict[str, Any]:
+def _model_info(result: Result) -> dict[str, object]:
     rule, members = result.arm.rule, result.run.record.provenance.members
     alone = not _model(result).startswith("proxytune/")
     details = {
@@ -111,7 +110,7 @@ def _model_info(result: Result) -> dict[str, Any]:
     return {"name": name, "id": name, "inference_engine": engine, "additional_details": details}
 
 
-def _result(result: Result) -> dict[str, Any]:
+def _result(result: Result) -> dict[str, object]:
     arm, task, provenance = result.arm, result.task, result.run.record.provenance
     asked = {"limit": provenance.limit, "num_fewshot": provenance.num_fewshot, "seed": provenance.seed}
     return {
@@ -132,9 +131,9 @@ def _result(result: Result) -> dict[str, Any]:
     }
 
 
-def _uncertainty(result: Result) -> dict[str, Any]:
+def _uncertainty(result: Result) -> dict[str, object]:
     arm = result.arm
-    found: dict[str, Any] = {"num_samples": arm.n}
+    found: dict[str, object] = {"num_samples": arm.n}
     if arm.stderr is not None:
         found["standard_error"] = {"value": arm.stderr, "method": arm.stderr_method or "unknown"}
     if arm.interval is not None:
@@ -143,7 +142,7 @@ def _uncertainty(result: Result) -> dict[str, Any]:
     return found
 
 
-def _data(task: str, data: DataRecord, n: int) -> dict[str, Any]:
+def _data(task: str, data: DataRecord, n: int) -> dict[str, object]:
     if data.dataset is None:
         file = {"file": Path(data.file).name, "sha256": str(data.sha256)} if data.file else {}
         return {"dataset_name": task, "source_type": "other", "additional_details": file}
@@ -151,7 +150,7 @@ def _data(task: str, data: DataRecord, n: int) -> dict[str, Any]:
     return {**place, **({"hf_split": data.split} if data.split else {}), "samples_number": n}
 
 
-def _sample(item: Item, result: Result) -> dict[str, Any]:
+def _sample(item: Item, result: Result) -> dict[str, object]:
     attribution = {
         "turn_idx": 0,
         "source": "output.raw",

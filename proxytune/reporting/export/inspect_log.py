@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from proxytune.atomic import write_json
 from proxytune.reporting.export.source import Item, Result, file_name, finished_at, results
@@ -34,7 +33,7 @@ def _id(result: Result) -> str:
     return result.digest.hex()[:22]
 
 
-def _log(result: Result) -> dict[str, Any]:
+def _log(result: Result) -> dict[str, object]:
     when = finished_at(result.run).isoformat()
     return {
         "version": VERSION,
@@ -47,7 +46,7 @@ def _log(result: Result) -> dict[str, Any]:
     }
 
 
-def _spec(result: Result, when: str) -> dict[str, Any]:
+def _spec(result: Result, when: str) -> dict[str, object]:
     provenance, data = result.run.record.provenance, result.task.data
     rule = result.arm.rule and result.arm.rule.model_dump()
     origin = provenance.model_dump(exclude={"members", "timings"})
@@ -76,7 +75,7 @@ def _spec(result: Result, when: str) -> dict[str, Any]:
     }
 
 
-def _results(result: Result) -> dict[str, Any]:
+def _results(result: Result) -> dict[str, object]:
     values = {"mean": result.arm.value, "stderr": result.arm.stderr, "gap_closed": result.arm.gap_closed}
     metrics = {name: {"name": name, "value": value} for name, value in values.items() if value is not None}
     metric = result.task.metric
@@ -89,7 +88,7 @@ def _results(result: Result) -> dict[str, Any]:
     }
 
 
-def _sample(item: Item, result: Result) -> dict[str, Any]:
+def _sample(item: Item, result: Result) -> dict[str, object]:
     said = [{"message": {"role": "assistant", "content": text}, "stop_reason": "stop"} for text in item.outputs]
     score = {"value": item.score, "answer": item.answer}
     first = item.outputs[0] if item.outputs else ""

@@ -122,5 +122,5 @@ def _alpha(weights: Mapping[str, Sequence[Sequence[float | None]]]) -> dict[str,
     return {name: sum(some) / len(some) for name, some in known.items() if some}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxytune.atomic import atomic_write, write_text
 from proxytune.reporting.configurations import by_key, swept_keys
@@ -41,7 +41,7 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _rows(run: Run, swept: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(run: Run, swept: dict[str, object]) -> Iterator[dict[str, object]]:
     for result in results(run):
         for item in result.items:
             yield {

@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -43,7 +42,7 @@ def page(runs: Sequence[Run]) -> str:
     return _environment().get_template("page.html").render(runs=views, **content)
 
 
-def _samples(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+def _samples(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
     """The samples, and what the page's script must know of them."""
     tasks = samples(runs)
     traces = [token_parts(task, runs) for task in tasks]
@@ -57,7 +56,7 @@ def _samples(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
+def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
     """What there is to say of several runs together."""
     notes = Notes()
     tables = differences.comparisons(runs, names, notes) if len(runs) > 1 else []
@@ -70,7 +69,7 @@ def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _assets() -> dict[str, Any]:
+def _assets() -> dict[str, object]:
     """The style and the script, and the hashes by which the page's security policy allows these two alone."""
     script = "".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     style = (PARTS / "style.css").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ class Samples:
     places: dict[tuple[int, str], int]
     """Number of the run, and its id of an item -> the item's place in `items`."""
 
-    def head(self) -> dict[str, Any]:
+    def head(self) -> dict[str, object]:
         """What the list of items needs to know beside them."""
         return {
             "task": self.task,
@@ -81,7 +81,7 @@ def _same(items: dict[str, dict[str, Any]], row: Row, columns: int) -> dict[str,
     return items[name]
 
 
-def _cell(said: Row, row: Row) -> dict[str, Any]:
+def _cell(said: Row, row: Row) -> dict[str, object]:
     """What an arm did at an item: `answer` only where it is not the output itself, `alpha` per expert."""
     value = next((said[key] for key in said if key not in NOT_METRIC), None)
     cell = {"output": said.get("output"), "value": _short(value)}

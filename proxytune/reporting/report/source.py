@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def _rows(folder: Path, task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _unfinished(items: dict[str, Any], config: dict[str, Any]) -> str:
+def _unfinished(items: Collection[str], config: dict[str, Any]) -> str:
     asked = (config.get("task") or {}).get("names") or []
     wanted = f"; the run was to evaluate {', '.join(map(str, asked))}" if asked else ""
     return (
