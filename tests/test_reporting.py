@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from proxytune.record import ArmRecord, Record, TaskRecord
-from proxytune.reporting import Report, columns, files, show, tables, tabulate, tidy, write
+from proxytune.reporting import Tables, columns, files, show, tables, tabulate, tidy, write
 from proxytune.reporting.columns import Cell, Column, Notes
 from proxytune.reporting.files import markdown
 
@@ -76,7 +76,7 @@ def read(record: dict[str, Any]) -> Record:
     return Record.model_validate_json(json.dumps(record))
 
 
-def reported(record: dict[str, Any]) -> Report:
+def reported(record: dict[str, Any]) -> Tables:
     return tabulate(read(record))
 
 

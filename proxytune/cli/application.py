@@ -28,9 +28,9 @@ from proxytune.folders import config_dir
 
 log = logging.getLogger("proxytune")
 
-Check = Callable[[DictConfig], object]
+JobCheck = Callable[[DictConfig], object]
 """Checks a composed configuration before anything is written or loaded; raises UserError."""
-Work = Callable[[DictConfig, Path], object]
+JobWork = Callable[[DictConfig, Path], object]
 """Does the work of a job, given its configuration and output folder; an optimiser gets what it returns."""
 AfterSweep = Callable[[Path, Sequence[Sequence[str]], DictConfig], object]
 """Called after a sweep with its folder, the overrides of its jobs, and the sweep's own configuration."""
@@ -44,7 +44,7 @@ class OurError(Exception):
         self.error = error
 
 
-def _job(work: Work, config: DictConfig) -> object:
+def _job(work: JobWork, config: DictConfig) -> object:
     """What Hydra calls with the composed configuration, once per job of a sweep: what `work` returns, or its error."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -66,8 +66,8 @@ class Command(NamedTuple):
     """A sub-command that Hydra composes `conf/<name>.yaml` for."""
 
     name: str
-    check: Check
-    work: Work
+    check: JobCheck
+    work: JobWork
     after_sweep: AfterSweep | None = None
 
     def main(self, arguments: Sequence[str]) -> int:
@@ -130,7 +130,7 @@ def _info(hydra: Hydra, name: str, given: Namespace) -> str:
     return text.getvalue()
 
 
-def _check(check: Check | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:
+def _check(check: JobCheck | None, sweep: bool, config: DictConfig, mode: RunMode) -> None:
     """Raises UserError for a configuration that may not run; with `check` None, for one that may not be printed."""
     check_hydra(config)
     secrets.check(config)

@@ -1,7 +1,7 @@
 """Reports of a run: tables in the terminal, `table.md` and `results.csv`. Reads records, knows no model."""
 
 from proxytune.reporting.files import tidy, write
-from proxytune.reporting.tables import Report, tabulate
+from proxytune.reporting.tables import Tables, tabulate
 from proxytune.reporting.terminal import show
 
-__all__ = ["Report", "show", "tabulate", "tidy", "write"]
+__all__ = ["Tables", "show", "tabulate", "tidy", "write"]

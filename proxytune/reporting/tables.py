@@ -24,7 +24,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Report:
+class Tables:
     tables: Sequence[Table]
     """One for each of `columns.COLUMNS` that is shown."""
     notes: Sequence[str]
@@ -39,7 +39,7 @@ _KINDS = ("base", "antiexpert", "expert", "tuned", "fused")
 """The order of rows; arms of one kind keep that of the configuration."""
 
 
-def tabulate(record: Record, *, full: bool = True) -> Report:
+def tabulate(record: Record, *, full: bool = True) -> Tables:
     """The tables of a record, for the terminal if not `full`.
 
     An arm that no task could have is a remark, not a row; so is a table without any number.
@@ -51,7 +51,7 @@ def tabulate(record: Record, *, full: bool = True) -> Report:
     tables = [_table(column, record.tasks, notes, first=column is shown[0]) for column in shown]
     undefined = [f"{column.title} is undefined everywhere: {why}." for column, why in reasons if why]
     remarks = [*undefined, *_behind_endpoint(record), *_remarks(record.tasks), *_ignored(record)]
-    return Report(tables, notes.texts, remarks, _verdict(record.tasks))
+    return Tables(tables, notes.texts, remarks, _verdict(record.tasks))
 
 
 def _verdict(tasks: Tasks) -> str:
