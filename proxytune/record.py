@@ -8,7 +8,6 @@ the meaning of a field changes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -309,27 +308,6 @@ class Record(_Part):
         if value != FORMAT:
             raise ValueError(f"{value} is not a format that this version of proxytune reads; it reads {FORMAT}")
         return value
-
-
-DECIDE_NOTHING = {
-    *("hydra", "output", "store", "allow_targets", "headline", "tags", "note", "logger", "report"),
-    *("trace", "trace_items", "trace_missing", "pilot"),
-}
-"""Keys of a configuration that change no answer and no score: where files are, what a run is called, what is kept."""
-
-
-def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides the results."""
-    return {key: value for key, value in config.items() if key not in DECIDE_NOTHING}
-
-
-def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a configuration, each under its full key (`arms.proxy.rule.weights`)."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def read_record(path: str | Path) -> Record:

@@ -16,7 +16,8 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
-from proxytune.record import Record, TaskRecord, deciding, flattened, read_record
+from proxytune.record import Record, TaskRecord, read_record
+from proxytune.reporting.configurations import deciding, flattened
 
 WIDE = wr.Layout(w=24, h=12)
 

@@ -16,7 +16,8 @@ from proxytune.atomic import make_output_folder, write_json
 from proxytune.cli import secrets
 from proxytune.errors import UserError
 from proxytune.provenance import library_versions, package_hash
-from proxytune.record import ERROR, FILE, Record, deciding, flattened, read_record
+from proxytune.record import ERROR, FILE, Record, read_record
+from proxytune.reporting.configurations import deciding, flattened
 from proxytune.validation import shown
 
 RUN, LOCK = "run.json", ".lock"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from proxytune.errors import UserError
-from proxytune.record import deciding, flattened
 
 ABSENT = "–"
+DECIDE_NOTHING = {
+    *("hydra", "output", "store", "allow_targets", "headline", "tags", "note", "logger", "report"),
+    *("trace", "trace_items", "trace_missing", "pilot"),
+}
+"""Keys of a configuration that change no answer and no score: where files are, what a run is called, what is kept."""
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 
@@ -29,7 +33,7 @@ def hydra_notes(folder: Path, name: str, kind: type[Kind]) -> Kind:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if not isinstance(noted, kind):
-        raise UserError(f"cannot read {path}: it is no {kind.__name__}")
+        raise UserError(f"cannot read {path}: it is not a {'list' if kind is list else 'mapping'}")
     return noted
 
 
@@ -47,6 +51,20 @@ def swept_keys(given: Sequence[Mapping[str, str]]) -> list[str]:
     """The keys whose values differ between the command lines of runs."""
     keys = dict.fromkeys(key for one in given for key in one)
     return [key for key in keys if len({one.get(key) for one in given}) > 1]
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides the results."""
+    return {key: value for key, value in config.items() if key not in DECIDE_NOTHING}
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration, each under its full key (`arms.proxy.rule.weights`)."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def differing(configurations: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
