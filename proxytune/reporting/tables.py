@@ -100,7 +100,7 @@ def _table(column: Column, tasks: Tasks, notes: Notes, *, first: bool) -> Table:
     arms = in_order(tasks)
     if column.fused_only:
         arms = [arm for arm in arms if any(entry.rule for entry in _entries(tasks, arm))]
-    rows = {arm: [_cell(column, task, arm, notes) for task in tasks.values()] for arm in arms}
+    rows = {arm: [cell_of(column, task, arm, notes) for task in tasks.values()] for arm in arms}
     start = common_start(list(tasks))
     short = {name.removeprefix(start): task for name, task in tasks.items()}
     headings = [_heading(task, name) if first else name for name, task in short.items()]
@@ -114,7 +114,8 @@ def common_start(names: list[str]) -> str:
     return "".join(f"{part}_" for part in shared)
 
 
-def _cell(column: Column, task: TaskRecord, arm: str, notes: Notes) -> Cell:
+def cell_of(column: Column, task: TaskRecord, arm: str, notes: Notes) -> Cell:
+    """What the column shows of an arm; a note says why where there is nothing to show."""
     if arm not in task.arms:
         return Cell("·" + notes.mark(task.missing.get(arm, "not an arm of this task")))
     assert column.cell is not None

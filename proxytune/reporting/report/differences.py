@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from proxytune.record import Estimate, Record, TaskRecord
 from proxytune.reporting.columns import COLUMNS, Cell, Column, Notes, score_text
 from proxytune.reporting.configurations import differing
 from proxytune.reporting.report.source import Run
-from proxytune.reporting.tables import Table, in_order
+from proxytune.reporting.tables import Table, cell_of, in_order
 
 REFERENCES = ("base", "expert", "tuned")
 
@@ -53,10 +54,7 @@ def _comparison(task: str, column: Column, runs: Sequence[Run], names: Sequence[
 def _cell(column: Column, record: TaskRecord | None, arm: str, notes: Notes) -> Cell:
     if record is None:
         return Cell("·" + notes.mark("this run has no scores of this task"))
-    if arm not in record.arms:
-        return Cell("·" + notes.mark(record.missing.get(arm, "not an arm of this task")))
-    assert column.cell is not None
-    return column.cell(record, record.arms[arm], notes) or Cell(notes.undefined(record.arms[arm], column.field))
+    return replace(cell_of(column, record, arm, notes), best=False)
 
 
 def paired(record: Record) -> list[Table]:
