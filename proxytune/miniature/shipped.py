@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FILE = Path(__file__).with_name("models.safetensors")
-REBUILD = "python scripts/build_miniature.py"
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -39,9 +38,7 @@ def file_hash(file: Path = FILE) -> str:
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise UserError(
-            f"{file} is missing: reinstall proxytune, build it with {REBUILD}, or train with miniature.train=true"
-        ) from error
+        raise _unusable(file, "is missing") from error
 
 
 def pack(folder: Path, recipe: Recipe, file: Path = FILE) -> None:
@@ -104,4 +101,5 @@ def _of(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unusable(file: Path, why: str) -> UserError:
-    return UserError(f"{file} {why}: reinstall proxytune, build it with {REBUILD}, or train with miniature.train=true")
+    build = "build it with python scripts/build_miniature.py"
+    return UserError(f"{file} {why}: reinstall proxytune, {build}, or train with miniature.train=true")
