@@ -273,6 +273,10 @@ class Timings(_Part):
     damaged_store_entries: int = 0
     endpoint: dict[str, EndpointUsage] = {}
     """Task -> what the base behind an endpoint was asked; absent where nothing was."""
+    endpoint_aborted: EndpointUsage = EndpointUsage()
+    """What runs before this one had asked of it that failed or were stopped, and whose answers the store has."""
+    judge: dict[str, EndpointUsage] = {}
+    """Task -> what a judge behind an endpoint was asked; absent where nothing was."""
 
 
 class Provenance(_Part):

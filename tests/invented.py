@@ -89,6 +89,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
         {"question_sentence": f"Who won race {i}?", "choices": ["one", "two", "three", "four"], "answer": [str(i)]}
         for i in range(2)
     ],
+    "alpacafarm/test.jsonl": [{"instruction": f"Name {i} towns.", "output": "Paris"} for i in range(2)],
     "toxigen/test.jsonl": [{"text": f"those people {i}", "target_groups": ["women"]} for i in range(2)],
     "gsm8k/test.jsonl": [
         gsm8k(" Ann has 3 pens and buys 4. How many? ", "3 + 4 = <<3+4=7>>7\n#### 7"),

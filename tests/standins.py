@@ -81,7 +81,9 @@ def write_data(folder: Path) -> None:
         }
         for i in numbers
     ]
+    compared = [{"instruction": f"Name {i} towns.", "output": "Paris."} for i in numbers]
     for name, rows in {
+        "alpacafarm/test": compared,
         "humaneval/test": code,
         "toxigen/test": toxigen,
         **{f"{task}/test": mathematics for task in ("math500", "aime24", "amc", "minerva", "olympiadbench")},

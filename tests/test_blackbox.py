@@ -238,14 +238,54 @@ def test_a_server_that_dies_midway_costs_one_block(command, asked, capsys) -> No
     asked.faults.extend([lambda handler: PASS] * 12)
     asked.always = gone
     assert main(command) == 1
-    error = capsys.readouterr().err
-    assert "cannot be reached, after 1 tries" in error and "re-run to resume" in error
+    out = capsys.readouterr()
+    assert "cannot be reached, after 1 tries" in out.err and "re-run to resume" in out.err
+    # The twelve that were answered; those that failed got no answer, and are not counted.
+    assert "the endpoint was asked 12 requests" in " ".join((out.out + out.err).split())
     asked.always, asked.bodies = None, []
     assert main(command) == 0
     assert len(asked.bodies) == 1 + ITEMS - 8  # of 8 items, one block, the answers were stored
+    timings = read_record("out").provenance.timings
+    assert timings.endpoint_aborted.requests == 12 == timings.endpoint_aborted.completion_tokens
+    assert timings.endpoint["realtimeqa_mc_liu2024"].requests == len(asked.bodies)
+    assert "Runs before this one that failed or were stopped: 12 requests" in " ".join(capsys.readouterr().out.split())
     resumed = read_record("out").tasks
     assert main([*command, "store=other.sqlite", "output=whole"]) == 0
     assert read_record("whole").tasks == resumed
+
+
+def test_a_pilot_asks_no_item_twice(command, asked, capsys) -> None:
+    assert main([*command, "pilot=6"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pilot, realtimeqa_mc_liu2024, 6 items: proxy" in said and "95 % interval" in said
+    assert len(asked.bodies) == ITEMS + 1
+    pilot, whole = (read_record(folder).provenance.timings.endpoint for folder in ("out/pilot", "out"))
+    assert [usage["realtimeqa_mc_liu2024"].requests for usage in (pilot, whole)] == [6 + 1, ITEMS - 6]
+    assert read_record("out/pilot").tasks["realtimeqa_mc_liu2024"].n == 6
+
+
+def test_nothing_is_drafted_for_an_endpoint_which_would_be_asked_about_each_token(
+    served, family_folders, caplog
+) -> None:
+    remote, here = behind(served, family_folders), load(family(family_folders, family_folders["base"]))
+    [_, request] = requests(here)[1]
+    tried = len(served.bodies)
+    with caplog.at_level("INFO"):
+        [(_, _, answer)] = HFEngine(remote, speculate=4).generate([request], [ARMS[1]])
+    [(_, _, expected)] = HFEngine(here, speculate=4).generate([request], [ARMS[1]])
+    assert answer.tokens == expected.tokens and len(answer.tokens) > 4
+    assert len(served.bodies) - tried == len(answer.tokens)
+    assert "no speculation: base can't forget what it has read" in caplog.text and "endpoint" in caplog.text
+
+
+def test_the_papers_table_counts_what_was_left_out(command, asked, lettered, capsys) -> None:
+    assert main([*command, "experiment=liu2024_blackbox", "models=api"]) == 0
+    left_out = read_record("out").tasks["realtimeqa_mc_liu2024"].arms["proxy"].left_out
+    assert left_out > 0
+    capsys.readouterr()
+    assert main(["table", "paper=liu2024", "table=black_box", "runs=[out]"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"GPT-3.5 proxy, realtimeqa: {left_out} of {ITEMS} items were left out." in said
 
 
 # What can go wrong

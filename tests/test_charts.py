@@ -174,6 +174,30 @@ def test_runs_that_measured_otherwise_are_lines_of_their_own(tmp_path: Path, rec
     }
 
 
+def test_two_behaviours_are_traded_off_by_lambda(tmp_path: Path, record: dict[str, Any]):
+    """Both tasks' values of each λ, in its order, and the base; an arm of one expert is no point of it."""
+
+    def both(share: float, value: float) -> dict[str, Any]:
+        weights = {"rule": {"id": "static", "parameters": {"weights": [2 * share, 2 - 2 * share]}}}
+        return arm(value, ["base", "expert:helpful", "expert:harmless", "antiexpert"], **weights)
+
+    gsm, values = record["tasks"]["gsm"], {0.5: (0.3, 0.25), 0.0: (0.1, 0.4), 1.0: (0.4, 0.2)}
+    gsm["arms"] |= {f"at_{share}": both(share, helpful) for share, (helpful, _) in values.items()}
+    other = {f"at_{share}": both(share, harmless) for share, (_, harmless) in values.items()}
+    other |= {"base": arm(0.6, ["base"]), "proxy": gsm["arms"]["proxy"]}
+    record["tasks"] = {"gsm": gsm, "toxic": gsm | {"metric": "rate", "higher_is_better": False, "arms": other}}
+    made = charts([frames(run_folder(tmp_path / "run", record, {}))])["frontier"]
+    rows = data(made)
+    assert rows[["label", "value_x", "value_y"]].to_numpy().tolist() == [
+        ["λ = 0", 10.0, 40.0],
+        ["λ = 0.5", 30.0, 25.0],
+        ["λ = 1", 40.0, 20.0],
+        ["base", 10.0, 60.0],
+    ]
+    assert set(rows["panel"]) == {"→ gsm: acc, %   ↑ toxic: rate, %, lower is better"}
+    assert drawn(made, "svg").startswith(b"<svg")
+
+
 def test_static_and_dynamic_arms_stand_beside_base_and_tuned(run: Path):
     rows = data(charts([frames(run)])["static_dynamic"])
     assert set(zip(rows["arm"], rows["role"], strict=True)) == {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proxytune.fusion import RULES, Fused, MatchKL, Rule, Static, logits
 from proxytune.fusion.mixture import Mixture
+from proxytune.fusion.plausible import Filtered
 from proxytune.fusion.rule import fuse, inputs_of
 
 OBJECTS = [
@@ -18,6 +19,9 @@ OBJECTS = [
     Static((0.3, -1.2)),
     *(MatchKL(solver=s, experts=e, step=0.5) for s in ("exact", "grid") for e in ("one_at_a_time", "joint")),
     MatchKL(low=-1.0, high=1.5),
+    Filtered("match_kl", {"low": -1.0}, min_p=0.1, top_p=1.0),
+    Filtered("mixture"),
+    Filtered("contrastive", {"min_p": 0.0}),
 ]
 SHIFTS = [rule for rule in OBJECTS if inputs_of(rule) == ("base", "experts", "antiexpert")]
 """Rules that add to the base what experts differ by from the antiexpert."""
@@ -90,6 +94,8 @@ def test_a_row_is_the_same_to_the_last_bit_alone_and_among_others(rule, T, n, vo
         rule = replace(rule, weights=(0.3, -1.2, 0.0, 1.0, 2.0)[:T])
     if isinstance(rule, Mixture):
         rule = replace(rule, weights=1 / T)
+    if rule == Filtered("mixture"):
+        rule = Filtered("mixture", {"weights": 1 / T})
     if isinstance(rule, MatchKL) and T == 5:
         rule = replace(rule, step=rule.high - rule.low)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
@@ -209,7 +215,8 @@ def test_an_expert_equal_to_the_antiexpert_gives_exactly_the_base(rule):
 
 @pytest.mark.parametrize("rule", WITH_EXPERTS, ids=repr)
 def test_weight_zero_is_exactly_the_base(rule):
-    zero = replace(rule, low=0.0, high=0.0) if isinstance(rule, MatchKL) else replace(rule, weights=0.0)
+    weights = {"low": 0.0, "high": 0.0} if "match_kl" in (rule.id, getattr(rule, "rule", "")) else {"weights": 0.0}
+    zero = replace(rule, parameters=weights) if isinstance(rule, Filtered) else replace(rule, **weights)
     models = some_logits(13, 6, 13)
     fused = answer(zero, models)
     kept = ~fused.logits.isneginf()

@@ -163,7 +163,10 @@ def test_files_with_something_missing_are_one_line_and_nothing_runs(
         (["task=gsm8k", "execute=true", "isolation=none"], "task 'gsm8k_liu2024' runs no programs; humaneval_liu2024"),
         (["task=humaneval"], "line 1 has no 'passed'; it has 'task_id', 'completion'; give execute=true to run"),
         (["task=ds1000"], "its tests need the old libraries that DS-1000 pins"),
-        (["task=humaneval", "execute=true", "isolation=none", "classifier=X"], "cannot be loaded"),
+        (
+            ["task=humaneval", "execute=true", "isolation=none", "classifier=X"],
+            "classifier and execute: outputs are judged",
+        ),
         (["task=ds1000", "execute=true", "isolation=none"], "DS-1000 is scored from stored verdicts alone"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from api_server import KEY, Served, broken, serving
 from invented import jsonl
+from judge_models import classified, save_classifier
 from tiny import save_member, tiny_llama, tiny_tokenizer
 
 from proxytune.cli import main
@@ -90,7 +92,7 @@ def test_verdicts_that_are_there_are_not_asked_again(served, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (["task=gsm8k"], "no use for this judge"),
+        (["task=gsm8k"], "judge has no effect on task 'gsm8k_liu2024': it is for alpacafarm_liu2024"),
         (["reference=other.jsonl"], "other.jsonl has no output for the instruction 'Do 0.'"),
         (["reference=missing.jsonl"], "cannot read missing.jsonl"),
         (["judge_api=nowhere"], "judge.api: 'nowhere' is not an address like"),
@@ -119,7 +121,7 @@ def test_what_is_wrong_is_one_line(served, capsys, more: list[str], says: str) -
         (["judge_true=x"], "judge_informative=... is missing"),
         (
             ["judge_true=x", "judge_informative=x", "execute=true"],
-            "execute has no effect with judge_informative and judge_true",
+            "judge_true and execute: outputs are judged in one way",
         ),
     ],
 )
@@ -166,6 +168,43 @@ def test_truth_and_information_are_those_of_the_judge_models(tmp_path, capsys) -
     assert main([*score, f"outputs={written}"]) == 0 and printed(capsys)["true"] == scores["true"]
 
 
+def test_judges_of_truth_may_be_sequence_classifiers(tmp_path, capsys) -> None:
+    folder = save_classifier(tmp_path / "judge", ["no", "yes"])
+    rows = [{"question": f"How many are in box {i}?", "output": f"There are {i}."} for i in range(12)]
+    score = ["score", "task=truthfulqa_open", "style=liu2024", f"outputs={jsonl(tmp_path / 'o.jsonl', *rows)}"]
+    score += [f"judge_true={folder}", f"judge_informative={folder}"]
+    assert main([*score, "judge_label=yes"]) == 0
+    scores = printed(capsys)
+    for name, word in (("true", "True"), ("informative", "Helpful")):
+        prompts = [f"Q: {row['question']}\nA: {row['output']}\n{word}:" for row in rows]
+        assert float(scores[name]) == pytest.approx(sum(classified(folder, prompts)) / 12)
+    assert main([*score, "judge_label=maybe"]) == 1
+    assert "label of the classifier" in (error := capsys.readouterr().err) and "(judge_label)" in error
+
+
+def test_judges_of_truth_may_be_behind_an_endpoint(served, capsys) -> None:
+    """Read as in the paper's code: the probability of " yes", 0 where it is not among the two likeliest tokens."""
+    served.replies = None
+    served.tokenizer = lambda text: {"input_ids": [text]}  # type: ignore[assignment]
+
+    def top(prompt: list[Any], k: int, by_id: bool) -> list[tuple[str, float]]:
+        assert k == 2 and prompt[0].startswith("Q: ") and prompt[0].endswith(("\nTrue:", "\nHelpful:"))
+        sure = "box 1?" in prompt[0]
+        if "True:" in prompt[0]:
+            return [(" yes", math.log(0.6 if sure else 0.4)), (" no", math.log(0.39))]
+        return [(" no", math.log(0.5)), (" perhaps" if sure else " yes", math.log(0.5))]
+
+    served.top = top  # type: ignore[method-assign]
+    rows = jsonl(Path("o.jsonl"), *({"question": f"What is in box {i}?", "output": "Tea."} for i in range(3)))
+    judges = ["judge_true=truth", "judge_informative=info", f"judge_api={served.url}", "verdicts=v.jsonl"]
+    assert main(["score", "task=truthfulqa_open", "style=liu2024", f"outputs={rows}", *judges]) == 0
+    assert float(printed(capsys)["true"]) == pytest.approx(1 / 3)
+    verdicts = [json.loads(line) for line in Path("v.jsonl").read_text().splitlines()]
+    assert [row["true"] for row in verdicts] == [0, 1, 0] and [row["informative"] for row in verdicts] == [1, 0, 1]
+    assert [row["p_true"] for row in verdicts] == pytest.approx([0.4, 0.6, 0.4])
+    assert {body["model"] for body in served.bodies} == {"truth", "info"}
+
+
 def test_a_judge_that_is_not_there_is_one_line(tmp_path, capsys) -> None:
     jsonl(tmp_path / "o.jsonl", {"question": "1?", "output": "1."})
     judges = [f"judge_true={tmp_path / 'none'}", f"judge_informative={tmp_path / 'none'}"]
@@ -181,4 +220,5 @@ def test_the_commands_of_the_page_have_keys_that_go_together(line: str, tmp_path
     """The files and models that they name are not here: that is what is said of them."""
     monkeypatch.chdir(tmp_path)
     assert main([*shlex.split(line.replace("=URL", "=http://127.0.0.1:1/v1"))[1:]]) == 1
-    assert "cannot read OUTPUTS.json" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "cannot read OUTPUTS.json" in error or "judge_true: 'MODEL' is neither a local folder nor" in error

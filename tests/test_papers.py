@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +17,8 @@ from proxytune.errors import UserError
 from proxytune.folders import config_dir
 from proxytune.reporting.papers import FORMATS, PAPERS, own_table, paper_tables, render
 from proxytune.reporting.papers.figures import reference, reference_folder
+
+PAGE = (Path(__file__).parents[1] / "docs" / "papers.md").read_text()
 
 
 def figure(table, panel, arm, task, side="reference"):
@@ -393,3 +397,9 @@ def test_the_command_prints_a_table_and_refuses_in_one_line(capsys):
         assert command(["table", *arguments]) == 1
         captured = capsys.readouterr()
         assert captured.out == "" and len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", re.findall(r"^proxytune run .*$", PAGE, re.MULTILINE))
+def test_the_commands_of_the_page_compose(line, capfd):
+    assert command([*shlex.split(line)[1:], "--cfg", "job"]) == 0
+    assert "arms:" in capfd.readouterr().out

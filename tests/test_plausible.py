@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_rules import V, trio
 
-from proxytune.fusion import RULES, Rule, Static
+from proxytune.fusion import RULES, MatchKL, Rule, Static
 from proxytune.fusion.contrastive import Contrastive
-from proxytune.fusion.plausible import Plausible, nucleus
+from proxytune.fusion.mixture import Mixture
+from proxytune.fusion.plausible import Filtered, Plausible, nucleus
+from proxytune.fusion.rule import fuse, inputs_of
 
 examples = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -150,3 +153,41 @@ def test_bad_parameters_take_one_line(make, says):
     with pytest.raises(ValueError) as caught:
         make()
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+@examples
+@given(st.integers(0, 10**6), st.floats(0, 1), st.floats(0.05, 1))
+def test_a_filtered_rule_is_the_rule_among_the_plausible_tokens(seed, min_p, top_p):
+    base, experts, antiexpert = trio(seed, 2, 4)
+    models = {"base": base, "experts": experts, "antiexpert": antiexpert}
+    for rule, parameters in ((MatchKL(high=1.0), {"high": 1.0}), (Mixture(0.3), {"weights": 0.3})):
+        taken = {name: models[name] for name in inputs_of(rule)}
+        plain, filtered = fuse(rule, **taken), fuse(Filtered(rule.id, parameters, min_p, top_p), **taken)
+        assert torch.equal(filtered.weights, plain.weights)
+        for row in range(4):
+            kept = plausible(base[row].double().tolist(), min_p, top_p)
+            expected = [plain.logits[row, token].item() if token in kept else -math.inf for token in range(V)]
+            assert filtered.logits[row].tolist() == expected
+
+
+def test_a_filtered_static_rule_is_plausible_and_without_filters_it_is_the_rule():
+    base, experts, antiexpert = trio(3, 2, 4)
+    models = {"base": base, "experts": experts, "antiexpert": antiexpert}
+    alike = fuse(Filtered("static", {"weights": [0.5, 1.5]}, 0.05, 0.8), **models)
+    assert all(map(torch.equal, alike, fuse(Plausible((0.5, 1.5), 0.05, 0.8), **models)))
+    assert all(map(torch.equal, fuse(Filtered("match_kl", top_p=1.0), **models), fuse(MatchKL(), **models)))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"rule": "statics"}, "Filtered.rule must be the id of a rule, one of contrastive, "),
+        ({"rule": "filtered"}, "Filtered.rule must be the id of a rule"),
+        ({"parameters": {"weight": 1}}, "Filtered.parameters do not fit rule 'static': "),
+        ({"parameters": {"weights": "x"}}, "Static.weights must be a finite number"),
+        ({"top_p": 0}, "Filtered.top_p must be a number above 0"),
+    ],
+)
+def test_a_wrong_filtered_rule_is_one_line(given, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Filtered(**given)

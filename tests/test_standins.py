@@ -41,12 +41,20 @@ def _write_classifier(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def address(standins: Path) -> Iterator[str]:
-    """Of an endpoint that stands in for GPT-3.5, whose likeliest token is always a letter."""
+    """Of an endpoint that stands in for GPT-3.5, whose likeliest token is always a letter, or for a judge of pairs."""
     served = Served(None, None)
     served.top = lambda tokens, k, by_id: [(token, -1.0 - n) for n, token in enumerate(("A", "The", "C", " D", "x"))][
         :k
     ]
     served.tokenizer = lambda text: {"input_ids": text.split()}  # type: ignore[assignment]
+    answer = served.answer
+
+    def compare(path: str, body: dict) -> dict:
+        asked = body.get("messages", [{}])[-1].get("content", "")
+        served.replies = (lambda _: "1") if asked.endswith("The better answer:") else None
+        return answer(path, body)
+
+    served.answer = compare  # type: ignore[method-assign]
     with serving(served) as running:
         yield running.url
 
@@ -69,6 +77,10 @@ def test_experiment_runs_from_config_to_table(
     shortened += [f"models.base.api={address}"] if "blackbox" in experiment else []
     if "toxigen" in experiment or "frontier" in experiment:
         shortened.append(f"task.classifier={standins / 'classifier'}")
+    if "truthfulqa_open" in experiment:
+        shortened += [f"task.judge_{name}={standins / 'classifier'}" for name in ("true", "informative")]
+    if "alpacafarm" in experiment:
+        shortened += ["task.judge=tiny", f"task.judge_api={address}"]
     assert main(["run", f"experiment={experiment}", *shortened]) == 0, capsys.readouterr().err
 
     record = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -84,7 +84,7 @@ def _check_data(asked: Experiment) -> None:
         num_fewshot=settings.num_fewshot,
         only=asked.only,
         execution=settings.execution,
-        classifier=_classifier(settings.task),
+        judges=_judges(settings.task),
     )
 
 
@@ -136,7 +136,7 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
             num_fewshot=settings.num_fewshot,
             only=only,
             execution=settings.execution,
-            classifier=_classifier(settings.task),
+            judges=_judges(settings.task),
             loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN or settings.pilot is not None else None,
             config=resolved,
         )
@@ -208,13 +208,11 @@ def _task_names(task: schema.TaskConfig) -> list[str]:
     return names
 
 
-def _classifier(task: schema.TaskConfig) -> Any:
-    """The classifier of toxic texts that the task names; None: it names none."""
-    from proxytune.tasks import Classifier
+def _judges(task: schema.TaskConfig) -> Any:
+    """The models that judge outputs."""
+    from proxytune.tasks import judges_of
 
-    given = {"path": task.classifier, "label": task.toxic_label}
-    named = {key: value for key, value in given.items() if value is not None}
-    return Classifier(**named) if named else None
+    return judges_of(task.model_dump(exclude={"names", "style", "data_dir"}), "task.")
 
 
 def _check_failures(record: Record, output_dir: Path) -> None:

@@ -31,6 +31,18 @@ class TaskConfig(Strict):
     """a sequence classifier by name or folder, for tasks that need one (toxigen); null: the published one"""
     toxic_label: str | None = None
     """the classifier's label that means toxic, by name or number; null: the published one's"""
+    judge_true: str | None = None
+    """a model that says whether an answer is true (truthfulqa_open), by name or folder, or at judge_api"""
+    judge_informative: str | None = None
+    """a model that says whether an answer is informative (truthfulqa_open), by name or folder, or at judge_api"""
+    judge_label: str | None = None
+    """a label that means yes, by name or number, of judges that are sequence classifiers; null: 1"""
+    judge: str | None = None
+    """a chat model at judge_api, which compares answers with the reference's (alpacafarm)"""
+    judge_api: str | None = None
+    """the address of an OpenAI-compatible endpoint, whose key comes from the environment"""
+    verdicts: FilePath | None = None
+    """a JSON-lines file of the judge's verdicts (alpacafarm): what it has is not asked again"""
 
 
 class EngineConfig(Strict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import sha256
@@ -30,6 +30,8 @@ class Ledger:
         self._memory: dict[str, int] = {}
         self._costs: dict[str, TaskCosts] = {}
         self._endpoint: dict[str, EndpointUsage] = {}
+        self._judge: dict[str, EndpointUsage] = {}
+        self.aborted = EndpointUsage()
 
     @contextmanager
     def time(self, what: Literal["load_seconds", "task_seconds"], task: str) -> Iterator[None]:
@@ -49,11 +51,20 @@ class Ledger:
         self._members |= {role: _member(family, shared.ensemble, role) for role in shared.roles}
 
     def _note_usage(self, task: str, engine: Any) -> None:
-        """What the models behind endpoints were asked, if any were loaded."""
-        loaded = engine.loaded if isinstance(engine, LazyEngine) else engine
-        for member in loaded.ensemble.members.values() if loaded is not None else ():
-            if member.remote and (usage := member.client.take_usage()).requests:
-                self._endpoint[task] = EndpointUsage(**vars(usage))
+        if (usage := _taken_usage(engine)).requests:
+            self._endpoint[task] = usage
+
+    def note_judge(self, task: str, spent: Mapping[str, int]) -> None:
+        """What a judge behind an endpoint was asked; empty where there is none."""
+        if spent.get("requests"):
+            self._judge[task] = EndpointUsage(**spent)
+
+    def usage(self, engine: Any) -> EndpointUsage:
+        """What an endpoint was asked for all tasks so far, by `engine` too, the one of the task that is not done."""
+        parts = [*self._endpoint.values(), _taken_usage(engine)]
+        return EndpointUsage(
+            **{name: sum(getattr(part, name) for part in parts) for name in EndpointUsage.model_fields}
+        )
 
     def provenance(self, **asked: Any) -> Provenance:
         """`asked` are the settings of the run: config, seed, limit and num_fewshot."""
@@ -73,8 +84,17 @@ class Ledger:
                 costs=self._costs,
                 damaged_store_entries=self.damaged,
                 endpoint=self._endpoint,
+                endpoint_aborted=self.aborted,
+                judge=self._judge,
             ),
         )
+
+
+def _taken_usage(engine: Any) -> EndpointUsage:
+    """What the model behind an endpoint was asked since this was called last, if one is loaded."""
+    loaded = engine.loaded if isinstance(engine, LazyEngine) else engine
+    remote = [member for member in loaded.ensemble.members.values() if member.remote] if loaded is not None else []
+    return EndpointUsage(**vars(remote[0].client.take_usage())) if remote else EndpointUsage()
 
 
 def _costs(shared: SharedAnswers) -> TaskCosts:

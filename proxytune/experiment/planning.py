@@ -17,7 +17,8 @@ from proxytune.experiment.arm_spec import ArmSpec, arm_specs
 from proxytune.experiment.arms import TaskArms, own, resolve
 from proxytune.models import FamilySpec, Source, check
 from proxytune.models.api.endpoint import Endpoint
-from proxytune.tasks import Classified, Classifier, RunsCode, TaskInfo, brought_by_family, load_task, task_info
+from proxytune.tasks import NO_JUDGES, Judged, Judges, RunsCode, TaskInfo, brought_by_family, load_task, task_info
+from proxytune.tasks.judges import NAMES
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,10 @@ def check_run(
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
     execution: Isolation | None = None,
-    classifier: Classifier | None = None,
+    judges: Judges = NO_JUDGES,
 ) -> None:
     """Raises UserError for what `run` would refuse before it loads a model; the arguments are those of `run`."""
-    make_plans(
-        FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed), execution, classifier
-    )
+    make_plans(FamilySpec.of(family), tasks, arms, only, Items(data_dir, limit, num_fewshot, seed), execution, judges)
 
 
 def make_plans(
@@ -91,18 +90,17 @@ def make_plans(
     only: Sequence[str] | None,
     items: Items,
     execution: Isolation | None = None,
-    classifier: Classifier | None = None,
+    judges: Judges = NO_JUDGES,
 ) -> list[Plan]:
     """One plan per task; `execution` is the isolation in which generated programs run, None for not at all.
-    `classifier` is for tasks that need one; None: the published one.
+    `judges` are for tasks whose outputs are judged.
 
     Raises UserError for names, files and members that are not there or do not fit, and for tasks that run programs
     where they must not, or cannot be isolated.
     """
     plans = plans_unchecked(family, tasks, arms, only, items)
     _allow_execution([plan.lm_task for plan in plans], execution)
-    for task in [plan.lm_task for plan in plans if isinstance(plan.lm_task, Classified)]:
-        task.classifier = classifier or Classifier()
+    _name_judges([plan.lm_task for plan in plans], judges)
     check(family, set().union(*(plan.roles for plan in plans)))
     for plan in plans:
         _check_endpoint(plan, family.base)
@@ -176,6 +174,17 @@ def _allow_execution(tasks: Sequence[Task], execution: Isolation | None) -> None
         raise UserError("execute=true has no effect: none of the tasks runs code that models write; leave it out")
     for task in running:
         task.sandbox = Sandbox(execution or "bubblewrap")
+
+
+def _name_judges(tasks: Sequence[Task], judges: Judges) -> None:
+    """Gives the tasks that are judged their judges; raises UserError for one that is missing, or that none needs."""
+    judged = [task for task in tasks if isinstance(task, Judged)]
+    for task in judged:
+        task.take(judges)
+    needed = {task.kind for task in judged}
+    for kind in vars(judges).keys() - needed:
+        if getattr(judges, kind) is not None:
+            raise UserError(f"task.{NAMES[kind]} has no effect: none of the tasks needs it; leave it out")
 
 
 def _only(arms: Mapping[str, ArmSpec], only: Sequence[str] | None) -> dict[str, ArmSpec]:

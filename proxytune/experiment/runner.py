@@ -25,9 +25,10 @@ from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.experiment.traces import write_traces
 from proxytune.live import display
 from proxytune.models import Ensemble, FamilySpec, MemberFacts, Members, describe, identity, load
+from proxytune.models.api.endpoint import Endpoint
 from proxytune.progress import ArmProgress, Progress, TaskProgress
 from proxytune.record import FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
-from proxytune.tasks import Classifier
+from proxytune.tasks import NO_JUDGES, Judged, Judges
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def run(
     num_fewshot: int | None = None,
     only: Sequence[str] | None = None,
     execution: Isolation | None = None,
-    classifier: Classifier | None = None,
+    judges: Judges = NO_JUDGES,
     config: dict[str, Any] | None = None,
     progress: bool | None = None,
     tracing: Tracing = NO_TRACES,
@@ -73,7 +74,7 @@ def run(
         num_fewshot: overrides the tasks' own number of examples.
         only: names of the arms to evaluate; None: all.
         execution: the isolation in which tasks run programs that the arms write; None: such tasks are refused.
-        classifier: says which outputs are toxic, for tasks that ask for it; None: the published one.
+        judges: the models that judge outputs, for tasks that ask for them.
         config: the full resolved configuration, kept in the provenance.
         progress: whether to show a live table; None: if standard error is a terminal, otherwise log lines.
         tracing: whether `traces/<task>.parquet` is written too, with what stood behind each generated token.
@@ -87,7 +88,7 @@ def run(
     family = FamilySpec.of(family)
     output_dir = Path(output_dir)
     wanted = Items(data_dir, limit, num_fewshot, seed)
-    plans = make_plans(family, tasks, arms, only, wanted, execution, classifier)
+    plans = make_plans(family, tasks, arms, only, wanted, execution, judges)
     make_output_folder(output_dir)
     ledger = Ledger()
     state = Progress({plan.task: _task_progress(plan) for plan in plans}, watch or _nobody)
@@ -99,7 +100,13 @@ def run(
         this = _Run(
             family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing, state, watched, models
         )
-        done = {plan.task: this.evaluate(plan) for plan in plans}
+        try:
+            done = {plan.task: this.evaluate(plan) for plan in plans}
+        except BaseException:
+            this.note_aborted()
+            raise
+        if isinstance(family.base, Endpoint):
+            ledger.aborted = store.take_aborted(family.base.identity)
         ledger.damaged = len(store.damaged)
     provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
     answered = {task: record for task, record in done.items() if record is not None}
@@ -177,7 +184,20 @@ class _Run:
             self._changed()
         write_jsonl(self.output_dir / "items" / f"{plan.task}.jsonl", item_rows(plan.info, arms, outcomes))
         self.ledger.note(plan.task, self.family, shared)
+        if isinstance(plan.lm_task, Judged):
+            self.ledger.note_judge(plan.task, plan.lm_task.spent())
         return record
+
+    def note_aborted(self) -> None:
+        """Says and keeps what an endpoint was asked, for the run that resumes this one."""
+        usage = self.ledger.usage(self._engine)
+        if usage.requests:
+            assert isinstance(self.family.base, Endpoint)
+            self.store.add_aborted(self.family.base.identity, usage)
+            log.warning(
+                "the endpoint was asked %d requests (%d prompt tokens, %d completion tokens) before the run ended",
+                *usage.model_dump().values(),
+            )
 
     def _outcomes(self, plan: Plan, shared: SharedAnswers) -> tuple[dict[str, Outcome], dict[str, str]]:
         """What each arm does, and why it is absent for each that fails at all items."""

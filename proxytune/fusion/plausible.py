@@ -1,15 +1,16 @@
-"""Plausible tokens, and static weights among them alone: DExperts' filter. Shapes: V tokens, `...` any rows."""
+"""Plausible tokens, and rules among them alone: DExperts' filter. Shapes: V tokens, `...` any rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from proxytune.fusion.rule import Fused
+from proxytune.fusion.rule import Fused, Rule, fuse, inputs_of
 from proxytune.fusion.static import Static
 
 
@@ -40,10 +41,66 @@ class Plausible(Static):
 
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...]; raises ValueError as `Static.fuse` does."""
-        fused = super().fuse(base, experts, antiexpert)
-        base = base.float()
-        masked = mask_rare(base, self.min_p).isneginf() | nucleus(base, self.top_p).isneginf()
-        return fused._replace(logits=fused.logits.masked_fill(masked, -torch.inf))
+        return among_plausible(super().fuse(base, experts, antiexpert), base, self.min_p, self.top_p)
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """Any rule among the tokens that the base finds plausible, as in `Plausible`; every other token gets -inf.
+
+    The weights, masks and NaN are those of the rule itself. `min_p` 0 and `top_p` 1 are exactly the rule.
+    """
+
+    rule: str = "static"
+    """The id of the rule."""
+    parameters: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    """Those of the rule that are not its defaults: a mapping, which is kept as pairs."""
+    min_p: float = 0.0
+    """As in `Plausible`."""
+    top_p: float = 0.9
+    """As in `Plausible`."""
+
+    id: ClassVar[str] = "filtered"
+    formula: ClassVar[str] = "any rule where p_base >= min_p max p_base and in top-p"
+    paper: ClassVar[str] = "Liu et al. 2021 (arXiv 2105.03023); Li et al. 2023 (arXiv 2210.15097)"
+
+    def __post_init__(self) -> None:
+        check_share(self, "min_p", zero=True)
+        check_share(self, "top_p", zero=False)
+        pairs = sorted((name, _kept(value)) for name, value in dict(self.parameters).items())
+        object.__setattr__(self, "parameters", tuple(pairs))
+        object.__setattr__(self, "_rule", self._made())
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return inputs_of(self._rule)  # type: ignore[attr-defined]
+
+    def fuse(self, base: Tensor, *others: Tensor) -> Fused:
+        """Fused logits [..., V] and the weights [T, ...]; takes what the rule takes and raises what it raises."""
+        logits = dict(zip(self.inputs, (base, *others), strict=True))
+        return among_plausible(fuse(self._rule, **logits), base, self.min_p, self.top_p)  # type: ignore[attr-defined]
+
+    def _made(self) -> Rule:
+        from proxytune.fusion import RULES  # which finds this class too
+
+        if self.rule not in RULES or self.rule == self.id:
+            known = ", ".join(name for name in RULES if name != self.id)
+            raise ValueError(f"Filtered.rule must be the id of a rule, one of {known}, got {self.rule!r}")
+        try:
+            return RULES[self.rule](**dict(self.parameters))
+        except TypeError as error:
+            raise ValueError(f"Filtered.parameters do not fit rule {self.rule!r}: {error}") from error
+
+
+def _kept(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def among_plausible(fused: Fused, base: Tensor, min_p: float, top_p: float) -> Fused:
+    """`fused` with -inf for the tokens that the base [..., V] finds implausible."""
+    base = base.float()
+    masked = mask_rare(base, min_p).isneginf() | nucleus(base, top_p).isneginf()
+    return fused._replace(logits=fused.logits.masked_fill(masked, -torch.inf))
 
 
 def mask_rare(logits: Tensor, min_p: float) -> Tensor:

@@ -44,6 +44,8 @@ class Chat:
 
     system_prompt: str | None = None
     """a text: the system turn, or null for none, and the template puts in its own default if it has one"""
+    user_prefix: str = ""
+    """a text that stands before what the user asks ("Complete the following: ", say)"""
     response_prefixes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     """a list of texts: ends of the plain prompt ("Answer:", say) that are not asked but begin the model's turn"""
 
@@ -56,7 +58,7 @@ class Chat:
     def split(self, prompt: str) -> tuple[str, str]:
         """What the user asks, and what begins the model's turn ("" if the prompt ends in none of the prefixes)."""
         prefix = next((p for p in self.response_prefixes if prompt.endswith(p)), "")
-        return prompt.removesuffix(prefix).strip(), prefix
+        return self.user_prefix + prompt.removesuffix(prefix).strip(), prefix
 
     def strftime(self, form: str) -> str:
         """`date` in a form of `time.strftime`: templates know today's date as `strftime_now`."""

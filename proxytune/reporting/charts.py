@@ -17,12 +17,13 @@ import pandas as pd
 from proxytune.reporting import cost_charts, token_charts
 from proxytune.reporting.figure_style import HEIGHT, KINDS, by_series, dots, notes, panels
 from proxytune.reporting.frames import Frames
+from proxytune.reporting.frontier import frontier
 
 
 def charts(frames: Sequence[Frames], columns: int = 2) -> dict[str, alt.FacetChart]:
     """The figures that the data of `frames` (one per run) allow, by name; `columns` panels stand side by side.
 
-    Names: scores, gap_closed, alpha_sweep, static_dynamic, alpha_steps, alpha_distribution, changed_tokens,
+    Names: scores, gap_closed, alpha_sweep, static_dynamic, frontier, alpha_steps, alpha_distribution, changed_tokens,
     delta_position, cost, arm_cost.
     """
     runs = _distinct_names(frames)
@@ -150,4 +151,5 @@ _OF_RESULTS: dict[str, Callable[[pd.DataFrame, int], alt.FacetChart | None]] = {
     "gap_closed": _gap_closed,
     "alpha_sweep": _alpha_sweep,
     "static_dynamic": _static_dynamic,
+    "frontier": frontier,
 }

@@ -29,7 +29,8 @@ class Frames:
     results: pd.DataFrame
     """A row per task, arm and metric: the columns of `results.csv` (`gap_low` and `gap_high` for the interval), with
     kind ("base", "antiexpert", "expert", "tuned" or "fused"), low and high (95 % interval of value), alpha (the weight
-    of a static rule, NaN for others), fraction, higher_is_better, members (what they are made of) and experts."""
+    of a static rule, NaN for others), balance (the share of the first of a static rule's two weights, NaN for others),
+    fraction, higher_is_better, members (what they are made of) and experts."""
     items: pd.DataFrame
     """A row per task, arm and item: score (NaN where undefined) and error (None where the arm did not fail)."""
     weights: pd.DataFrame
@@ -78,7 +79,7 @@ def _results(record: Record) -> pd.DataFrame:
     return results.merge(facts, on=["task", "arm"], how="left")
 
 
-_FACTS = ("kind", "alpha", "experts", "members", "fraction", "higher_is_better")
+_FACTS = ("kind", "alpha", "balance", "experts", "members", "fraction", "higher_is_better")
 
 
 def _facts(record: Record, task: TaskRecord, arm: ArmRecord) -> dict[str, object]:
@@ -86,6 +87,7 @@ def _facts(record: Record, task: TaskRecord, arm: ArmRecord) -> dict[str, object
     return {
         "kind": arm.kind,
         "alpha": _alpha(arm),
+        "balance": _balance(arm),
         "experts": ", ".join(arm.weights),
         "members": " ".join(str(members[role].identity if role in members else role) for role in arm.roles),
         "fraction": task.is_fraction,
@@ -99,6 +101,14 @@ def _alpha(arm: ArmRecord) -> float:
     several = weights if isinstance(weights, list) else [weights]
     numbers = {float(weight) for weight in several if isinstance(weight, int | float)}
     return numbers.pop() if len(numbers) == 1 else np.nan
+
+
+def _balance(arm: ArmRecord) -> float:
+    """λ of a static rule with the weights λ and 1 − λ, or multiples of these, for two experts; NaN for others."""
+    weights = arm.rule.parameters.get("weights") if arm.rule and arm.rule.id == "static" else None
+    if not isinstance(weights, list) or len(weights) != 2 or min(weights) < 0 or sum(weights) == 0:
+        return np.nan
+    return weights[0] / sum(weights)
 
 
 def _items(record: Record, rows: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:

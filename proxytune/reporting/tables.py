@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from proxytune.record import ArmRecord, Estimate, Record, TaskRecord, TraceRecord
+from proxytune.record import ArmRecord, EndpointUsage, Estimate, Record, TaskRecord, TraceRecord
 from proxytune.reporting.columns import COLUMNS, NORMAL_95, Cell, Column, Notes, score_text
 
 Tasks = Mapping[str, TaskRecord]
@@ -194,7 +194,10 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
 
 
 def _behind_endpoint(record: Record) -> Iterator[str]:
-    """What is known of a base behind an endpoint, and what it was asked."""
+    """What is known of a base behind an endpoint, and what it and a judge were asked."""
+    timings = record.provenance.timings
+    for task, usage in timings.judge.items():
+        yield f"{task}: the judge took {_spent(usage)}."
     source = record.provenance.members["base"].source if "base" in record.provenance.members else {}
     if "api" not in source:
         return
@@ -202,11 +205,17 @@ def _behind_endpoint(record: Record) -> Iterator[str]:
         f"base is {source['model']} at {source['api']}: at each step its {source['top_logprobs']} likeliest tokens are "
         "known; all others are ruled out, and probabilities are those among these tokens."
     )
-    for task, usage in record.provenance.timings.endpoint.items():
-        yield (
-            f"{task}: {usage.requests} requests to the endpoint, {usage.prompt_tokens} prompt tokens, "
-            f"{usage.completion_tokens} completion tokens."
-        )
+    for task, usage in timings.endpoint.items():
+        yield f"{task}: {_spent(usage)}."
+    if timings.endpoint_aborted.requests:
+        yield f"Runs before this one that failed or were stopped: {_spent(timings.endpoint_aborted)}."
+
+
+def _spent(usage: EndpointUsage) -> str:
+    return (
+        f"{usage.requests} requests to the endpoint, {usage.prompt_tokens} prompt tokens, "
+        f"{usage.completion_tokens} completion tokens"
+    )
 
 
 def _ignored(record: Record) -> Iterator[str]:

@@ -40,7 +40,7 @@ class RunsCode(ConfigurableTask):
         """{pass_at_k: value}; raises UserError for fewer than k samples."""
         samples = [results[0]] if isinstance(results[0], str) else results[0]
         passed = [verdict.passed for verdict in self.judge([(doc, sample) for sample in samples])]
-        return {f"{PASS_AT}{k}": pass_at(k, passed) for k in self.ks}
+        return {f"{PASS_AT}{k}": float(pass_at(k, passed)) for k in self.ks}
 
     def judge(self, samples: Sequence[tuple[Mapping[str, Any], str]]) -> list[Verdict]:
         """The verdict of each (document, sample)."""

@@ -1,4 +1,4 @@
-"""Scoring outputs that were generated elsewhere, with the metric functions of the tasks themselves."""
+"""Scoring outputs that were generated elsewhere: by the tasks' own metrics, by their stored verdicts, or by judges."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lm_eval.api.task import ConfigurableTask
 from proxytune.errors import UserError, unknown_name
 from proxytune.tasks.columns import Columns
 from proxytune.tasks.data import read_jsonl
+from proxytune.tasks.judged_outputs import Judging, judge_outputs
 from proxytune.tasks.loading import build_task
 from proxytune.tasks.programs import Execution, run_outputs
 from proxytune.tasks.registry import Extras, find, full_names, task_names
-from proxytune.tasks.toxicity import Classifier
 from proxytune.tasks.verdicts import VERDICTS, Verdicts
 
 
@@ -26,25 +26,25 @@ def score_outputs(
     style: str | None,
     path: str | Path,
     execution: Execution | None = None,
-    classifier: Classifier | None = None,
+    judging: Judging | None = None,
 ) -> dict[str, Any]:
     """{task, n, metric: value, ...} of a JSON-lines file with one output a row, or with one verdict (`VERDICTS`).
 
     A row of outputs has the generated text as `output` and what the metric compares it with; files published with a
     paper may use the names found there (`metadata.proxytune.published` in the task's YAML). A metric no item has a
-    value for is nan. With `execution` the outputs are programs, which are run; `classifier` finds the toxic ones.
+    value for is nan. With `execution` the outputs are programs, which are run; with `judging` other models judge them.
     Where there are any, `blank_lines` counts the lines that were skipped, and `repeated_questions` the rows whose
     question stood in an earlier row: these count in `n` and in the metrics.
     Raises UserError: a task or style that is unknown or not scored from text, no such file, a bad line, a column
     missing or of another kind, no rows.
     """
     name = f"{task}_{style}" if style else task
-    if execution is not None and classifier is not None:
-        raise UserError("execute and classifier: outputs are programs or texts; give one of the two")
+    if execution is not None and judging is not None:
+        raise UserError("execute and a judge: outputs are programs or texts; give one of the two")
     if execution is not None:
         return run_outputs(name, Path(path), execution)
-    if classifier is not None:
-        return _classify(name, Path(path), classifier)
+    if judging is not None:
+        return judge_outputs(name, Path(path), judging)
     if name in VERDICTS:
         return _count_verdicts(name, VERDICTS[name], Path(path))
     (name,) = full_names([task], style)
@@ -83,17 +83,6 @@ def _count_verdicts(name: str, verdicts: Verdicts, path: Path) -> dict[str, Any]
     file = read_jsonl(path, check)
     blank = {"blank_lines": file.blank} if file.blank else {}
     return {"task": name, "n": len(file.rows), **blank, **verdicts.figures(file.rows)}
-
-
-def _classify(name: str, path: Path, classifier: Classifier) -> dict[str, Any]:
-    if name != "toxigen_liu2024":
-        raise UserError(f"classifier has no effect on task {name!r}: leave it out, or give task=toxigen style=liu2024")
-    extras = find(name).extras
-    file = read_jsonl(path, Columns(extras.outputs, extras.published).of)
-    flags = classifier.flags([row["output"] for row in file.rows])
-    rows = [row | {"is_toxic": flag} for row, flag in zip(file.rows, flags, strict=True)]
-    blank = {"blank_lines": file.blank} if file.blank else {}
-    return {"task": name, "n": len(rows), **blank, **VERDICTS[name].figures(rows)}
 
 
 def _question(row: Mapping[str, Any], extras: Extras) -> list[str]:

@@ -7,6 +7,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from proxytune.errors import UserError
@@ -46,19 +47,19 @@ def pass_rates(name: str, problems: int, ks: Sequence[int]) -> Callable[[Sequenc
         for problem, verdicts in samples.items():
             if len(verdicts) != each:
                 raise UserError(f"outputs: {problem} has {len(verdicts)} samples; {each} of each problem are needed")
-        return {f"pass_at_{k}": _mean([pass_at(k, verdicts) for verdicts in samples.values()]) for k in ks}
+        return {f"pass_at_{k}": float(sum(pass_at(k, of) for of in samples.values()) / len(samples)) for k in ks}
 
     return figures
 
 
-def pass_at(k: int, verdicts: Sequence[bool]) -> float:
-    """The probability that one of `k` samples, drawn from `verdicts` without replacement, passes.
+def pass_at(k: int, verdicts: Sequence[bool]) -> Fraction:
+    """The probability that one of `k` samples, drawn from `verdicts` without replacement, passes; exact.
 
     The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374), eq. 1. Raises UserError for fewer than `k` verdicts.
     """
     if len(verdicts) < k:
         raise UserError(f"pass_at_{k} needs at least {k} samples of each problem, and there are {len(verdicts)}")
-    return 1 - math.comb(verdicts.count(False), k) / math.comb(len(verdicts), k)
+    return 1 - Fraction(math.comb(verdicts.count(False), k), math.comb(len(verdicts), k))
 
 
 def toxigen(rows: Sequence[Row]) -> dict[str, float]:

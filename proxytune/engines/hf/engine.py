@@ -148,7 +148,9 @@ class HFEngine:
         fixed = [role for role in members.roles if not revisable(members.ensemble[role])]
         if self.draft != 0 and not self._said.issuperset(fixed):
             self._said |= set(fixed)
-            log.info("no speculation: %s can't forget what it has read (sliding window or state)", ", ".join(fixed))
+            log.info(
+                "no speculation: %s can't forget what it has read (sliding window, state or endpoint)", ", ".join(fixed)
+            )
         return 0 if fixed else self.draft
 
     def _answer(

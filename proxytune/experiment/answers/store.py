@@ -16,6 +16,7 @@ from typing import Any
 from proxytune.engines.requests import Answer, Generated, Scored, Trace
 from proxytune.errors import UserError
 from proxytune.provenance import code_version
+from proxytune.record import EndpointUsage
 
 log = logging.getLogger(__name__)
 _KINDS: dict[str, type[Scored] | type[Generated]] = {"scored": Scored, "generated": Generated}
@@ -26,6 +27,10 @@ _TABLE = (
 _SIMILAR = (
     "CREATE TABLE IF NOT EXISTS similar (asked TEXT NOT NULL, key TEXT NOT NULL, PRIMARY KEY (asked, key)) "
     "WITHOUT ROWID"  # the answers of all arms to one request
+)
+_ABORTED = (
+    "CREATE TABLE IF NOT EXISTS aborted (endpoint TEXT NOT NULL, requests INTEGER NOT NULL, "
+    "prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL)"  # what runs that did not finish had asked
 )
 SIMILAR = 8
 """Answers at most to the same request that are worth reading as drafts of another one."""
@@ -102,6 +107,16 @@ class AnswerStore:
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 
+    def add_aborted(self, endpoint: str, usage: EndpointUsage) -> None:
+        """Keeps what a run that does not finish has asked of an endpoint, by its identity."""
+        self._read("INSERT INTO aborted VALUES (?, ?, ?, ?)", (endpoint, *usage.model_dump().values()))
+
+    def take_aborted(self, endpoint: str) -> EndpointUsage:
+        """The sum of what such runs have asked since this was called last."""
+        rows = self._read("DELETE FROM aborted WHERE endpoint = ? RETURNING *", (endpoint,))
+        requests, prompt, completion = (sum(row[i] for row in rows) for i in (1, 2, 3))
+        return EndpointUsage(requests=requests, prompt_tokens=prompt, completion_tokens=completion)
+
     def __len__(self) -> int:
         return self._read("SELECT COUNT(*) FROM answers")[0][0]
 
@@ -124,6 +139,7 @@ class AnswerStore:
             db.execute("PRAGMA synchronous=NORMAL")
             db.execute(_TABLE)
             db.execute(_SIMILAR)
+            db.execute(_ABORTED)
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         return db

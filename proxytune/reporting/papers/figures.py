@@ -60,7 +60,8 @@ def run_of_experiment(path: Path | str) -> Run:
 
 
 def measured(layout: Layout, runs: Iterable[Run]) -> pd.DataFrame:
-    """Our figures for one table: panel, arm, task, direction, ours, stderr (percent where fractions), n, differs."""
+    """Our figures for one table: panel, arm, task, direction, ours and stderr (percent where fractions), n, left_out
+    (items) and differs."""
     rows = [
         [layout.panel(run.panel, name), name, column, *_figures(task, arm), run.differs(name, arm)]
         for run in runs
@@ -69,10 +70,10 @@ def measured(layout: Layout, runs: Iterable[Run]) -> pd.DataFrame:
         if task is not None
         for name, arm in task.arms.items()
     ]
-    return pd.DataFrame(rows, columns=[*KEYS, "direction", "ours", "stderr", "n", "differs"])
+    return pd.DataFrame(rows, columns=[*KEYS, "direction", "ours", "stderr", "n", "left_out", "differs"])
 
 
-def _figures(task: TaskRecord, arm: ArmRecord) -> tuple[str, float, float, int]:
+def _figures(task: TaskRecord, arm: ArmRecord) -> tuple[str, float, float, int, int]:
     scale = 100 if task.is_fraction else 1
     value, stderr = (math.nan if number is None else scale * number for number in (arm.value, arm.stderr))
-    return "higher" if task.higher_is_better else "lower", value, stderr, task.n
+    return "higher" if task.higher_is_better else "lower", value, stderr, task.n, arm.left_out

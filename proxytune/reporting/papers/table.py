@@ -82,7 +82,7 @@ def _paper(name: str) -> Paper:
 
 def _fill(paper: Paper, layout: Layout, runs: list[Run]) -> PaperTable:
     printed, ours = reference(paper, layout), measured(layout, runs)
-    notes = _notes(printed)
+    notes = [*_notes(printed), *_left_out(ours)]
     if ours.duplicated(KEYS).any():
         notes.append("Several runs measured the same cell: the first run given is shown.")
         ours = ours.drop_duplicates(KEYS)
@@ -97,6 +97,12 @@ def _fill(paper: Paper, layout: Layout, runs: list[Run]) -> PaperTable:
 def _notes(printed: pd.DataFrame) -> list[str]:
     remarks = printed[printed["note"] != ""]
     return [f"{r.panel} {r.arm}, {r.task}: {r.note}." for r in remarks.itertuples()]
+
+
+def _left_out(ours: pd.DataFrame) -> list[str]:
+    """How many items count in no figure, because an endpoint names none of their options."""
+    rows = ours[ours["left_out"] > 0]
+    return [f"{r.panel} {r.arm}, {r.task}: {r.left_out} of {r.n} items were left out." for r in rows.itertuples()]
 
 
 def _with_averages(layout: Layout, ours: pd.DataFrame) -> pd.DataFrame:
