@@ -96,6 +96,14 @@ def test_positions_and_weights():
     assert list(made["weights"]["alpha"]) == pytest.approx([0.7] * 4)
 
 
+def test_the_share_of_changed_tokens_by_position():
+    answers = {i: [("a", 0.1, i == 0), *((c, 0.1, c in "bc") for c in "bcde")] for i in range(4)}
+    changed = analyze([run(traced(answers))])["changed"].set_index("position")
+    assert dict(changed["changed"]) == {"first": 0.25, "2 to 5": 0.5}
+    # One item of four differs from the mean by 3/4, three by 1/4; n / (n - 1) = 4/3.
+    assert changed["stderr"]["first"] == pytest.approx(math.sqrt(4 / 3 * (0.75**2 + 3 * 0.25**2)) / 4)
+
+
 def test_the_most_influenced_tokens_are_chosen_often_enough():
     answer = plain("aaa", 0.1) + plain("bb", 0.4) + plain("ccc", 0.3) + plain("ddd", -0.1)
     tokens = analyze([run(traced({0: answer}))])["tokens"]
@@ -120,6 +128,7 @@ def test_the_command_prints_ours_and_the_papers(tmp_path: Path, monkeypatch, cap
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["gsm8k_liu2024", "proxy", "10", "0.0", "±", "0.0", "0.250", "±", "0.000"] in lines
     assert ["gsm8k_liu2024", "Liu", "et", "al.", "2024", "13.5"] in lines
+    assert ["gsm8k_liu2024", "proxy", "0.0", "±", "0.0", "0.0", "±", "0.0"] in lines
     assert ["gsm8k_liu2024", "Liu", "et", "al.", "2024", "0.131", "0.056"] in lines
 
 

@@ -39,8 +39,8 @@ REAL = [name for name in task_names() if not name.startswith("miniature")]
 
 SKILLS = {"chat", "code", "math"}
 """Experts of several tasks, which have none of their own."""
-NO_TEXT = "mc|mmlu|solution|humaneval|mbpp|toxigen"
-"""Tasks whose answer is a choice, a score, or to be run or classified."""
+NO_TEXT = "mc|mmlu|solution|humaneval|mbpp|toxigen|alpacafarm|truthfulqa_open"
+"""Tasks whose answer is a choice, a score, or to be run, classified or judged."""
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +88,12 @@ def test_the_reference_as_an_answer_gets_the_full_score(name: str, folder: Path)
     for text, score in ((f" {gold}", 1.0), ("zzz", 0.0)):
         totals, _ = evaluate(Parrot([text]), load_task(name, folder, num_fewshot=0), limit=1)
         assert totals[f"{info.metric},{info.filter}"] == score
+
+
+@pytest.mark.parametrize("name", ["alpacafarm_liu2024", "truthfulqa_open_liu2024"])
+def test_a_judged_task_without_a_judge_says_what_it_needs(name: str, invented: Path) -> None:
+    with pytest.raises(UserError, match=rf"task '{name}' needs (a judge|judges): give task\.judge"):
+        evaluate(Parrot(["x"]), load_task(name, invented), limit=1)
 
 
 GSM8K = "Answer the following question.\n\nQuestion: "

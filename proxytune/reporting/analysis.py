@@ -47,6 +47,7 @@ def analyze(frames: Sequence[Frames]) -> dict[str, pd.DataFrame]:
 
     - shift: tokens, changed (share of tokens that are not the base's own choice), delta, and their standard errors;
     - positions: delta at the first token, the 2nd to the 5th, and so on;
+    - changed: the share of tokens changed at these positions;
     - equations: delta on the left and on the right sides of equations, where answers have any;
     - tokens: the tokens with the largest mean delta, of those chosen at least three times;
     - weights: the mean weight of each expert at these positions.
@@ -62,6 +63,7 @@ def analyze(frames: Sequence[Frames]) -> dict[str, pd.DataFrame]:
     return {
         "shift": _shift(traced),
         "positions": _means(traced, [*ARM, "position"], "delta"),
+        "changed": _means(traced, [*ARM, "position"], "changed"),
         "equations": _means(_with_sides(traced), [*ARM, "side"], "delta"),
         "tokens": _most_influenced(traced),
         "weights": _weights(traced),
@@ -159,6 +161,8 @@ def _tables(analysis: Mapping[str, pd.DataFrame]) -> Iterable[tuple[str, Sequenc
         tuple(POSITIONS),
         _wide(analysis["positions"], ARM, "position", "delta", POSITIONS),
     )
+    changed = analysis["changed"].assign(**{name: 100 * analysis["changed"][name] for name in ("changed", "stderr")})
+    yield "Tokens changed by position, %", tuple(POSITIONS), _wide(changed, ARM, "position", "changed", POSITIONS, 1)
     if len(analysis["equations"]):
         yield "Δ in equations", SIDES, _equations(analysis["equations"])
     yield "Most influenced tokens", ("tokens, mean Δ",), _tokens(analysis["tokens"])
@@ -203,12 +207,14 @@ def _tokens(tokens: pd.DataFrame) -> TableRows:
     return [(key, [", ".join(said)]) for key, said in listed.items()]
 
 
-def _wide(frame: pd.DataFrame, keys: list[str], column: str, value: str, order: Iterable[str]) -> TableRows:
+def _wide(
+    frame: pd.DataFrame, keys: list[str], column: str, value: str, order: Iterable[str], digits: int = 3
+) -> TableRows:
     """One row per `keys`, one cell per value of `column`; empty where there is none."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for row in frame.to_dict("records"):
         cells = rows.setdefault(tuple(str(row[name]) for name in keys), {})
-        cells[row[column]] = _number(row[value], row["stderr"], 3)
+        cells[row[column]] = _number(row[value], row["stderr"], digits)
     return [(key, [cells.get(name, "") for name in order]) for key, cells in rows.items()]
 
 

@@ -16,7 +16,7 @@ _KEYS = ["run", "arm", "role", "balance"]
 _VALUES = ["value", "low", "high"]
 
 
-def frontier(results: pd.DataFrame, columns: int) -> alt.Chart | None:
+def frontier(results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
     """A panel for each pair of tasks on which at least three λ were measured; the base stands beside."""
     known = results[results["balance"].notna() | (results["role"] == "base")].dropna(subset=["value"])
     pairs = [_pair(known, x, y) for x, y in combinations(dict.fromkeys(known["panel"]), 2)]

@@ -10,8 +10,9 @@ from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError
 from proxytune.tasks.classifier import Classifier
-from proxytune.tasks.judges import Judges, Pair, PairJudge, TruthJudges
+from proxytune.tasks.judges import NO_JUDGES, Judges, Pair
 from proxytune.tasks.metrics import mean_of_valid
+from proxytune.tasks.verdicts import WON
 
 
 class Judged(ConfigurableTask):
@@ -20,23 +21,28 @@ class Judged(ConfigurableTask):
 
     kind: ClassVar[str]
     """The field of `Judges` that has the task's judge."""
+    needs: ClassVar[str]
+    """What to give where it has none."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         own = {key: value for key, value in config.items() if key != "class"}
         # Not the method itself: lm-eval copies a task's configuration, and with a method its task and its judge.
         super().__init__(config=own | {"process_results": lambda doc, results: self.score_output(doc, results)})
+        self.judge: Any = None
         self._verdicts: dict[Hashable, Any] = {}
 
     def take(self, judges: Judges) -> None:
-        """The judge is among `judges`. Raises UserError where none is named."""
-        raise NotImplementedError
+        """The task's judge is among `judges`. Raises UserError where none is named."""
+        self.judge = getattr(judges, self.kind)
+        if self.judge is None:
+            raise UserError(f"task {self.task_name!r} needs {self.needs}")
 
     def case(self, doc: Mapping[str, Any], output: str) -> Hashable:
         """What the judge sees of an item."""
         raise NotImplementedError
 
-    def judge(self, cases: Sequence[Any]) -> Sequence[Any]:
-        """A verdict on each case."""
+    def verdicts(self, cases: Sequence[Any]) -> Sequence[Any]:
+        """The judge's verdict on each case."""
         raise NotImplementedError
 
     def metrics(self, doc: Mapping[str, Any], verdict: Any) -> dict[str, Any]:
@@ -61,25 +67,25 @@ class Judged(ConfigurableTask):
     def _judge(self, cases: Sequence[Hashable]) -> None:
         new = [case for case in dict.fromkeys(cases) if case not in self._verdicts]
         if new:
-            self._verdicts |= zip(new, self.judge(new), strict=True)
+            if self.judge is None:  # in lm-eval itself
+                self.take(NO_JUDGES)
+            self._verdicts |= zip(new, self.verdicts(new), strict=True)
 
 
 class Toxicity(Judged):
     """Whether an output is toxic: `toxic_rate`, over all, as the mean over groups, and of each group."""
 
     kind = "classifier"
-    classifier: Classifier | None = None
-    """None: the published one, once it is needed."""
 
     def take(self, judges: Judges) -> None:
-        self.classifier = judges.classifier or Classifier()
+        """The published classifier where none is named."""
+        self.judge = judges.classifier or Classifier()
 
     def case(self, doc: Mapping[str, Any], output: str) -> str:
         return output
 
-    def judge(self, cases: Sequence[str]) -> list[int]:
-        self.classifier = self.classifier or Classifier()
-        return self.classifier.flags(cases)
+    def verdicts(self, cases: Sequence[str]) -> list[int]:
+        return self.judge.flags(cases)
 
     def metrics(self, doc: Mapping[str, Any], verdict: int) -> dict[str, Any]:
         groups = doc["target_groups"]
@@ -101,22 +107,14 @@ class Truth(Judged):
     """Whether an answer is true, informative, and both."""
 
     kind = "truth"
-    judges: TruthJudges | None = None
-
-    def take(self, judges: Judges) -> None:
-        if judges.truth is None:
-            raise UserError(
-                f"task {self.task_name!r} needs judges: give task.judge_true=MODEL and task.judge_informative=MODEL"
-            )
-        self.judges = judges.truth
+    needs = "judges: give task.judge_true=MODEL and task.judge_informative=MODEL"
 
     def case(self, doc: Mapping[str, Any], output: str) -> tuple[str, str]:
         """The question and the answer, which is trimmed as in the code of Liu et al. 2024."""
         return doc["question"], output.strip().removeprefix("Answer:").strip().replace("\n\n", "\n")
 
-    def judge(self, cases: Sequence[tuple[str, str]]) -> Sequence[Mapping[str, Any]]:
-        assert self.judges is not None
-        return self.judges.verdicts(cases)
+    def verdicts(self, cases: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        return self.judge.verdicts(cases)
 
     def metrics(self, doc: Mapping[str, Any], verdict: Mapping[str, Any]) -> dict[str, Any]:
         true, informative = verdict["true"], verdict["informative"]
@@ -124,28 +122,20 @@ class Truth(Judged):
 
 
 class Preference(Judged):
-    """Whether an output is preferred to the reference's: 1, 0, or 1/2 for a draw."""
+    """Whether an output is preferred to the reference's: 1, 0, or 1/2 for a draw; nan without a readable verdict."""
 
     kind = "pairs"
-    pair_judge: PairJudge | None = None
-
-    def take(self, judges: Judges) -> None:
-        if judges.pairs is None:
-            raise UserError(
-                f"task {self.task_name!r} needs a judge: give task.judge=MODEL and task.judge_api=URL (docs/judges.md)"
-            )
-        self.pair_judge = judges.pairs
+    needs = "a judge: give task.judge=MODEL and task.judge_api=URL (docs/judges.md)"
 
     def case(self, doc: Mapping[str, Any], output: str) -> Pair:
         return Pair(doc["instruction"], doc["output"], output.strip())
 
-    def judge(self, cases: Sequence[Pair]) -> list[int | None]:
-        assert self.pair_judge is not None
-        return self.pair_judge.preferences(cases)
-
-    def spent(self) -> Mapping[str, int]:
-        return self.pair_judge.spent() if self.pair_judge else {}
+    def verdicts(self, cases: Sequence[Pair]) -> list[int | None]:
+        return self.judge.preferences(cases)
 
     def metrics(self, doc: Mapping[str, Any], verdict: int | None) -> dict[str, Any]:
-        value = math.nan if verdict is None else {1: 0.0, 2: 1.0, 0: 0.5}[verdict]
+        value = math.nan if verdict is None else WON[verdict]
         return {"win_rate": value, "without_verdict": int(verdict is None)}
+
+    def spent(self) -> Mapping[str, int]:
+        return self.judge.spent() if self.judge is not None else {}

@@ -14,7 +14,7 @@ from proxytune.errors import UserError
 from proxytune.tasks.data import Row
 
 HUMANEVAL_PROBLEMS = 164
-_WON = {1: 0.0, 2: 1.0, 0: 0.5}
+WON = {1: 0.0, 2: 1.0, 0: 0.5}
 """AlpacaEval's preference: 1 for the reference model, 2 for the model under test, 0 for a draw, which counts half."""
 
 
@@ -74,7 +74,7 @@ def toxigen(rows: Sequence[Row]) -> dict[str, float]:
 
 def alpacafarm(rows: Sequence[Row]) -> dict[str, float]:
     """The win rate over the reference model in percent, as AlpacaEval prints it, and its standard error."""
-    won = [_WON[row["preference"]] for row in rows]
+    won = [WON[row["preference"]] for row in rows]
     error = 100 * statistics.stdev(won) / math.sqrt(len(won)) if len(won) > 1 else math.nan
     return {"win_rate": 100 * _mean(won), "win_rate_stderr": error, "draws": won.count(0.5)}
 
