@@ -18,7 +18,12 @@ from proxytune.folders import config_dir
 from proxytune.reporting.papers import FORMATS, PAPERS, own_table, paper_tables, render
 from proxytune.reporting.papers.figures import reference, reference_folder
 
-PAGE = (Path(__file__).parents[1] / "docs" / "papers.md").read_text()
+DOCS = Path(__file__).parents[1] / "docs"
+COMMANDS = [
+    line
+    for page in ("papers", "judges", "safety")
+    for line in re.findall(r"^proxytune run .*$", (DOCS / f"{page}.md").read_text(), re.MULTILINE)
+]
 
 
 def figure(table, panel, arm, task, side="reference"):
@@ -399,7 +404,7 @@ def test_the_command_prints_a_table_and_refuses_in_one_line(capsys):
         assert captured.out == "" and len(captured.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("line", re.findall(r"^proxytune run .*$", PAGE, re.MULTILINE))
-def test_the_commands_of_the_page_compose(line, capfd):
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_of_the_pages_compose(line, capfd):
     assert command([*shlex.split(line)[1:], "--cfg", "job"]) == 0
     assert "arms:" in capfd.readouterr().out
