@@ -73,6 +73,10 @@ class ApiMember(ApiFacts):
     """Stands where other members have theirs: without weights."""
 
     @property
+    def module(self) -> torch.nn.Module:
+        return self.model
+
+    @property
     def adapter(self) -> None:
         return None
 
