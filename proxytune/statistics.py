@@ -69,7 +69,7 @@ class Ratio:
 
 def as_values(items: Iterable[float | bool | None]) -> Values:
     """Metric values as an array [n]; None, NaN and infinite values are invalid and become NaN."""
-    values = np.array([math.nan if item is None else float(item) for item in items], dtype=np.float64)
+    values = np.array([math.nan if item is None else float(item) for item in items])
     return np.where(np.isfinite(values), values, math.nan)
 
 
@@ -89,7 +89,7 @@ def mean(values: Values, design: Design = INDEPENDENT) -> Mean:
     kept, groups = values[valid], design.groups_of(valid)
     n, n_invalid = len(kept), len(values) - len(kept)
     if n == 0:
-        return Mean(value=None, n=n, n_invalid=n_invalid)
+        return Mean(value=None, n_invalid=n_invalid)
     value = float(kept.mean())
     stderr, method = _error(kept - value, groups, scale=abs(kept).max())
     effective = _effective_n(kept - value, groups)
@@ -110,7 +110,7 @@ def paired_difference(a: Values, b: Values, design: Design = INDEPENDENT) -> Est
     n, n_invalid = int(both.sum()), int((~both).sum())
     terms_a, terms_b = _influence(a), _influence(b)
     if terms_a is None or terms_b is None:
-        return Estimate(value=None, n=n, n_invalid=n_invalid)
+        return Estimate(value=None, n_invalid=n_invalid)
     value = float(np.nanmean(a) - np.nanmean(b))
     if a is b:
         return Estimate(value=value, stderr=0.0, stderr_method="exact", n=n, n_invalid=n_invalid)
@@ -163,7 +163,7 @@ def _effective_n(residuals: Values, groups: Groups) -> float:
     """
     sums = np.bincount(groups, residuals)
     alone, together = float((residuals**2).sum()), float((sums**2).sum())
-    if together <= _ROUNDING * alone or alone == 0:
+    if together <= _ROUNDING * alone:
         return len(sums)
     return len(residuals) * min(1.0, alone / together)
 
@@ -199,7 +199,7 @@ def gaps_closed(
     """
     why = no_gap(base, tuned, design)
     if why is not None:
-        return {name: Ratio(None, None, why) for name in arms}
+        return {name: Ratio(None, why=why) for name in arms}
     stacked = np.stack([base, tuned, *arms.values()])
     groups = design.groups_of(np.full(stacked.shape[1], True))
     point = _ratios(_means(stacked, np.ones((1, stacked.shape[1]))))[0]
@@ -233,9 +233,9 @@ def no_gap(base: Values, tuned: Values, design: Design = INDEPENDENT) -> str | N
 def relative_performance(arm: Estimate, tuned: Estimate) -> Ratio:
     """arm / tuned, what Fan et al. 2024 (arXiv 2406.15480) print; below 1 is better where lower is better."""
     if arm.value is None or tuned.value is None:
-        return Ratio(None, None, "no valid item")
+        return Ratio(None, why="no valid item")
     if tuned.value == 0:
-        return Ratio(None, None, "tuned = 0")
+        return Ratio(None, why="tuned = 0")
     return Ratio(arm.value / tuned.value)
 
 
@@ -266,12 +266,12 @@ def _ratios(means: NDArray[np.float64]) -> NDArray[np.float64]:
 def _with_interval(value: float, resampled: NDArray[np.float64], *, exact: bool) -> Ratio:
     """The ratio with its percentile interval over the resamples where it is defined."""
     if math.isnan(value):
-        return Ratio(None, None, "no valid item")
+        return Ratio(None, why="no valid item")
     with np.errstate(invalid="ignore"):
         tail = 50 * (1 - CONFIDENCE)
         low, high = np.percentile(resampled[~np.isnan(resampled)], [tail, 100 - tail])
     if not (math.isfinite(low) and math.isfinite(high)):
-        return Ratio(float(value), None, "tuned equals base in too many resamples for an interval")
+        return Ratio(float(value), why="tuned equals base in too many resamples for an interval")
     return Ratio(float(value), (float(low), float(high)), method="exact" if exact else "bootstrap")
 
 
@@ -287,6 +287,6 @@ def _at_the_edge(gap: Ratio, arm: Values, base: Values, tuned: Values, design: D
     residuals = arm - base - gap.value * (tuned - base)
     valid = ~np.isnan(residuals)
     if not design.fraction or not valid.any():
-        return Ratio(gap.value, None, "every resample gives the same ratio: no interval")
+        return Ratio(gap.value, why="every resample gives the same ratio: no interval")
     error = agresti_min_error(residuals[valid], len(np.unique(design.groups_of(valid)))) / abs(whole)
     return Ratio(gap.value, (gap.value - Z * error, gap.value + Z * error), method="agresti-min")

@@ -5,76 +5,64 @@
 GROUPS names the modules and their tests. Mutants: comparisons (< to <= and >=, == to !=, in, is), arithmetic (+ -, * /,
 ** *, % *, // /, & |), numbers +1 and -1, True and False, and/or, `not`, minus and ~ left out, conditions negated,
 `return None`, the first two arguments swapped, a keyword argument left out, break and continue swapped, and calls,
-augmented assignments and raises deleted. Strings, annotations and f-strings are left alone.
+augmented assignments and raises deleted. Strings, annotations, f-strings, decorators, and the defaults of arguments and
+of fields are left alone.
 
-The tests of a group run once on a copy of the repository, to see which test runs which line and what they import. A
-mutant changes one file of the copy. A forked child, with torch and the like imported already, runs the tests that run
-the changed line, fastest first, until one fails; a test that takes far longer than before counts as failed. Lines that
-run when a module is imported concern all tests. Tests in other processes do not count. Prints each survivor as it is
-found and the counts of each module; docs/mutation.md explains the survivors of the last full run. With --results the
-same command continues where a stopped one was; `grep -v '"survived": true'` that file to try the survivors again.
+pytest collects the tests of a group once. A forked child runs them, to see which test runs which line. For each mutant
+another child puts the changed code into the functions of the module (nothing is written) and runs the tests that run
+the changed line, fastest first, until one fails; tests that take far more processor time than before count as failed.
+Tests see nothing of it in processes that they start. Prints each survivor as it is found, then a table of the modules.
+With --results the same command continues where a stopped one was. docs/mutation.md has the last results.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import compileall
 import copy
-import hashlib
+import gc
 import importlib
-import importlib.util
 import json
 import os
 import random
-import shutil
+import resource
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
-    "fusion": ("proxytune/fusion", "fusion rules every_rule plausible arms"),
+    "fusion": ("proxytune/fusion", "fusion rules every_rule plausible mixture arms"),
     "statistics": ("proxytune/statistics.py", "statistics"),
-    "metrics": ("proxytune/tasks/metrics.py", "metrics tasks"),
+    "metrics": ("proxytune/tasks/metrics.py", "metrics"),
     "keys": ("proxytune/experiment/answers/keys.py", "keys store"),
-    "engines": ("proxytune/engines/hf", "engine fused"),
+    "vocabulary": ("proxytune/models/vocabulary.py", "vocabulary"),
+    "engines": ("proxytune/engines/hf", "engine generate speculation static_state finite_and_ends cost traces"),
 }
 """File or folder, and how the names of its tests begin: tests/test_<name>*.py."""
+LEFT_OUT = ("proxytune/fusion/solvers/kernel.py",)
+"""Triton compiles its source, which no change of code objects reaches."""
 SWAPS: dict[type, tuple[type, ...]] = {
-    ast.Lt: (ast.LtE, ast.GtE),
-    ast.LtE: (ast.Lt, ast.Gt),
-    ast.Gt: (ast.GtE, ast.LtE),
-    ast.GtE: (ast.Gt, ast.Lt),
-    ast.Eq: (ast.NotEq,),
-    ast.NotEq: (ast.Eq,),
-    ast.Is: (ast.IsNot,),
-    ast.IsNot: (ast.Is,),
-    ast.In: (ast.NotIn,),
-    ast.NotIn: (ast.In,),
-    ast.Add: (ast.Sub,),
-    ast.Sub: (ast.Add,),
-    ast.Mult: (ast.Div,),
-    ast.Div: (ast.Mult,),
-    ast.Pow: (ast.Mult,),
-    ast.Mod: (ast.Mult,),
-    ast.FloorDiv: (ast.Div,),
-    ast.BitAnd: (ast.BitOr,),
-    ast.BitOr: (ast.BitAnd,),
-    ast.And: (ast.Or,),
-    ast.Or: (ast.And,),
-    ast.Break: (ast.Continue,),
-    ast.Continue: (ast.Break,),
-}
-
+    ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,), ast.NotEq: (ast.Eq,), ast.Is: (ast.IsNot,), ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,), ast.NotIn: (ast.In,), ast.And: (ast.Or,), ast.Or: (ast.And,),
+    ast.Add: (ast.Sub,), ast.Sub: (ast.Add,), ast.Mult: (ast.Div,), ast.Div: (ast.Mult,), ast.Pow: (ast.Mult,),
+    ast.Mod: (ast.Mult,), ast.FloorDiv: (ast.Div,), ast.BitAnd: (ast.BitOr,), ast.BitOr: (ast.BitAnd,),
+    ast.Break: (ast.Continue,), ast.Continue: (ast.Break,),
+}  # fmt: skip
+IDLE = 600
+"""Seconds that tests may take beside 20 times their processor time: the machine may be busy."""
+IDLE = 600
+"""Seconds that tests may take beside 20 times their processor time: the machine may be busy."""
 SYMMETRIC = ("max", "min", "maximum", "minimum")
 """Functions whose first two arguments may be exchanged."""
 
@@ -90,27 +78,39 @@ class Mutant:
     """Bytes [start, end) of the file become `text`."""
     end: int
     text: str
+    constant: bool
+    """Whether it changes a constant of the module rather than a function."""
+    nth: int = 0
+    """How many equal changes of equal lines come before it in the file."""
 
     def apply(self, source: bytes) -> bytes:
         return source[: self.start] + self.text.encode() + source[self.end :]
 
-    def describe(self, source: bytes) -> str:
-        """`file:line`, the line before and the line after, each on one line."""
+    @property
+    def lines_changed(self) -> tuple[str, str]:
+        """The line before and the line after, each as one line."""
+        source = (ROOT / self.file).read_bytes()
         first = source.rfind(b"\n", 0, self.start) + 1
         last = source.find(b"\n", self.end)
         after = source[first : self.start] + self.text.encode() + source[self.end : last]
         before, after = (" ".join(text.decode().split()) for text in (source[first:last], after))
-        return f"{self.file}:{self.lines[0]}\n  - {before}\n  + {after}"
+        return before, after
+
+    @property
+    def key(self) -> str:
+        """The same as long as its line is."""
+        return " | ".join([self.file, *self.lines_changed, str(self.nth)])
 
 
-def mutants(file: str) -> list[Mutant]:
+def mutants_of(file: str) -> list[Mutant]:
     """All mutants of a file, by position."""
     source = (ROOT / file).read_bytes()
     begins = [0]
     for line in source.splitlines(keepends=True):
         begins.append(begins[-1] + len(line))
     found = []
-    for statement, node, change in _changes(ast.parse(source)):
+    tree = ast.parse(source)
+    for statement, node, change in _changes(tree):
         text = ast.unparse(change)
         compound = hasattr(statement, "body")
         whole = node if compound else statement
@@ -121,18 +121,25 @@ def mutants(file: str) -> list[Mutant]:
                 start=begins[node.lineno - 1] + node.col_offset,
                 end=begins[node.end_lineno - 1] + node.end_col_offset,
                 text=f"({text})" if isinstance(node, ast.expr) else text,
+                constant=statement in tree.body,
             )
         )
-    return sorted(found, key=lambda mutant: (mutant.start, mutant.end))
+    seen = Counter[str]()
+    for i, mutant in enumerate(sorted(found, key=lambda mutant: (mutant.start, mutant.end))):
+        found[i] = replace(mutant, nth=seen[mutant.key])
+        seen[mutant.key] += 1
+    return found
 
 
 def _changes(tree: ast.AST, statement: Any = None) -> Iterator[tuple[Any, Any, ast.AST]]:
     """Each node that can be changed, with the statement that it is in and what may stand in its place."""
     for name, value in ast.iter_fields(tree):
-        if name in ("annotation", "returns"):
+        if name in ("annotation", "returns", "decorator_list", "defaults", "kw_defaults"):
             continue
         for node in value if isinstance(value, list) else [value]:
             if not isinstance(node, ast.AST) or isinstance(node, ast.JoinedStr):
+                continue
+            if isinstance(tree, ast.ClassDef) and not isinstance(node, ast.FunctionDef):
                 continue
             inside = node if isinstance(node, ast.stmt) else statement
             yield from ((inside, changed, change) for changed, change in _change(node))
@@ -159,7 +166,7 @@ def _change(node: Any) -> Iterator[tuple[ast.AST, ast.AST]]:
                 yield node, _with(node, args=[node.args[1], node.args[0], *node.args[2:]])
             for i in range(len(node.keywords)):
                 yield node, _with(node, keywords=node.keywords[:i] + node.keywords[i + 1 :])
-        case ast.Return(value=ast.expr()):
+        case ast.Return(value=ast.expr()) if ast.unparse(node) != "return None":
             yield node, ast.Return(ast.Constant(None))
         case ast.Break() | ast.Continue():
             yield node, SWAPS[type(node)][0]()
@@ -181,147 +188,130 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
     return changed
 
 
+def install(mutant: Mutant) -> None:
+    """Puts the changed code into the functions of the module, or the changed constants wherever they were imported."""
+    path = str(ROOT / mutant.file)
+    code = compile(mutant.apply(Path(path).read_bytes()), path, "exec")
+    codes = {inner.co_qualname: inner for inner in _inside(code)}
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
+            function.__code__ = codes[function.__code__.co_qualname]
+    if mutant.constant:
+        old = vars(sys.modules[module_name(mutant.file)])
+        new = {name: old[name] for name in ("__name__", "__file__", "__package__")}
+        exec(code, new)
+        for name, value in new.items():
+            if name in old and repr(value) != repr(old[name]) and not isinstance(value, type | FunctionType):
+                _rebind(name, old[name], value)
+
+
+def _inside(code: CodeType) -> Iterator[CodeType]:
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield constant
+            yield from _inside(constant)
+
+
+def _rebind(name: str, old: object, new: object) -> None:
+    for module in list(sys.modules.values()):
+        if vars(module).get(name) is old:
+            setattr(module, name, new)
+
+
+def module_name(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def passes(seconds: float, log: str = os.devnull) -> bool | None:
+    """Forks. The parent gets whether the child ends well within so many seconds of processor time, the child None."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        return None
+    # Tests that wait for what never comes use no processor time. Looks are counted, so that a pause of all is none.
+    for _ in range(int(100 * (IDLE + 20 * seconds))):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
 class Recorder:
-    """A pytest plugin that writes down which lines of which files each test runs, and how long it takes."""
+    """A pytest plugin that writes down which lines of some files each test runs, and its processor time."""
 
-    def __init__(self, files: list[str], output: Path) -> None:
-        self.files, self.output = {str(output.parent / file): file for file in files}, output
-        self.lines: dict[str, list[str]] = {}
-        self.seconds: dict[str, float] = {}
-        self._start()
+    def __init__(self, files: Iterable[str], output: Path) -> None:
+        self.paths, self.output = {str(ROOT / file): file for file in files}, output
+        self.ran: dict[str, tuple[float, list[str]]] = {}
 
-    def _start(self) -> None:
-        self.hits, self.began = set(), time.perf_counter()
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.hits, began = set[str](), time.process_time()
         sys.settrace(self._trace)
-
-    def _stop(self, test: str) -> None:
-        sys.settrace(None)
-        self.lines[test], self.seconds[test] = sorted(self.hits), time.perf_counter() - self.began
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            self.ran[item.nodeid] = time.process_time() - began, sorted(self.hits)
 
     def _trace(self, frame: Any, event: str, argument: object) -> Any:
-        file = self.files.get(frame.f_code.co_filename)
+        file = self.paths.get(frame.f_code.co_filename)
         if file is None:
             return None
         self.hits.add(f"{file}:{frame.f_lineno}")
         return self._trace
 
-    def pytest_collection_finish(self) -> None:
-        self._stop("")
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        self._start()
-        try:
-            return (yield)
-        finally:
-            self._stop(item.nodeid)
-
     def pytest_sessionfinish(self) -> None:
-        modules = [name for name in sys.modules if "site-packages" in str(getattr(sys.modules[name], "__file__", ""))]
-        self.output.write_text(json.dumps({"lines": self.lines, "seconds": self.seconds, "modules": modules}))
+        self.output.write_text(json.dumps(self.ran))
 
 
-class Chooser:
-    """A pytest plugin that runs some of the tests, in the order given."""
+class Trials:
+    """A pytest plugin: instead of running the tests, forks a child that runs them all, and a child for each mutant."""
 
-    def __init__(self, tests: list[str]) -> None:
-        self.order = {test: i for i, test in enumerate(tests)}
+    def __init__(self, mutants: list[Mutant], results: Results, folder: Path) -> None:
+        self.mutants, self.results, self.folder = mutants, results, folder
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((item for item in items if item.nodeid in self.order), key=lambda i: self.order[i.nodeid])
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """None in a child, where pytest goes on with its own loop."""
+        recorded, log = self.folder / "recorded.json", self.folder / "pytest.log"
+        passed = passes(36_000, str(log))
+        if passed is None:
+            session.config.pluginmanager.register(Recorder({m.file for m in self.mutants}, recorded))
+            return None
+        if not passed:
+            pytest.exit(f"the tests fail without any change:\n{log.read_text()[-3000:]}", returncode=1)
+        self.ran = {test: (seconds, set(lines)) for test, (seconds, lines) in json.loads(recorded.read_text()).items()}
+        print(f"{len(self.mutants)} mutants, {len(self.ran)} tests", flush=True)
+        for mutant in self.mutants:
+            if self.results.of(mutant) is None and self._try(mutant, session) is None:
+                return None
+        return True
 
+    def _try(self, mutant: Mutant, session: pytest.Session) -> bool | None:
+        """Whether the mutant survived; None in the child that tries it."""
+        tests = self._choose(mutant)
+        passed = passes(30 + 5 * sum(self.ran[test][0] for test in tests)) if tests else True
+        if passed is None:
+            by_name = {item.nodeid: item for item in session.items}
+            session.items[:] = [by_name[test] for test in tests]
+            install(mutant)
+            return None
+        self.results.add(mutant, survived=passed)
+        return passed
 
-def copied() -> Path:
-    """A copy of the repository that may be changed; what is neither package nor tests is linked."""
-    tree = Path(tempfile.mkdtemp(prefix="mutation-"))
-    for entry in ROOT.iterdir():
-        if entry.name in ("proxytune", "tests"):
-            shutil.copytree(entry, tree / entry.name, ignore=shutil.ignore_patterns("__pycache__"))
-        elif not entry.name.startswith("."):
-            (tree / entry.name).symlink_to(entry)
-    compileall.compile_dir(tree / "proxytune", quiet=1)
-    return tree
-
-
-def run_tests(tree: Path, plugin: object, tests: list[str], timeout: float, log: str = os.devnull) -> bool:
-    """Whether the tests pass in a forked child, in time."""
-    child = os.fork()
-    if child == 0:
-        os.setsid()
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.chdir(tree)
-        sys.path.insert(0, str(tree))
-        os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1")
-        sys.dont_write_bytecode = True
-        _forget_shrinking()
-        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests], plugins=[plugin]))
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status == 0
-        time.sleep(0.01)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
-
-
-def _forget_shrinking() -> None:
-    """hypothesis need not look for the simplest failure."""
-    from hypothesis import Phase, settings
-
-    settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
-    settings.load_profile("mutation")
-
-
-class Workplace:
-    """A copy of the repository, what is known of the tests on it, and the mutants to be tried there."""
-
-    def __init__(self, path: str, names: str) -> None:
-        self.tree = copied()
-        self.files = sorted(
-            str(f.relative_to(ROOT)) for f in [ROOT / path, *(ROOT / path).rglob("*.py")] if f.is_file()
-        )
-        self.tests = sorted(
-            str(test.relative_to(ROOT)) for name in names.split() for test in ROOT.glob(f"tests/test_{name}*.py")
-        )
-        output, log = self.tree / "recorded.json", str(self.tree / "pytest.log")
-        if not run_tests(self.tree, Recorder(self.files, output), self.tests, 3600, log):
-            sys.exit(f"the tests fail without any change:\n{Path(log).read_text()[-3000:]}")
-        recorded = json.loads(output.read_text())
-        self.seconds: dict[str, float] = recorded["seconds"]
-        self.lines = {test: set(lines) for test, lines in recorded["lines"].items()}
-        self.imported = self.lines.pop("")
-        _import_all(recorded["modules"])
-
-    def choose(self, mutant: Mutant) -> list[str]:
-        """The tests that may notice a mutant, fastest first."""
+    def _choose(self, mutant: Mutant) -> list[str]:
+        """The tests that may notice a mutant, fastest first: for a constant all that run a line of its file."""
         lines = {f"{mutant.file}:{line}" for line in mutant.lines}
-        tests = self.lines if lines & self.imported else [test for test, ran in self.lines.items() if ran & lines]
-        return sorted(tests, key=lambda test: self.seconds[test])
-
-    def survives(self, mutant: Mutant) -> bool:
-        tests = self.choose(mutant)
-        target = self.tree / mutant.file
-        source = target.read_bytes()
-        Path(importlib.util.cache_from_source(str(target))).unlink(missing_ok=True)
-        try:
-            target.write_bytes(mutant.apply(source))
-            timeout = 30 + 5 * sum(self.seconds[test] for test in tests)
-            return not tests or run_tests(self.tree, Chooser(tests), sorted({t.split("::")[0] for t in tests}), timeout)
-        finally:
-            target.write_bytes(source)
-
-
-def _import_all(modules: list[str]) -> None:
-    """So that a fork need not."""
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except Exception:
-            continue  # the child will import it as the tests do
+        if mutant.constant:
+            lines = {line for _, ran in self.ran.values() for line in ran if line.startswith(f"{mutant.file}:")}
+        tests = [test for test, (_, ran) in self.ran.items() if ran & lines]
+        return sorted(tests, key=lambda test: self.ran[test][0])
 
 
 class Results:
@@ -332,44 +322,61 @@ class Results:
         lines = file.read_text().splitlines() if file and file.exists() else []
         self.survived: dict[str, bool] = {line["mutant"]: line["survived"] for line in map(json.loads, lines)}
 
-    def of(self, place: Workplace, mutant: Mutant) -> bool:
-        source = (place.tree / mutant.file).read_bytes()
-        key = f"{mutant.file} {hashlib.sha256(source).hexdigest()[:8]} {mutant.start}-{mutant.end} {mutant.text}"
-        if key not in self.survived:
-            self.survived[key] = place.survives(mutant)
-            if self.file:
-                with self.file.open("a") as file:
-                    print(json.dumps({"mutant": key, "survived": self.survived[key]}), file=file)
-        return self.survived[key]
+    def of(self, mutant: Mutant) -> bool | None:
+        return self.survived.get(mutant.key)
+
+    def add(self, mutant: Mutant, survived: bool) -> None:
+        self.survived[mutant.key] = survived
+        if survived:
+            print(f"{mutant.file}:{mutant.lines[0]}\n  - {{}}\n  + {{}}".format(*mutant.lines_changed), flush=True)
+        if self.file:
+            with self.file.open("a") as file:
+                print(json.dumps({"mutant": mutant.key, "survived": survived}), file=file)
 
 
 def run_group(path: str, names: str, options: argparse.Namespace) -> None:
-    place, results = Workplace(path, names), Results(options.results)
-    every = [mutant for file in place.files if options.only in file for mutant in mutants(file)]
+    files = (str(f.relative_to(ROOT)) for f in [ROOT / path, *(ROOT / path).rglob("*.py")] if f.is_file())
+    mutants = [m for file in sorted(files) if options.only in file and file not in LEFT_OUT for m in mutants_of(file)]
     if options.sample:
-        every = random.Random(0).sample(every, min(options.sample, len(every)))
-    print(f"{path}: {len(every)} mutants, {len(place.lines)} tests, {sum(place.seconds.values()):.0f} s", flush=True)
-    tried, survived = Counter[str](), Counter[str]()
-    for mutant in every:
-        tried[mutant.file] += 1
-        if results.of(place, mutant):
-            survived[mutant.file] += 1
-            print(mutant.describe((place.tree / mutant.file).read_bytes()), flush=True)
-    for file in [*tried, "all"]:
-        n, left = (counter.total() if file == "all" else counter[file] for counter in (tried, survived))
-        print(f"{file}: {n - left} of {n} killed ({(n - left) / n:.1%})", flush=True)
-    shutil.rmtree(place.tree)
+        mutants = random.Random(0).sample(mutants, len(mutants))[: options.sample]
+    for mutant in mutants:
+        importlib.import_module(module_name(mutant.file))
+    tests = sorted(str(test) for name in names.split() for test in ROOT.glob(f"tests/test_{name}*.py"))
+    results = Results(options.results)
+    with TemporaryDirectory() as folder:
+        owner = os.getpid()
+        arguments = ["-xqsp", "no:cacheprovider", "--disable-warnings", *tests]
+        status = pytest.main(arguments, plugins=[Trials(mutants, results, Path(folder))])
+        if os.getpid() != owner:
+            os._exit(status)  # a child
+    if status:
+        sys.exit(status)
+    tried = Counter(mutant.file for mutant in mutants)
+    survived = Counter(mutant.file for mutant in mutants if results.of(mutant))
+    for file in sorted(tried):
+        print(f"| `{file}` | {tried[file]} | {tried[file] - survived[file]} | {survived[file]} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("groups", nargs="+", choices=GROUPS)
-    parser.add_argument("--sample", type=int, help="try so many mutants of each group only")
+    parser.add_argument("--sample", type=int, help="try so many mutants of each group, drawn at random")
     parser.add_argument("--only", default="", help="mutants of files with this in their path only")
     parser.add_argument("--results", type=Path, help="keep results here, and continue from them")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    _hurry()
     for group in options.groups:
         run_group(*GROUPS[group], options)
+
+
+def _hurry() -> None:
+    """hypothesis need not look for the simplest failure, nor mind a busy machine."""
+    from hypothesis import HealthCheck, Phase, settings
+
+    phases, health = [Phase.explicit, Phase.generate], list(HealthCheck)
+    settings.register_profile("mutation", phases=phases, deadline=None, suppress_health_check=health, database=None)
+    settings.load_profile("mutation")
 
 
 if __name__ == "__main__":

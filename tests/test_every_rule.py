@@ -79,6 +79,19 @@ def test_half_precision_is_computed_in_float32(rule, dtype):
 
 
 @every_rule
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_type_of_torch_does_not_matter(rule, default):
+    models = some_logits(14, 4, 13)
+    expected = answer(rule, models)
+    torch.set_default_dtype(default)
+    try:
+        fused = answer(rule, models)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_equal(fused, expected)
+
+
+@every_rule
 def test_inputs_are_left_alone_and_may_want_gradients(rule):
     originals = some_logits(2, 4, 16)
     models = each(originals, lambda x: x.clone().requires_grad_())

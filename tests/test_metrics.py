@@ -290,9 +290,10 @@ def answers(correct: list[str], incorrect: list[str]) -> dict[str, Any]:
         (answers(["a b"], ["a c"]), "a", 0.0),
         (answers(["a b"], ["a c"]), "", 0.0),
         (answers(["a b"], []), "a", 1.0),
+        (answers(["a b"], []), "c", 0.0),
         (answers(["Совет отклонил план"], ["Я не знаю"]), "Совет отклонил план", 1.0),
     ],
-    ids=["true", "false", "tie", "empty", "no false ones", "Russian"],
+    ids=["true", "false", "tie", "empty", "no false ones", "no false ones, nothing true", "Russian"],
 )
 def test_an_open_answer_is_truthful_where_it_is_nearer_to_a_true_one(
     doc: dict[str, Any], output: str, truthful: float

@@ -42,6 +42,33 @@ def test_invalid_items_are_left_out_and_counted():
     assert (estimate.value, estimate.n, estimate.n_invalid) == (pytest.approx(2 / 3), 3, 3)
 
 
+@pytest.mark.parametrize(
+    ("values", "fractions"),
+    [([0, 1, None], True), ([None], True), ([0.5, 1.5], False), ([0.5, -0.5], False), ([2], False)],
+)
+def test_fractions_lie_between_0_and_1_both_included(values, fractions):
+    assert statistics.are_fractions(as_values(values)) is fractions
+
+
+def test_items_with_equal_labels_are_a_group():
+    assert statistics.groups(["law", "art", "law", "music"]).tolist() == [1, 0, 1, 2]
+
+
+def test_what_has_no_value_counts_its_items_nonetheless():
+    alone = mean(as_values([None, None]))
+    assert (alone.value, alone.n, alone.n_invalid) == (None, 0, 2)
+    for a, b in (([None, None], [1, None]), ([1, None], [None, None])):
+        difference = paired_difference(as_values(a), as_values(b))
+        assert (difference.value, difference.n, difference.n_invalid) == (None, 0, 2)
+    single = paired_difference(as_values([1, None, 0]), as_values([0, 1, None]))
+    assert (single.value, single.stderr, single.stderr_method) == (0.0, None, None)
+    assert (single.n, single.n_invalid) == (1, 2)
+    a = as_values([1, 0, None])
+    itself = paired_difference(a, a)
+    assert (itself.value, itself.stderr, itself.stderr_method) == (0.0, 0.0, "exact")
+    assert (itself.n, itself.n_invalid) == (2, 1)
+
+
 def test_one_item_has_no_standard_error_and_none_has_no_mean():
     assert mean(as_values([0.5])).stderr is None
     assert mean(as_values([0.5])).value == 0.5
@@ -61,6 +88,8 @@ def test_paired_difference_with_invalid_items_is_of_the_means_shown_and_its_erro
     a[::7], b[::5] = math.nan, math.nan
     difference = paired_difference(a, b)
     assert difference.value == pytest.approx(np.nanmean(a) - np.nanmean(b))
+    # 58 items lack a, 80 lack b, 12 both.
+    assert (difference.n, difference.n_invalid) == (274, 126)
     index = np.random.default_rng(0).integers(0, 400, (4000, 400))
     spread = np.std(np.nanmean(a[index], axis=1) - np.nanmean(b[index], axis=1))
     assert difference.stderr == pytest.approx(spread, rel=0.05)
@@ -87,6 +116,15 @@ def test_gap_interval_equals_scipys_paired_percentile_bootstrap(monkeypatch):
     assert ours.interval == pytest.approx((reference.low, reference.high))
     monkeypatch.setattr(statistics, "_CHUNK", 1000)
     assert gaps_closed({"arm": arm}, base, tuned, seed=3)["arm"] == ours
+
+
+def test_there_are_ten_thousand_resamples_however_they_are_cut_into_chunks(monkeypatch):
+    whole = np.concatenate(list(statistics._resamples(7, seed=0)))
+    assert whole.shape == (10_000, 7)
+    assert (whole.sum(1) == 7).all()
+    for chunk in (1, 21, 70_000, 70_007):
+        monkeypatch.setattr(statistics, "_CHUNK", chunk)
+        assert np.array_equal(np.concatenate(list(statistics._resamples(7, seed=0))), whole)
 
 
 def test_gap_interval_with_invalid_items_equals_a_loop():
@@ -167,9 +205,34 @@ def test_arm_without_a_valid_item_has_no_gap_though_others_have():
     assert gaps["base"].value == 0.0
 
 
+@pytest.mark.filterwarnings("error")
+def test_ratios_that_are_undefined_in_some_resamples_raise_no_warning():
+    """In resamples of the last item alone tuned equals base: 0 / 0 for the one arm, 1 / 0 for the other."""
+    base, tuned = np.zeros(4), np.array([1.0, 1.0, 1.0, 0.0])
+    arms = {"none": np.zeros(4), "all": np.ones(4), "mute": np.full(4, math.nan)}
+    gaps = gaps_closed(arms, base, tuned, FRACTION)
+    assert [gap.value for gap in gaps.values()] == [0.0, pytest.approx(4 / 3), None]
+
+
+def test_a_ratio_without_bound_in_more_resamples_than_the_interval_leaves_out_has_no_interval():
+    """Of three items the third, where tuned equals base, is alone in one resample of 27; arm / 0 is infinite."""
+    gap = gaps_closed({"all": np.ones(3)}, np.zeros(3), np.array([1.0, 1.0, 0.0]))["all"]
+    assert (gap.value, gap.interval, gap.method) == (pytest.approx(1.5), None, None)
+    assert gap.why == "tuned equals base in too many resamples for an interval"
+
+
+@pytest.mark.parametrize(
+    ("interval", "point"),
+    [((1.0, 1.0 + 1e-10), False), ((1e6, 1e6 + 1e-7), True), ((0.0, 1e-13), True), ((0.0, 1e-10), False)],
+)
+def test_resamples_that_differ_by_rounding_are_the_same(interval, point):
+    assert statistics._is_point(statistics.Ratio(1.0, interval)) == point
+
+
 def test_relative_performance_and_where_it_is_undefined():
     half, full, nothing = mean(as_values([0, 1])), mean(as_values([1, 1])), mean(as_values([0, 0]))
     assert relative_performance(half, full).value == 0.5
+    assert relative_performance(mean(as_values([1, 0, 0, 0])), half).value == 0.5
     assert relative_performance(half, nothing).why == "tuned = 0"
     assert relative_performance(half, mean(as_values([None]))).why == "no valid item"
 
@@ -202,7 +265,16 @@ def test_mean_gap_of_the_published_figures():
         assert np.mean(gaps) == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 24, 40, 200])
+def test_the_error_of_a_mean_over_tokens_by_hand():
+    values = np.random.default_rng(0).normal(size=30)
+    assert statistics.ratio_error(values * 7, np.full(30, 7.0)) == pytest.approx(stats.sem(values))
+    # Mean 3 / 6; residuals 1.5, 0 and -1.5, squares 4.5 in all: the root of 3 / 2 * 4.5, over 6 tokens.
+    assert statistics.ratio_error(np.array([2.0, 1.0, 0.0]), np.array([1.0, 2.0, 3.0])) == pytest.approx(6.75**0.5 / 6)
+    assert statistics.ratio_error(np.array([1.0, 3.0]), np.ones(2)) == pytest.approx(1.0)
+    assert math.isnan(statistics.ratio_error(np.array([1.0]), np.ones(1)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 9, 24, 26, 40, 200])  # of 5, 9 and 26, rounding leaves the end outside
 def test_wilsons_interval_equals_scipys(n):
     for right in range(n + 1):
         expected = stats.binomtest(right, n).proportion_ci(method="wilson")
@@ -243,6 +315,9 @@ def test_values_without_variation_have_an_upper_bound_between_0_and_1_and_no_err
     assert bounded.stderr >= math.sqrt(0.3 * 0.7 / 9) * 0.8
     assert (bounded.stderr_method, bounded.interval) == ("wilson", None)
     assert (unknown.stderr, unknown.stderr_method, unknown.value) == (None, None, pytest.approx(0.3))
+    large = np.full(11, 3e8 + 0.1)
+    assert large.mean() != large[0]  # by rounding
+    assert mean(large).stderr is None
 
 
 def grouped(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +338,26 @@ def test_the_error_of_grouped_items_equals_the_sum_over_all_pairs_of_a_group():
     assert estimate.stderr == pytest.approx(math.sqrt(total * count / (count - 1)) / n)
     assert estimate.stderr_method == "clustered"
     assert estimate.stderr > 1.3 * stats.sem(values)
+
+
+def test_two_groups_by_hand():
+    estimate = mean(np.array([1.0, 1.0, 0.0, 0.0]), Design(np.array([0, 0, 1, 1])))
+    # Sums of 1 and -1: the root of (1 + 1) * 2 / (2 - 1), over 4 items.
+    assert (estimate.stderr, estimate.stderr_method) == (0.5, "clustered")
+
+
+@pytest.mark.parametrize(
+    ("groups", "effective"),
+    [
+        # Residuals 0.4 and -0.6, squares 1.2 in all; sums of the groups 1.2 and -1.2, squares 2.88.
+        ([0, 0, 0, 1, 1], 5 * 1.2 / 2.88),
+        # Sums 0.8, -0.2 and -0.6, squares 1.04: groups that are more even than chance do not count for more.
+        ([0, 0, 1, 1, 2], 5),
+    ],
+)
+def test_wilsons_interval_takes_the_effective_number_of_items(groups, effective):
+    estimate = mean(np.array([1.0, 1.0, 1.0, 0.0, 0.0]), Design(np.array(groups)))
+    assert estimate.interval == pytest.approx(wilson(0.6, effective))
 
 
 def test_repeated_questions_count_once():
@@ -347,6 +442,16 @@ def test_a_gap_that_every_resample_gives_is_not_certain_unless_it_is_by_definiti
     unknown = gaps_closed(arms, base, tuned)["like_tuned"]
     assert (unknown.value, unknown.interval) == (1.0, None)
     assert "same ratio" in (unknown.why or "")
+
+
+@pytest.mark.parametrize("n", [4, 40])
+def test_the_interval_of_such_a_gap_is_in_parts_of_the_whole_gap(n):
+    base, arm, tuned = (np.full(n, value) for value in (0.2, 0.4, 0.6))
+    gap = gaps_closed({"arm": arm}, base, tuned, FRACTION)["arm"]
+    # No pair differs from half the gap; half a pair each way does.
+    half = Z / (n + 2) / 0.4
+    assert gap.value == pytest.approx(0.5)
+    assert gap.interval == pytest.approx((0.5 - half, 0.5 + half))
 
 
 values = st.lists(st.floats(-100, 100) | st.none(), min_size=2, max_size=30)

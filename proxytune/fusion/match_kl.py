@@ -148,7 +148,7 @@ class MatchKL:
         """The weights [T, n] of a batch."""
         tilt = batch.tilt(max(abs(self.low), abs(self.high)))
         targets = batch.targets(tilt)
-        points = torch.tensor(self.points, device=targets.device)
+        points = torch.tensor(self.points, dtype=torch.float32, device=targets.device)
         if self.experts == "one_at_a_time" or len(tilt.d) == 1:
             weights = self._one_at_a_time(tilt, targets, points)
         else:

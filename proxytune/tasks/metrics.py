@@ -20,7 +20,6 @@ code released with the paper takes out four more (quotes, bold, fences), so that
 name a letter (accuracy 0.4256, not 0.4231)."""
 LETTERS = "ABCD"
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
-"""Thai, Lao, Burmese, Khmer, kana, Han."""
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
