@@ -30,7 +30,7 @@ def composed(*overrides: str) -> DictConfig:
 
 def checked(config: DictConfig) -> schema.RunConfig:
     """What the command line checks before anything loads; values that a user must give are filled in."""
-    values = schema.resolve(_filled(config))
+    values = schema.plain_values(_filled(config))
     settings = schema.check(values)
     for key, node in (("models", settings.models), ("engine", {**values["engine"], "_partial_": True})):
         build.check_targets(node, key)
@@ -102,7 +102,7 @@ def test_the_miniature_has_ten_arms_multitask_arms_besides_and_a_tiny_size():
 
 def test_the_self_check_has_one_model_in_two_roles():
     config = composed("experiment=smollm2_selfcheck", "models.base.path=a.gguf", "models.experts.gsm8k.adapter=lora")
-    family = build.build(schema.resolve(config)["models"])
+    family = build.build(schema.plain_values(config)["models"])
     assert family.base == family.antiexpert
     assert family.experts["gsm8k"].module == family.base.module
 

@@ -26,15 +26,15 @@ def describes_members(config: DictConfig) -> bool:
 
 def only(config: DictConfig, *names: str) -> dict[str, Any]:
     """`models` with these members alone; raises UserError for a value of theirs that is missing."""
-    return schema.resolve(config.models, without=MEMBERS - set(names))
+    return schema.plain_values(config.models, without=MEMBERS - set(names))
 
 
 def settings(kind: type[T], config: DictConfig, needed: Callable[[DictConfig], dict[str, Any]]) -> T:
     """The configuration as a `kind`, with what is `needed` of models that it describes; raises UserError."""
     if describes_members(config):
-        values = schema.resolve(config, without=["models"]) | {"models": needed(config)}
+        values = schema.plain_values(config, without=["models"]) | {"models": needed(config)}
     else:
-        values = schema.resolve(config, without=["miniature"])  # models=miniature is made of it, and refers to it
+        values = schema.plain_values(config, without=["miniature"])  # models=miniature is made of it, and refers to it
     return validation.check(kind, values)
 
 

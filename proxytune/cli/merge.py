@@ -69,7 +69,7 @@ def _merged(config: DictConfig) -> dict[str, Any]:
     if isinstance(experts, DictConfig):
         merged = OmegaConf.select(config, "experts")
         left_out = set(experts) - set(merged if OmegaConf.is_list(merged) else ())
-        experts = schema.resolve(experts, without=left_out)
+        experts = schema.plain_values(experts, without=left_out)
     return models | {"experts": experts}
 
 

@@ -41,7 +41,7 @@ class PlanConfig(Strict):
 
 def check(config: DictConfig) -> PlanConfig:
     """The settings; raises UserError for what is wrong by itself."""
-    values = schema.resolve(config)
+    values = schema.plain_values(config)
     settings = validation.check(PlanConfig, values)
     build.check_targets(values["models"], "models", settings.allow_targets)
     return settings

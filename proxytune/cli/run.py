@@ -90,7 +90,7 @@ def _check_data(asked: Experiment) -> None:
 
 def prepare(config: DictConfig) -> Experiment:
     """Raises UserError for whatever in `config` is wrong by itself."""
-    values = schema.resolve(config)
+    values = schema.plain_values(config)
     settings = schema.check(values)
     # The runner hands the engine its models.
     engine = {**values["engine"], "_partial_": True}

@@ -121,7 +121,7 @@ def check(values: Mapping[str, Any]) -> RunConfig:
     return checked
 
 
-def resolve(config: DictConfig, without: Collection[str] = ()) -> dict[str, Any]:
+def plain_values(config: DictConfig, without: Collection[str] = ()) -> dict[str, Any]:
     """The configuration as plain values, interpolations replaced; raises UserError for a value that is missing."""
     try:
         return {str(key): _plain(config[key]) for key in config if key not in without}

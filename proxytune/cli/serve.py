@@ -54,7 +54,7 @@ class ServeConfig(Strict):
 
 def check(config: DictConfig) -> ServeConfig:
     """The settings, each arm with its rule built; raises UserError for what is wrong by itself."""
-    values = schema.resolve(config)
+    values = schema.plain_values(config)
     settings = validation.check(ServeConfig, values)
     for key in ("models", "arms", "fusion"):
         build.check_targets(values.get(key), key, settings.allow_targets)

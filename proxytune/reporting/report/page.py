@@ -18,7 +18,7 @@ from proxytune.reporting.report.samples import samples
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.report.text import as_json, packed, visible
 from proxytune.reporting.report.tokens import token_parts
-from proxytune.reporting.report.view import View, costs, parameters, source
+from proxytune.reporting.report.view import View, cost_table, parameters_of, source_of
 from proxytune.reporting.speeds import speeds
 from proxytune.reporting.sweep import summary_of
 from proxytune.reporting.tables import LEGEND, tabulate
@@ -95,6 +95,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        {one.__name__: one for one in (tabulate, differences.paired, costs, speeds, parameters, source)}
+        {one.__name__: one for one in (tabulate, differences.paired, cost_table, speeds, parameters_of, source_of)}
     )
     return environment

@@ -72,7 +72,7 @@ def _roles(task: TaskRecord, arm: ArmRecord) -> Iterator[str]:
         yield f"{kind} of the task" if name and name == task.expert else role
 
 
-def costs(record: Record) -> Table:
+def cost_table(record: Record) -> Table:
     """Arms down, tasks across: seconds and tokens per second of each arm, and last the size of its models."""
     costs = record.provenance.timings.costs
     found = {arm: [task.arms.get(arm) for task in costs.values()] for arm in in_order(record.tasks)}
@@ -93,12 +93,12 @@ def _size(costs: Sequence[ArmCost | None]) -> Cell:
     return Cell(f"{most / 2**30:.3g} GiB" if most > 2**30 else f"{most / 2**20:.3g} MiB")
 
 
-def source(member: MemberRecord) -> str:
+def source_of(member: MemberRecord) -> str:
     """Where a member was loaded from, without the settings that are not set."""
     return _pairs({name: value for name, value in member.source.items() if value not in (False, None, "auto")})
 
 
-def parameters(arm: ArmRecord) -> str:
+def parameters_of(arm: ArmRecord) -> str:
     return _pairs(arm.rule.parameters) if arm.rule else ""
 
 
