@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from proxytune.record import ArmRecord, EndpointUsage, Estimate, Record, TaskRecord, TraceRecord
+from proxytune.record import ArmRecord, EndpointUsage, Record, TaskRecord, TraceRecord
 from proxytune.reporting.columns import COLUMNS, NORMAL_95, Cell, Column, Notes, score_text
 
 Tasks = Mapping[str, TaskRecord]
@@ -156,41 +156,61 @@ def _remarks(tasks: Tasks) -> Iterator[str]:
     for arm, why in absent.items():
         yield f"No arm {arm}: {why}."
     for name, task in tasks.items():
-        for arm, entry in task.arms.items():
-            if entry.failed_items:
-                error = next(iter(entry.failed_items.values()))
-                count = len(entry.failed_items)
-                yield f"{name}: {arm} failed at {count} items, which are left out of its score: {error}."
-        left_out = ", ".join(f"{arm} {entry.left_out}" for arm, entry in task.arms.items() if entry.left_out)
-        if left_out:
-            yield f"{name}: items without a choice among the base's likeliest tokens, which are left out: {left_out}."
-        invalid = {arm: entry.n_invalid - len(entry.failed_items) - entry.left_out for arm, entry in task.arms.items()}
-        counts = ", ".join(f"{arm} {count}" for arm, count in invalid.items() if count)
-        if counts:
-            yield f"{name}: answers that could not be judged and are left out of the score: {counts}."
-        harmed = ", ".join(
-            f"{arm} {score_text(task, worse.value, worse.stderr, '+')}"
-            for arm, entry in task.arms.items()
-            if (worse := _harm(task, entry))
+        for remark in (*_of_arms(task), *_of_items(task)):
+            yield f"{name}: {remark}."
+
+
+def _of_arms(task: TaskRecord) -> Iterator[str]:
+    """Which arms failed, lack items or are worse than the base."""
+    for arm, entry in task.arms.items():
+        if errors := list(entry.failed_items.values()):
+            yield f"{arm} failed at {len(errors)} items, which are left out of its score: {errors[0]}"
+    listed = {
+        "items without a choice among the base's likeliest tokens, which are left out": lambda arm: arm.left_out,
+        "answers that could not be judged and are left out of the score": lambda arm: (
+            arm.n_invalid - len(arm.failed_items) - arm.left_out
+        ),
+        "significantly worse than the base (difference ± standard error)": lambda arm: _harm(task, arm),
+        "items some of whose choices are ruled out, and lose to all others": lambda arm: arm.ruled_out,
+    }
+    for remark, of_arm in listed.items():
+        if found := [f"{name} {said}" for name, arm in task.arms.items() if (said := of_arm(arm))]:
+            yield f"{remark}: {', '.join(found)}"
+
+
+def _harm(task: TaskRecord, arm: ArmRecord) -> str:
+    """The difference of a fused arm to the base, items paired, where it is worse by more than chance; or empty."""
+    estimate = arm.differences.get("base")
+    if arm.rule is None or estimate is None or estimate.value is None or estimate.stderr is None:
+        return ""
+    gain = estimate.value if task.higher_is_better else -estimate.value
+    worse = gain < 0 and -gain > NORMAL_95 * estimate.stderr
+    return score_text(task, estimate.value, estimate.stderr, "+") if worse else ""
+
+
+def _of_items(task: TaskRecord) -> Iterator[str]:
+    """How items were chosen, are grouped, traced and cut."""
+    groups, beyond = task.data.groups, task.data.skipped.get("beyond the limit")
+    if groups and beyond:
+        reached = sum(count > 0 for count in groups.values())
+        yield (
+            f"{task.n} of {task.n + beyond} items, spread over the groups in proportion to their sizes: "
+            f"{reached} of {len(groups)} groups have any"
         )
-        if harmed:
-            yield f"{name}: significantly worse than the base (difference ± standard error): {harmed}."
-        ruled_out = ", ".join(f"{arm} {entry.ruled_out}" for arm, entry in task.arms.items() if entry.ruled_out)
-        if ruled_out:
-            yield f"{name}: items some of whose choices are ruled out, and lose to all others: {ruled_out}."
-        groups, beyond = task.data.groups, task.data.skipped.get("beyond the limit")
-        if groups and beyond:
-            reached = sum(count > 0 for count in groups.values())
-            yield (
-                f"{name}: {task.n} of {task.n + beyond} items, spread over the groups in proportion to their sizes: "
-                f"{reached} of {len(groups)} groups have any."
-            )
-        if task.grouped_by is not None:
-            yield f"{name}: errors and intervals are clustered by {task.grouped_by} ({task.n_groups} groups)."
-        if task.trace is not None:
-            yield _traced(name, task.trace, task.n)
-        if task.n_truncated:
-            yield f"{name}: {task.n_truncated} prompts were cut to the smallest window."
+    if task.grouped_by is not None:
+        yield f"errors and intervals are clustered by {task.grouped_by} ({task.n_groups} groups)"
+    if task.trace is not None:
+        yield _traced(task.trace, task.n)
+    if task.n_truncated:
+        yield f"{task.n_truncated} prompts were cut to the smallest window"
+
+
+def _traced(trace: TraceRecord, n: int) -> str:
+    if not trace.items:
+        why = "the answers came from the store without" if trace.without else "its answers are scored, not generated"
+        return f"no traces; {why}"
+    lacking = f"; {trace.without} answers came from the store without a trace" if trace.without else ""
+    return f"the tokens of {trace.items} of {n} items are traced ({trace.level}){lacking}"
 
 
 def _behind_endpoint(record: Record) -> Iterator[str]:
@@ -230,22 +250,3 @@ def _ignored(record: Record) -> Iterator[str]:
     if members:
         named = "; ".join(f"{settings} ({', '.join(roles)})" for settings, roles in members.items())
         yield f"Answers are decoded as the tasks say, without what the models' generation_config adds: {named}."
-
-
-def _traced(name: str, trace: TraceRecord, n: int) -> str:
-    if not trace.items:
-        return f"{name}: no traces; " + ("the answers came from the store without." if trace.without else _SCORED)
-    lacking = f"; {trace.without} answers came from the store without a trace" if trace.without else ""
-    return f"{name}: the tokens of {trace.items} of {n} items are traced ({trace.level}){lacking}."
-
-
-_SCORED = "its answers are scored, not generated."
-
-
-def _harm(task: TaskRecord, arm: ArmRecord) -> Estimate | None:
-    """The difference of a fused arm to the base, items paired, where it is worse by more than chance."""
-    estimate = arm.differences.get("base")
-    if arm.rule is None or estimate is None or estimate.value is None or estimate.stderr is None:
-        return None
-    gain = estimate.value if task.higher_is_better else -estimate.value
-    return estimate if gain < 0 and -gain > NORMAL_95 * estimate.stderr else None
