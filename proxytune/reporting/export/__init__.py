@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from proxytune.reporting.export import every_eval_ever, inspect_log, tidy
 from proxytune.reporting.export.source import runs_of
+from proxytune.reporting.report.source import Run
+
+
+class Format(NamedTuple):
+    write: Callable[[Sequence[Run], Path], list[Path]]
+    """Writes runs into a folder or file, and returns the files written."""
+    target: str
+    """The folder or file that is written by default."""
+    meaning: str
+
 
 FORMATS = {
-    "inspect": inspect_log.write,
-    "every_eval_ever": every_eval_ever.write,
-    "csv": tidy.write_csv,
-    "parquet": tidy.write_parquet,
+    "inspect": Format(
+        inspect_log.write, "inspect", "logs of Inspect, one for each arm on each task: inspect view --log-dir FOLDER"
+    ),
+    "every_eval_ever": Format(every_eval_ever.write, "every_eval_ever", "records of Every Eval Ever, with every item"),
+    "csv": Format(tidy.write_csv, "items.csv", "a row for each item and arm, with texts, score and weight"),
+    "parquet": Format(tidy.write_parquet, "items.parquet", "the same, for pandas.read_parquet"),
 }
-"""Format -> what writes runs into a folder or file, and returns the files written."""
 
 
 def export(paths: Sequence[str], wanted: str, target: Path) -> tuple[list[Path], list[str]]:
@@ -24,4 +36,4 @@ def export(paths: Sequence[str], wanted: str, target: Path) -> tuple[list[Path],
     write.
     """
     runs = runs_of(paths)
-    return FORMATS[wanted](runs, target), every_eval_ever.left_out(runs) if wanted == "every_eval_ever" else []
+    return FORMATS[wanted].write(runs, target), every_eval_ever.left_out(runs) if wanted == "every_eval_ever" else []
