@@ -1,6 +1,7 @@
 """What fused decoding costs inside vLLM, as ratios of times within one run (random weights, 32,000 tokens, greedy).
 
-    make .venv-vllm && .venv-vllm/bin/python scripts/benchmark_vllm.py [--repeats 5] [--requests 64] [--json FILE]
+    make .venv-vllm
+    .venv-vllm/bin/python scripts/benchmark_vllm.py [--repeats 5] [--requests 64] [--parts rules hf adapters] [--json FILE]
 
     fused / plain      base, expert and antiexpert with one static arm, over the base alone by vLLM's own model class
     (floor)            the multiplications of the three models over those of the base: what reading them must cost
@@ -10,7 +11,8 @@
     apart / together   base and two LoRA experts over the antiexpert: adapters merged into copies over adapters that
                        share the weights under them
 
-Times alternate: each repetition takes every one in turn. Without a GPU: one thread, float32, no compilation.
+Times alternate: each repetition takes every one in turn. Without a GPU: processor time of one thread, float32, no
+compilation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +48,14 @@ EXPERT = ("expert:task",)
 STATIC, DYNAMIC = Arm("static", rule=Static(1.0), experts=EXPERT), Arm("dynamic", rule=MatchKL(), experts=EXPERT)
 BOTH = Arm("both", rule=Static((0.6, 0.4)), experts=("expert:one", "expert:two"))
 Prompts = Sequence[tuple[int, ...]]
+PARTS = ("rules", "hf", "adapters")
+RATIOS = {
+    "fused / plain": ("fused", "plain"),
+    "dynamic / static": ("dynamic", "fused"),
+    "hf / fused": ("hf", "fused"),
+    "hf / fused, ragged": ("ragged_hf", "ragged_fused"),
+    "apart / together": ("apart", "together"),
+}
 
 
 def save_family(folder: Path) -> FamilySpec:
@@ -109,7 +120,7 @@ def floor(family: FamilySpec) -> float:
     return sum(counts.values()) / counts["base"]
 
 
-def measure(folder: Path, count: int, repeats: int) -> dict[str, dict[str, Any]]:
+def measure(folder: Path, count: int, repeats: int, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
     family = save_family(folder)
     generator = torch.Generator().manual_seed(0)
     prompts = [
@@ -117,44 +128,42 @@ def measure(folder: Path, count: int, repeats: int) -> dict[str, dict[str, Any]]
         for n in torch.randint(16, 81, (count,), generator=generator).tolist()
     ]
     equal, ragged = [64] * count, [8 + 112 * i // max(1, count - 1) for i in range(count)]
-    settings = {"dtype": "float32", "max_model_len": 512, "kv_cache_memory_bytes": 2**30}  # "auto" would be 16 bits
-    plain = start({"model": str(folder / "base"), **settings}, count)
-    fused, hf = start_fused(family, count), HFEngine(load(family), batch_size=count)
-    assert by_hf(hf, prompts, equal) == by_vllm(fused, prompts, equal, STATIC), "both engines answer the same"
-    adapted = save_adapters(family, folder)
-    together = start_fused(adapted, count)
-    with merged_copies():
-        apart = start_fused(adapted, count)
-    seconds = timed(
-        repeats,
-        plain=lambda: by_vllm(plain, prompts, equal),
-        fused=lambda: by_vllm(fused, prompts, equal, STATIC),
-        dynamic=lambda: by_vllm(fused, prompts, equal, DYNAMIC),
-        hf=lambda: by_hf(hf, prompts, equal),
-        ragged_fused=lambda: by_vllm(fused, prompts, ragged, STATIC),
-        ragged_hf=lambda: by_hf(hf, prompts, ragged),
-        together=lambda: by_vllm(together, prompts, equal, BOTH),
-        apart=lambda: by_vllm(apart, prompts, equal, BOTH),
-    )
-    return {
-        "fused / plain": ratio(seconds, "fused", "plain"),
-        "(floor)": {"ratio": floor(family)},
-        "dynamic / static": ratio(seconds, "dynamic", "fused"),
-        "hf / fused": ratio(seconds, "hf", "fused"),
-        "hf / fused, ragged": ratio(seconds, "ragged_hf", "ragged_fused"),
-        "apart / together": ratio(seconds, "apart", "together"),
-    }
+    fused = start_fused(family, count)
+    calls: dict[str, Callable[[], object]] = {"fused": lambda: by_vllm(fused, prompts, equal, STATIC)}
+    if "rules" in parts:
+        settings = {"dtype": "float32", "max_model_len": 512, "kv_cache_memory_bytes": 2**30}  # "auto" is 16 bits
+        plain = start({"model": str(folder / "base"), **settings}, count)
+        calls["plain"] = lambda: by_vllm(plain, prompts, equal)
+        calls["dynamic"] = lambda: by_vllm(fused, prompts, equal, DYNAMIC)
+    if "hf" in parts:
+        hf = HFEngine(load(family), batch_size=count)
+        assert by_hf(hf, prompts, equal) == by_vllm(fused, prompts, equal, STATIC), "both engines answer the same"
+        calls["hf"] = lambda: by_hf(hf, prompts, equal)
+        calls["ragged_fused"] = lambda: by_vllm(fused, prompts, ragged, STATIC)
+        calls["ragged_hf"] = lambda: by_hf(hf, prompts, ragged)
+    if "adapters" in parts:
+        adapted = save_adapters(family, folder)
+        together = start_fused(adapted, count)
+        with merged_copies():
+            apart = start_fused(adapted, count)
+        calls["together"] = lambda: by_vllm(together, prompts, equal, BOTH)
+        calls["apart"] = lambda: by_vllm(apart, prompts, equal, BOTH)
+    clock = time.process_time if current_platform.is_cpu() else time.perf_counter
+    seconds = timed(repeats, clock, **calls)
+    found = {name: ratio(seconds, *pair) for name, pair in RATIOS.items() if set(pair) <= seconds.keys()}
+    return {"(floor)": {"ratio": round(floor(family), 2)}, **found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"PROXYTUNE_CACHE": f"{folder}/cache"}):
-        figures = measure(Path(folder), given.requests, given.repeats)
+        figures = measure(Path(folder), given.requests, given.repeats, given.parts)
     for name, found in figures.items():
         print(f"{name:20} {found['ratio']:6.2f}  {found.get('range', '')}")
     if given.json:

@@ -12,6 +12,6 @@ memory=$(awk '/^MemAvailable/ {print int($2 / 2^20)}' /proc/meminfo)
 if ! make -q .venv-vllm 2>/dev/null; then
   disk=$(df -Pk . | awk 'NR == 2 {print int($4 / 2^20)}')
   [ "$disk" -ge $DISK ] || skip "$disk GiB of disk are free, and vLLM takes $DISK"
-  said=$(timeout $INSTALL make .venv-vllm 2>&1) || skip "vLLM could not be installed: $(tail -n 1 <<<"$said")"
+  said=$(timeout $INSTALL make .venv-vllm 2>&1) || skip "vLLM could not be installed: $(grep -m 1 -i error <<<"$said")"
 fi
 timeout --kill-after=10 $TESTS make test-vllm

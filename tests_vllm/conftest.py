@@ -12,6 +12,7 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",  # or replicas wait for whatever else the machine does
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # an engine in this process starts in half the time
     "VLLM_LOGGING_LEVEL": "WARNING",

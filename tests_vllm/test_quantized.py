@@ -57,18 +57,18 @@ def test_eight_bits_are_those_of_a_loop_that_rounds_weights_and_inputs(family: F
         assert away[0] < away[1] < away[2] and away[0] < 0.75 * away[2], (name, away)
 
 
-def test_a_base_that_is_stored_in_eight_bits_has_plain_experts_beside_it(family: FamilySpec, tmp_path: Path):
-    """Whole numbers per channel, as compressed-tensors stores them."""
-    _store_in_int8(Path(family.weights("base").path), tmp_path)
+def test_a_base_that_is_stored_in_whole_numbers_has_plain_experts_beside_it(family: FamilySpec, tmp_path: Path):
+    """As compressed-tensors stores them; of -7 to 7, so that the rounding is far above that of bfloat16."""
+    _store_in_integers(Path(family.weights("base").path), tmp_path)
     stored = replace(family, base=Source(str(tmp_path), dtype="bfloat16"))
     ensemble = _in_float32(family)
     plain = _by_loop(ensemble)
-    _round_linear(ensemble["base"].model, _to_int8, inputs=True)
+    _round_linear(ensemble["base"].model, _to_integers, inputs=False)
     rounded = _by_loop(ensemble)
     for name, scores in _by_vllm(stored).items():
         away, expected = (float((scores - loop[name]).abs().mean()) for loop in (plain, rounded))
-        assert expected < 0.03 * plain[name].std(), name
-        assert name == "expert" or expected < 0.75 * away, (name, expected, away)
+        assert name == "expert" or expected < 0.5 * away, (name, expected, away)
+        assert expected < 0.05 * plain[name].std(), name
 
 
 def test_a_wrong_method_and_one_that_fits_no_float32_are_one_line(family: FamilySpec, tmp_path: Path):
@@ -116,7 +116,7 @@ def _round_linear(model: nn.Module, rounded: Callable[[Tensor], Tensor], inputs:
                 layer.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
 
 
-def _store_in_int8(folder: Path, to: Path) -> None:
+def _store_in_integers(folder: Path, to: Path) -> None:
     """The model in `folder`, the weights of its linear layers but for the head as whole numbers and scales."""
     copytree(folder, to, dirs_exist_ok=True)
     weights = load_file(to / "model.safetensors")
@@ -138,12 +138,12 @@ def _store_in_int8(folder: Path, to: Path) -> None:
 
 
 def _scale(rows: Tensor) -> Tensor:
-    return rows.abs().amax(-1, keepdim=True) / 127
+    return rows.abs().amax(-1, keepdim=True) / 7
 
 
-def _to_int8(rows: Tensor) -> Tensor:
-    """`rows` [..., n] in whole numbers of -127 to 127 times a scale of each row."""
-    return (rows / _scale(rows)).round() * _scale(rows)
+def _to_integers(rows: Tensor) -> Tensor:
+    """`rows` [..., n] in whole numbers of -7 to 7 times a scale of each row."""
+    return (rows / _scale(rows)).round() * _scale(rows).bfloat16()
 
 
 def _to_fp8(rows: Tensor) -> Tensor:
