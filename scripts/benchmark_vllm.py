@@ -1,6 +1,6 @@
 """What fused decoding costs inside vLLM, as ratios of times within one run (random weights, 32,000 tokens, greedy).
 
-    make .venv-vllm && \
+    make .venv-vllm
     .venv-vllm/bin/python scripts/benchmark_vllm.py [--repeats 5] [--requests 64] [--parts rules hf adapters] [--json F]
 
     fused / plain      base, expert and antiexpert with one static arm, over the base alone by vLLM's own model class

@@ -100,6 +100,19 @@ def test_a_quantised_member_leaves_the_others_as_they_are(tmp_path: Path):
     assert [type(one).__name__ for one in found.values()] == ["Fp8Config", "NoneType", "Fp8Config"]
 
 
+def test_an_adapter_over_a_quantised_checkpoint_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PROXYTUNE_CACHE", str(tmp_path / "cache"))
+    family = save("adapters", tmp_path)
+    settings = _settings(family, quantization="fp8_per_channel")
+    assert [len(roles) for roles in settings.modules] == [1] * 5, "vLLM quantises merged copies"
+    base, expert = (Path(family.weights(role).path) for role in ("base", "expert:math"))
+    _call_quantised(expert)
+    adapted = {"path": expert, "adapter": family.experts["math"].adapter, "dtype": "float32"}
+    family = FamilySpec.of({"base": base, "tuned": {"math": adapted}})
+    with pytest.raises(UserError, match="tuned:math: its checkpoint is quantised, so that its adapter cannot be"):
+        engine_arguments(describe(family), family)
+
+
 def _call_quantised(folder: Path) -> None:
     """The model's configuration says that its weights are in eight bits."""
     file = folder / "config.json"

@@ -54,7 +54,10 @@ def engine_arguments(
     members = _checked(members, family)
     sources = {role: family.weights(role) for role in members.members}
     widths = {role: _padding(role, member) for role, member in members.members.items()}
-    shared = _shared(sources, widths, members) if tensor_parallel == 1 else frozenset()
+    for role, source in sources.items():
+        _check_copied(role, source, widths[role], members[role])
+    alone = tensor_parallel > 1 or quantization is not None
+    shared = frozenset() if alone else _shared(sources, widths, members)
     places = {
         role: _beside(source) if role in shared else place_of(role, source, widths[role])
         for role, source in sources.items()
@@ -116,6 +119,13 @@ def _check_source(role: str, source: Source) -> None:
         raise UserError(f"{role}: chat is not supported inside vLLM, where all members read one prompt: use engine=hf")
     if source.trust_remote_code:
         raise UserError(f"{role}: trust_remote_code=true is not supported inside vLLM: use engine=hf")
+
+
+def _check_copied(role: str, source: Source, width: int | None, member: MemberFacts) -> None:
+    """UserError for a member that needs a changed copy, of a checkpoint that nothing here can change."""
+    if getattr(member.config, "quantization_config", None) is not None and (source.adapter or width):
+        what = "its adapter cannot be merged" if source.adapter else "its attention heads cannot be padded"
+        raise UserError(f"{role}: its checkpoint is quantised, so that {what}: use engine=hf, or another checkpoint")
 
 
 def _check_known(role: str, member: MemberFacts) -> None:
