@@ -26,7 +26,10 @@ NAMES = (
     Name("lm_eval.models.utils", "DEFAULT_MAX_LENGTH", "HFLM's window where no model says its own"),
     Name("lm_eval.models.utils", "handle_stop_sequences", "the same stop strings as HFLM"),
     Name("lm_eval.models.utils", "normalize_gen_kwargs", "the same generation settings as HFLM"),
-    Name("lm_eval.models.huggingface:HFLM", "_loglikelihood_tokens", "HFLM tokenises, we score", overridden=True),
+    Name("lm_eval.api.model:TemplateLM", "_loglikelihood_tokens", "lm-eval tokenises, we score", overridden=True),
+    Name("lm_eval.api.model:TemplateLM", "_encode_pair", "the same split of a text as HFLM"),
+    Name("lm_eval.utils", "get_rolling_token_windows", "the same windows as HFLM"),
+    Name("lm_eval.utils", "make_disjoint_window", "the same windows as HFLM"),
     Name("lm_eval.api.task:Task", "build_all_requests", "requests are built once for all arms", overridden=True),
     Name("lm_eval.api.task:Task", "doc_iterator", "a limit is spread over the subjects of a task", overridden=True),
     Name("lm_eval.api.task:Task", "instances", "the requests of a task, which hold the last arm's answers"),
@@ -44,6 +47,12 @@ TEMPLATES = 1000
 """The most compiled templates that are kept: a task has a few."""
 stop_strings = handle_stop_sequences
 generation_settings = normalize_gen_kwargs
+
+
+def rolling_windows(tokens: list[int], prefix: int, length: int) -> list[tuple[list[int], list[int]]]:
+    """(context, continuation) for each window of a text of `tokens`; `prefix` stands before the first token."""
+    windows = lm_eval.utils.get_rolling_token_windows(tokens, prefix, max_seq_len=length, context_len=1)
+    return [lm_eval.utils.make_disjoint_window(window) for window in windows]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from proxytune.atomic import make_output_folder, write_json, write_jsonl
 from proxytune.console import aside, loading_bars, quiet_logger, shows_bars
@@ -24,11 +24,14 @@ from proxytune.experiment.planning import Items, Plan, make_plans
 from proxytune.experiment.summary import Outcome, item_rows, task_record
 from proxytune.experiment.traces import write_traces
 from proxytune.live import display
-from proxytune.models import Ensemble, FamilySpec, MemberFacts, Members, describe, identity, load
+from proxytune.models import FamilySpec, MemberFacts, Members, describe, identity
 from proxytune.models.api.endpoint import Endpoint
 from proxytune.progress import ArmProgress, Progress, TaskProgress
 from proxytune.record import FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
 from proxytune.tasks import NO_JUDGES, Judged, Judges
+
+if TYPE_CHECKING:
+    from proxytune.models import Ensemble
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +136,8 @@ class LoadedModels:
 
     def get(self, family: FamilySpec, roles: set[str]) -> Ensemble:
         """The members of `roles`: those loaded last if they are the same, else loaded in their place."""
+        from proxytune.models import load  # takes seconds, and not every run needs models
+
         shared = (family.missing_tokens, family.end_tokens, identity(family.base))
         facts = {role: (*shared, family.sources[role], identity(family.sources[role])) for role in sorted(roles)}
         if self._ensemble is None or not facts.items() <= self._facts.items():

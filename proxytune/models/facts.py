@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 from proxytune.errors import unknown_name
-from proxytune.models.positions import window
 from proxytune.models.vocabulary import token_numbers, vocabulary_size
 
 if TYPE_CHECKING:
@@ -35,12 +35,14 @@ class MemberFacts:
     """A member whose weights have not been read; its fields are those of `Member`."""
 
     role: str
-    config: PreTrainedConfig
+    window: int | None
     dtype: Any
     """torch.dtype of its weights."""
     ends: frozenset[int]
     identity: str
     tokenizer: PreTrainedTokenizerBase
+    read_config: Callable[[], PreTrainedConfig]
+    """Reads its configuration, for those who need more of it."""
     render: Callable[[str], str] | None = None
     missing: tuple[int, ...] = ()
     unknown: int = 0
@@ -49,9 +51,9 @@ class MemberFacts:
     remote: ClassVar[bool] = False
     """Whether it is behind an endpoint, which tells its likeliest tokens alone."""
 
-    @property
-    def window(self) -> int | None:
-        return window(self.config)
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        return self.read_config()
 
 
 class Members(Generic[MemberT_co]):

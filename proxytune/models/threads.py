@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 
-from proxytune.models.member import Member
+if TYPE_CHECKING:
+    from proxytune.models.member import Member
 
 ONE_THREAD = 5_000_000
 """Parameters below which the threads of a CPU cost more time than they save."""

@@ -1,27 +1,28 @@
-"""The default engine: plain transformers models, one pass of each for all arms."""
+"""The default engine: plain transformers models, one pass of each for all arms.
+
+What runs models is imported by the methods that need it: importing it takes seconds, and a run whose answers are all
+stored needs the class alone.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.hf.batching import AnswerT, Batches, Pending, Progress, Queue, RequestT
-from proxytune.engines.hf.costs import added, costs
-from proxytune.engines.hf.decode import generate_all
 from proxytune.engines.hf.meter import Meter
-from proxytune.engines.hf.score import score_some
-from proxytune.engines.hf.work import portion
 from proxytune.engines.requests import Generated, GenerateRequest, Request, Scored, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
-from proxytune.models.distinct import DistinctMembers
-from proxytune.models.ensemble import Ensemble
-from proxytune.models.rows import revisable
-from proxytune.models.static_state import StaticStates
 from proxytune.models.threads import few_threads
 from proxytune.record import Drafts, TaskCosts
+
+if TYPE_CHECKING:
+    from proxytune.models.distinct import DistinctMembers
+    from proxytune.models.ensemble import Ensemble
+    from proxytune.models.static_state import StaticStates
 
 log = logging.getLogger(__name__)
 DEFAULT_BATCH_SIZE = 32
@@ -87,6 +88,8 @@ class HFEngine:
 
     def portion(self, requests: Sequence[Request], arms: Sequence[Arm]) -> int:
         """How many of the first `requests` are about a minute's work, by the size of the models and what is asked."""
+        from proxytune.engines.hf.work import portion
+
         return portion(self._distinct(requests, arms), requests, arms, self._asked_size)
 
     def score(
@@ -97,6 +100,8 @@ class HFEngine:
         Requests that share a prompt share its KV state. Raises UserError, before any model runs, for an empty prompt,
         an unknown role, a repeated arm name, or a text longer than a member's window.
         """
+        from proxytune.engines.hf.score import score_some
+
         self._static = None  # its memory is needed here
         longest: dict[tuple[int, ...], int] = {}
         for request in requests:
@@ -116,6 +121,7 @@ class HFEngine:
 
         Raises UserError as `score` does; the window must hold prompt and `max_new_tokens`.
         """
+        from proxytune.engines.hf.decode import generate_all
 
         def order(request: GenerateRequest) -> tuple[int, int]:
             return -len(request.prompt.tokens), -request.max_new_tokens
@@ -135,6 +141,8 @@ class HFEngine:
 
     def _static_states(self, longest: int) -> StaticStates | None:
         """For rows of at most `longest` tokens and a draft; None where dynamic caches are used."""
+        from proxytune.models.static_state import StaticStates
+
         on_gpu = self.ensemble.device.type == "cuda"
         if self.compile is False or (self.compile == "auto" and not on_gpu):
             return None
@@ -145,6 +153,8 @@ class HFEngine:
 
     def _draft_of(self, members: DistinctMembers) -> int | None:
         """Tokens of a draft at most (None: as many as pay): 0 where a member can't forget what it has read."""
+        from proxytune.models.rows import revisable
+
         fixed = [role for role in members.roles if not revisable(members.ensemble[role])]
         if self.draft != 0 and not self._said.issuperset(fixed):
             self._said |= set(fixed)
@@ -180,6 +190,8 @@ class HFEngine:
         arms: Sequence[Arm],
     ) -> Iterator[tuple[int, str, AnswerT]]:
         """`answers`; once all are there, what they cost is added to the costs."""
+        from proxytune.engines.hf.costs import added, costs
+
         clock, tokens = self.ensemble.clock, {arm.name: dict[int, Sequence[int]]() for arm in arms}
         clock.running = True
         clock.read()
@@ -198,6 +210,8 @@ class HFEngine:
         return taken
 
     def _distinct(self, requests: Sequence[Request], arms: Sequence[Arm]) -> DistinctMembers:
+        from proxytune.models.distinct import DistinctMembers
+
         prompts = {id(request.prompt): request.prompt for request in requests}.values()
         roles = (role for arm in arms for role in arm.roles)
         return DistinctMembers(self.ensemble, roles, lambda role: tuple(prompt.of(role) for prompt in prompts))

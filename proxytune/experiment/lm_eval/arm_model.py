@@ -1,23 +1,24 @@
-"""One arm as lm-evaluation-harness sees it. Tokenisation is HFLM's own; the answers come from `SharedAnswers`."""
+"""One arm as lm-evaluation-harness sees it. It splits texts as lm-eval's HFLM does; answers come from `SharedAnswers`.
+
+It does not derive from HFLM, whose import alone takes seconds (peft, accelerate and transformers' model classes)."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
+import logging
 import math
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from itertools import islice
 from typing import Any
 
-import torch
+from jinja2.exceptions import TemplateError
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
-from transformers import PreTrainedTokenizerBase
+from lm_eval.api.model import TemplateLM
 
-from proxytune.compat.lm_eval import DEFAULT_WINDOW, generation_settings, stop_strings
+from proxytune.compat.lm_eval import DEFAULT_WINDOW, generation_settings, rolling_windows, stop_strings
 from proxytune.engines.requests import Answer, GenerateRequest, Prompt, Scored, ScoreRequest
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import Failed, SharedAnswers
@@ -25,11 +26,13 @@ from proxytune.fusion.arm import Arm
 from proxytune.models.chat import Chat
 from proxytune.models.vocabulary import known_words, token_ids
 
+log = logging.getLogger(__name__)
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """lm-eval's names for the number of tokens to generate."""
 _NEUTRAL: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "top_k": 0}
 """Settings that are understood only at the value where they do nothing."""
-_ALL_WINDOWS = 10**9
+_LENGTH = 256
+"""Tokens to generate where neither the task nor a setting says how many, as in HFLM."""
 _NOT_SCORED = (math.nan, False)
 
 
@@ -43,37 +46,43 @@ class ItemAnswer:
     """Whether a continuation was scored without any context, as mutual information compares it."""
 
 
-class ArmLM(HFLM):
-    """An `HFLM` whose answers are those of one arm.
+class ArmLM(TemplateLM):
+    """An lm-eval model whose answers are those of one arm.
 
-    A prompt too long for the smallest member's window loses its beginning for all arms alike, as HFLM's does;
+    A prompt too long for the smallest member's window loses its beginning for all arms alike, as in HFLM;
     `item_answers[item]` has how much. Where the arm failed, lm-eval gets NaN or an empty text: `failed` has these
     items, which must not be scored.
     """
 
     def __init__(self, shared: SharedAnswers, arm: Arm, seed: int = 0) -> None:
         """`seed` is the run's: a sampled answer's noise comes from it, the item and the repetition alone."""
-        ensemble = shared.ensemble
-        windows = [ensemble[role].window for role in shared.roles]
-        base = ensemble[arm.base]
-        # HFLM wants a model for its config and device; without a module it can't run one by itself.
-        face: Any = SimpleNamespace(config=base.config, device=torch.device("cpu"))
-        super().__init__(
-            pretrained=face,
-            backend="causal",
-            tokenizer=_with_padding(ensemble.tokenizer),
-            max_length=min((window for window in windows if window is not None), default=DEFAULT_WINDOW),
-            batch_size=_ALL_WINDOWS,
-            chat_template_args={"strftime_now": Chat().strftime},
-        )
+        super().__init__()
+        windows = [shared.ensemble[role].window for role in shared.roles]
+        self.tokenizer = shared.ensemble.tokenizer
+        self.max_length: int = min((window for window in windows if window is not None), default=DEFAULT_WINDOW)
         self.shared = shared
         self.arm = arm
         self.seed = seed
         self.item_answers: dict[int, list[ItemAnswer]] = {}
         """By item (lm-eval's doc id), in the order of its requests."""
         self._asked: list[Instance] = []
-        """What the requests of a call stand for, one each; empty where one takes several."""
+        """What the requests of a call stand for, one each."""
         self._scored: list[ItemAnswer] = []
+
+    @property
+    def eot_token_id(self) -> int | None:  # type: ignore[override]
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int | None:
+        """What stands before a text without context, as in HFLM: the beginning-of-sequence token, or else the end's."""
+        begin = self.tokenizer.bos_token_id
+        return self.tokenizer.eos_token_id if begin is None else begin
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What lm-eval calls its cache of prompts by."""
+        return self.tokenizer.name_or_path.replace("/", "__")
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         for context, continuation in (request.args for request in requests):
@@ -89,18 +98,18 @@ class ArmLM(HFLM):
         for request in requests:
             if self._start and not (request.args[0] and self.tok_encode(request.args[0])):
                 raise UserError(f"item {request.doc_id} is an empty text, which has nothing to score: leave it out")
-        self._asked = []
-        super().loglikelihood_rolling(requests, disable_tqdm=True)  # every window of every item in one pass
-        results = []
-        for request in requests:
-            results += super().loglikelihood_rolling([request], disable_tqdm=True)
-            self._note(request, *self._scored)
-        return results
+        windows = [
+            rolling_windows(self.tok_encode(request.args[0]), self._start[0], self.max_length) for request in requests
+        ]
+        self._asked = []  # nothing watches: a text takes several requests
+        scores = iter(self._loglikelihood_tokens([(None, *window) for some in windows for window in some]))
+        scored = iter(self._scored)
+        for request, some in zip(requests, windows, strict=True):
+            self._note(request, *islice(scored, len(some)))
+        return [sum(score for score, _ in islice(scores, len(some))) for some in windows]
 
-    def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
-    ) -> list[tuple[float, bool]]:
-        """HFLM hands over ((context, continuation) or None, context tokens, continuation tokens)."""
+    def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """`requests` are ((context, continuation) or None, context tokens, continuation tokens)."""
         fitted = [self._score_request(*request) for request in requests]
         answers = self.shared.answer(self.arm, [request for request, _ in fitted], self._asked)
         self._scored = [ItemAnswer(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
@@ -122,19 +131,18 @@ class ArmLM(HFLM):
             self._note(request, ItemAnswer(answer, cut))
         return ["" if isinstance(answer, Failed) else answer.text for answer in answers]
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:  # type: ignore[override]
         """What the members read for `string`; raises UserError for a word that the tokenizer has no token for."""
-        tokens = self.shared.tokens
-        key = (string, add_special_tokens, *sorted(options.items()))
+        tokens, key = self.shared.tokens, (string, add_special_tokens)
         if key not in tokens:  # every arm is asked the same texts
-            tokens[key] = array("I", self._encoded(string, add_special_tokens, **options))
+            tokens[key] = array("I", self._encoded(string, add_special_tokens))
         return tokens[key].tolist()
 
-    def _encoded(self, string: str, add_special_tokens: bool | None, **options: Any) -> list[int]:
+    def _encoded(self, string: str, add_special_tokens: bool | None) -> list[int]:
         if add_special_tokens is None:
             return token_ids(self.tokenizer, string)
         with known_words(self.tokenizer, string):
-            return super().tok_encode(string, add_special_tokens, **options)
+            return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The base's template, with lm-eval's --apply_chat_template; UserError where there is none, or another one."""
@@ -145,15 +153,26 @@ class ArmLM(HFLM):
             )
         if self.tokenizer.chat_template is None:
             raise UserError("--apply_chat_template: the base's tokenizer has no chat template: leave the option out")
-        return super().apply_chat_template(chat_history, add_generation_prompt)
+        try:
+            return self._rendered(chat_history, add_generation_prompt)
+        except TemplateError:  # some templates refuse a system prompt
+            log.warning("--apply_chat_template: the base's template takes no system prompt: it is left out")
+            turns = [turn for turn in chat_history if turn["role"] != "system"]
+            return self._rendered(turns, add_generation_prompt)
 
-    def get_model_info(self) -> dict[str, Any]:
-        """Nothing: HFLM would ask the hub; the run's own record names the members."""
-        return {}
+    def _rendered(self, turns: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        text: Any = self.tokenizer.apply_chat_template(
+            turns,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+            strftime_now=Chat().strftime,
+        )
+        return text
 
     @property
     def _start(self) -> list[int]:
-        """What stands for an empty prompt, as in HFLM: the beginning-of-sequence token, or else that of the end."""
+        """What stands for an empty prompt; raises UserError where there is no such token."""
         if self.prefix_token_id is None:
             raise UserError(
                 "the base's tokenizer has neither a beginning- nor an end-of-sequence token, so that nothing can stand "
@@ -191,12 +210,12 @@ class ArmLM(HFLM):
                 f"a continuation of {len(continuation)} tokens is longer than the smallest member's window "
                 f"({self.max_length} tokens)"
             )
-        # HFLM has moved the context's last spaces to the continuation, so that an own prompt has none either.
+        # lm-eval has moved the context's last spaces to the continuation, so that an own prompt has none either.
         prompt, cut = self._prompt(texts[0].rstrip() if texts else "", context or self._start, room)
         return ScoreRequest(prompt, tuple(continuation)), cut
 
     def _generate_request(self, context: str, gen_kwargs: Mapping[str, Any], seed: int) -> tuple[GenerateRequest, int]:
-        decoding = decoding_options(gen_kwargs, self.max_gen_toks)
+        decoding = decoding_options(gen_kwargs, _LENGTH)
         room = self.max_length - decoding["max_new_tokens"]
         if room < 1:
             raise UserError(
@@ -204,7 +223,7 @@ class ArmLM(HFLM):
                 f"window ({self.max_length} tokens)"
             )
         end = self.eot_token_id
-        eos = None if end is None else self.tok_decode([end], skip_special_tokens=False)
+        eos = None if end is None else self.tokenizer.decode([end], skip_special_tokens=False)
         until = tuple(stop_strings(decoding.pop("until"), eos=eos))
         banned = tuple(self._only_token(word) for word in decoding.pop("bad_words", ()))
         prompt, cut = self._prompt(context, self.tok_encode(context) or self._start, room)
@@ -264,17 +283,12 @@ def _error(answers: Sequence[ItemAnswer]) -> str | None:
 
 
 def _nothing_to_score(context: str, continuation: str) -> UserError:
-    """HFLM asserts that there is a token to score. None would count as certain: log-probability 0."""
+    """lm-eval asserts that there is a token to score. None would count as certain: log-probability 0."""
     return UserError(
         f"nothing is left to score of the continuation {continuation!r} after the context ending in {context[-40:]!r}: "
         "it is empty, or the tokenizer merges it into the context's last token: change the task's doc_to_text, "
         "target_delimiter or choices"
     )
-
-
-def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """HFLM gives a tokenizer without a padding token one; the family's own stays as it is."""
-    return tokenizer if tokenizer.pad_token_id is not None else copy.deepcopy(tokenizer)
 
 
 def decoding_options(gen_kwargs: Mapping[str, Any], default_length: int) -> dict[str, Any]:

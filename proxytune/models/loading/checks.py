@@ -12,7 +12,6 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.models.api.endpoint import Endpoint
 from proxytune.models.family import FamilySpec, Source, is_local
 from proxytune.models.hf.config import FusedConfig
-from proxytune.models.loading.adapters import check_adapter
 from proxytune.models.loading.files import locate, read_json
 
 
@@ -79,6 +78,8 @@ def _check_model(source: Source) -> None:
 
 
 def _check_adapter(adapter: str, source: Source) -> None:
+    from proxytune.models.loading.adapters import check_adapter  # takes seconds, and most models have none
+
     if is_local(adapter) and not Path(adapter).expanduser().is_dir():
         raise UserError(f"no such adapter folder: {adapter!r}")
     config = locate(adapter, "adapter_config.json", source.adapter_revision)

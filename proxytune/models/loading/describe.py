@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from proxytune.models.api.endpoint import Endpoint
-from proxytune.models.api.member import ApiFacts
 from proxytune.models.chat import ChatPrompt
 from proxytune.models.facts import MemberFacts, Members, ends_of
 from proxytune.models.family import FamilySpec, Source
@@ -18,8 +18,13 @@ from proxytune.models.generation import ignored_settings
 from proxytune.models.loading.checks import check, chosen
 from proxytune.models.loading.files import read_source
 from proxytune.models.loading.identity import identity
+from proxytune.models.loading.plain import Stated, stated
 from proxytune.models.loading.tokenizers import load_tokenizers
+from proxytune.models.positions import window
 from proxytune.models.vocabulary import MissingTokens, missing_tokens, unknown_token
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 NOT_READ = "not read"
 """In place of an identity."""
@@ -37,17 +42,16 @@ def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Me
         return None
     family = readers(spec, sources)
     for role, source in here.items():
-        dtype = _dtype(source, family[role].config)
-        if dtype is None:
+        if family[role].dtype is None:
             return None
-        family.members[role] = replace(family[role], dtype=dtype, identity=identity(source))
+        family.members[role] = replace(family[role], identity=identity(source))
     return family
 
 
 def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts]:
     """What the members of any family read, and what ends an answer: from tokenizers and configurations alone.
 
-    Their number types and identities are not looked for. Raises UserError as `load` does.
+    Their identities are not looked for. Raises UserError as `load` does.
     """
     sources = chosen(spec, roles)
     here = local(sources)
@@ -70,16 +74,23 @@ def behind_endpoints(
     sources: Mapping[str, Source | Endpoint], tokenizers: Mapping[str, PreTrainedTokenizerBase]
 ) -> dict[str, Any]:
     """An `ApiFacts` for each source that is behind an endpoint."""
-    return {
-        role: ApiFacts(role, source, tokenizers["base"])
-        for role, source in sources.items()
-        if isinstance(source, Endpoint)
-    }
+    remote = {role: source for role, source in sources.items() if isinstance(source, Endpoint)}
+    if not remote:
+        return {}
+    from proxytune.models.api.member import ApiFacts
+
+    return {role: ApiFacts(role, source, tokenizers["base"]) for role, source in remote.items()}
 
 
 def _is_plain(source: Source) -> bool:
     """Whether the files beside the weights say all of it: no GGUF, quantisation or code of the model's own."""
     return source.gguf_file is None and source.quantization is None and not source.trust_remote_code
+
+
+def _config(role: str, source: Source) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    return read_source(AutoConfig, role, source)
 
 
 def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
@@ -94,13 +105,16 @@ def _dtype(source: Source, config: PreTrainedConfig) -> torch.dtype | None:
 def _facts(
     role: str, source: Source, tokenizers: Mapping[str, PreTrainedTokenizerBase], policy: MissingTokens
 ) -> MemberFacts:
-    config, tokenizer = read_source(AutoConfig, role, source), tokenizers[role]
+    tokenizer = tokenizers[role]
+    config = cache(lambda: _config(role, source))
+    known = stated(source) or Stated(window(config()), _dtype(source, config()))
     missing = missing_tokens(tokenizers["base"], tokenizer, role, policy)
     generation = _generation_config(source, config)
     return MemberFacts(
         role,
-        config,
-        dtype=None,
+        window=known.window,
+        dtype=known.dtype,
+        read_config=config,
         ends=ends_of(generation.eos_token_id, tokenizer),
         identity=NOT_READ,
         tokenizer=tokenizer,
@@ -111,10 +125,10 @@ def _facts(
     )
 
 
-def _generation_config(source: Source, config: PreTrainedConfig) -> GenerationConfig:
+def _generation_config(source: Source, config: Callable[[], PreTrainedConfig]) -> GenerationConfig:
     """Its generation config; a model without one gets it from its config."""
     kind: Any = GenerationConfig
     try:
         return kind.from_pretrained(source.module.path, revision=source.revision)
     except OSError:
-        return kind.from_model_config(config)
+        return kind.from_model_config(config())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from proxytune.models.family import Source
 from proxytune.models.loading.files import read_source
+from proxytune.models.loading.plain import has_plain_tokenizer
 
 
 def load_tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokenizerBase]:
@@ -19,11 +21,20 @@ def load_tokenizers(sources: Mapping[str, Source]) -> dict[str, PreTrainedTokeni
     for role, source in sources.items():
         key = (source.module.path, source.revision, source.gguf_file)
         if key not in loaded:
-            loaded[key] = read_source(AutoTokenizer, role, source)
+            loaded[key] = read_source(_kind(source), role, source)
             if source.gguf_file is not None:
                 loaded[key] = _without_invented_tokens(loaded[key])
         tokenizers[role] = loaded[key]
     return tokenizers
+
+
+def _kind(source: Source) -> Any:
+    """The class that reads the tokenizer: for most, transformers' own choice."""
+    if has_plain_tokenizer(source):
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def _without_invented_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
