@@ -61,9 +61,9 @@ $(VLLM_STAMP):
 	@touch $@
 
 # The launcher's cloudpickle is not that of constraints.txt.
-$(RAY)/.installed: pyproject.toml
+$(RAY)/.installed: pyproject.toml constraints-ray.txt
 	$(call environment,$(RAY))
-	$(RAY)/bin/python -m pip install --disable-pip-version-check -q -e '.[ray,sweep]' pytest
+	$(RAY)/bin/python -m pip install --disable-pip-version-check -q -c constraints-ray.txt -e '.[ray]' pytest
 	@touch $@
 
 clean:

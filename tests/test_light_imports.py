@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ before = {name.partition(".")[0] for name in sys.modules}
 import proxytune
 if sys.argv[1:]:
     from proxytune.cli import main
-    main(sys.argv[1:])
+    assert main(sys.argv[1:]) == 0
 tops = {name.partition(".")[0] for name in sys.modules} - before - sys.stdlib_module_names
 print(json.dumps([top for top in tops if not top.startswith("_") and top != "cython_runtime"]), file=sys.stderr)
 """
@@ -25,16 +26,18 @@ CHECKS = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions", "
 TABLES = CHECKS | {"rich", "yaml"}
 PANDAS = TABLES | {"pandas", "numpy", "pyarrow", "dateutil", "six", "pytz", "hydra", "omegaconf", "antlr4", "packaging"}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "tokenizers", "safetensors"}
+MODELS = {"peft", "accelerate", "trl", "sklearn"}
+"""What a model brings with it: its class in transformers imports the rest of transformers, and that these."""
 RESULTS = {"tasks": {}, "provenance": {}}
+CACHE = {name: os.environ[name] for name in ("PROXYTUNE_CACHE",) if name in os.environ}
 
 
 def _imported(folder: Path, *arguments: str) -> set[str]:
     """The packages that the command imports beside Python's own."""
     root = str(Path(proxytune.__file__).parents[1])
     run = [sys.executable, "-c", CODE, *arguments]
-    done = subprocess.run(
-        run, cwd=folder, env={"PYTHONPATH": root, "HOME": str(folder)}, capture_output=True, text=True
-    )
+    environment = {"PYTHONPATH": root, "HOME": str(folder)} | CACHE
+    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stderr.splitlines()[-1])) - {"proxytune"}
 
@@ -69,3 +72,12 @@ def test_papers_tables_need_pandas_and_configurations(folder: Path) -> None:
 def test_outputs_are_scored_without_models(folder: Path) -> None:
     (folder / "outputs.jsonl").write_text(json.dumps({"output": "7", "answer": "#### 7"}) + "\n")
     assert not (HEAVY | {"nltk"}) & _imported(folder, "score", "task=gsm8k", "style=liu2024", "outputs=outputs.jsonl")
+
+
+def test_a_run_whose_answers_are_stored_imports_no_model(folder: Path) -> None:
+    run = ("run", "task.names=[miniature_gsm]", "limit=4", "only=[base,proxy,dynamic]", "report=false")
+    computed, read = (_imported(folder, *run, "store=answers.sqlite", f"output={name}") for name in ("first", "again"))
+    assert {"torch", "peft"} <= computed
+    assert not MODELS & read
+    first, again = (json.loads((folder / name / "results.json").read_text()) for name in ("first", "again"))
+    assert first["tasks"] == again["tasks"]

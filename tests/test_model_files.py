@@ -11,12 +11,15 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CHAT, save_member, tiny_gpt2, tiny_llama, tiny_tokenizer
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import Keys
 from proxytune.fusion.arm import Arm
 from proxytune.models import Ensemble, FamilySpec, Member, Source, identity, load
+from proxytune.models.loading.plain import Stated, has_plain_tokenizer, stated
+from proxytune.models.loading.tokenizers import load_tokenizers
+from proxytune.models.positions import window
 from proxytune.models.vocabulary import tokenizer_state
 
 TOKENIZER = tiny_tokenizer()
@@ -209,3 +212,31 @@ def test_the_template_of_the_folder_is_the_one_in_use(folder):
     (folder / "chat_template.jinja").write_text(CHAT.replace("<|", "<<"))
     member = load(FamilySpec(Source(folder, chat={})))["base"]  # type: ignore[arg-type]
     assert member.render is not None and member.render("Hi").startswith("<<user|>")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_what_a_plain_llama_states_is_what_transformers_reads(dtype, folder):
+    source, config = Source(str(folder), dtype=dtype), AutoConfig.from_pretrained(folder)
+    assert stated(source) == Stated(window(config), config.dtype if dtype == "auto" else torch.bfloat16)
+    assert has_plain_tokenizer(source)
+    ours, theirs = load_tokenizers({"base": source})["base"], AutoTokenizer.from_pretrained(folder)
+    assert type(ours) is type(theirs)
+    assert tokenizer_state(ours) == tokenizer_state(theirs)
+    assert str(ours) == str(theirs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model_type": "mistral"},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+        {"rope_parameters": None},
+        {"dtype": None},
+        {"max_position_embeddings": None},
+        {"quantization_config": {"quant_method": "fp8"}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_of_any_other_model_transformers_is_asked(settings, folder):
+    source = rewritten(folder, **settings)
+    assert stated(source) is None and not has_plain_tokenizer(source)

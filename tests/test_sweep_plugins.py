@@ -23,21 +23,30 @@ def needs(plugin: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(missing, reason=f"{plugin} is missing: pip install 'proxytune[{extra}]'")
 
 
-def sweep(folder: Path, *arguments: str) -> list[dict[str, str]]:
-    """The rows of `sweep.csv` of a sweep into `folder`/sweep.
+def ended(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A sweep into `folder`/sweep, when it has ended.
 
     The pipe of its output closes only when the last of its processes has ended, or after the time given here.
     """
     command = [sys.executable, "-m", "proxytune", "run", "-m", *ARGUMENTS, "store=answers.sqlite", "output=sweep"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    return subprocess.run(
         [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep" / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sweep(folder: Path, *arguments: str) -> list[dict[str, str]]:
+    """The rows of `sweep.csv` of a sweep of two jobs into `folder`/sweep."""
+    done = ended(folder, *arguments)
     assert done.returncode == 0, done.stderr
     assert "The sweep" in done.stdout
     assert (folder / "sweep" / "sweep.md").read_text().count("\n| ") == 2
-    with (folder / "sweep" / "sweep.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +63,19 @@ def test_a_launcher_runs_jobs_in_processes_of_their_own(launcher: tuple[str, ...
     expected = {(job, weight, arm) for job, weight in (("0", "0.5"), ("1", "1.5")) for arm in ("base", "proxy")}
     assert {(row["job"], row[WEIGHTS], row["arm"]) for row in rows} == expected
     assert {row["n"] for row in rows} == {"2"}
+
+
+@needs("hydra_joblib_launcher")
+def test_a_job_that_fails_in_a_process_of_its_own_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "1").mkdir(parents=True)
+    (tmp_path / "sweep" / "1" / "items").write_text("a file where job 1 wants a folder")
+    done = ended(tmp_path, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"{WEIGHTS}=0.5,1.5")
+    assert done.returncode == 1
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("proxytune: "))
+    assert "sweep/1/items" in said
+    assert {(row["job"], row["arm"]) for row in rows_of(tmp_path)} == {("0", "base"), ("0", "proxy")}
+    assert (tmp_path / "sweep" / "0" / "results.json").is_file()
+    assert "sweep/1/items" in (tmp_path / "sweep" / "sweep.md").read_text()
 
 
 @needs("hydra_optuna_sweeper")
