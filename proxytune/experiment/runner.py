@@ -88,38 +88,15 @@ def run(
         UserError: for whatever the user can fix, before models load where that can be known.
     """
     _check_traces(tracing, engine_factory)
-    family = FamilySpec.of(family)
-    output_dir = Path(output_dir)
-    wanted = Items(data_dir, limit, num_fewshot, seed)
-    plans = make_plans(family, tasks, arms, only, wanted, execution, judges)
-    make_output_folder(output_dir)
-    ledger = Ledger()
-    state = Progress({plan.task: _task_progress(plan) for plan in plans}, watch or _nobody)
-    live = shows_bars(progress)
-    watched = live or watch is not None
-    with AnswerStore(store_path) as store, display(state) if live else nullcontext():
-        known = describe(family, set().union(*(plan.roles for plan in plans)))
-        models = LoadedModels() if loaded is None else loaded
-        this = _Run(
-            family, known, engine_factory, wanted, store, output_dir, ledger, progress, tracing, state, watched, models
-        )
-        try:
-            done = {plan.task: this.evaluate(plan) for plan in plans}
-        except BaseException:
-            this.note_aborted()
-            raise
-        if isinstance(family.base, Endpoint):
-            ledger.aborted = store.take_aborted(family.base.identity)
-        ledger.damaged = len(store.damaged)
-    provenance = ledger.provenance(config=config, seed=seed, limit=limit, num_fewshot=num_fewshot)
-    answered = {task: record for task, record in done.items() if record is not None}
-    record = Record(tasks=answered, failed=this.failed, provenance=provenance)
-    write_json(output_dir / FILE, record.model_dump())
+    family, items = FamilySpec.of(family), Items(data_dir, limit, num_fewshot, seed)
+    plans = make_plans(family, tasks, arms, only, items, execution, judges)
+    make_output_folder(Path(output_dir))
+    models = LoadedModels() if loaded is None else loaded
+    with AnswerStore(store_path) as store:
+        run = _Run(family, engine_factory, items, store, Path(output_dir), progress, tracing, watch, models)
+        record = run.evaluate_all(plans, config)
+    write_json(Path(output_dir) / FILE, record.model_dump())
     return read_record(output_dir)
-
-
-def _nobody(progress: Progress) -> None:
-    """Nobody watches."""
 
 
 def _task_progress(plan: Plan) -> TaskProgress:
@@ -153,28 +130,51 @@ class _Run:
     """Evaluates one task after the other, each with the members that it needs."""
 
     family: FamilySpec
-    known: Members[MemberFacts] | None
-    """What is known of all members before any is loaded; None where only their weights tell."""
     engine_factory: Callable[..., Engine]
     items: Items
     store: AnswerStore
     output_dir: Path
-    ledger: Ledger
     progress: bool | None
     tracing: Tracing
-    state: Progress
-    watched: bool
-    """Whether `state` is kept up to date."""
+    watch: Callable[[Progress], object] | None
     loaded: LoadedModels
+    ledger: Ledger = field(default_factory=Ledger)
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
+    state: Progress = field(default_factory=lambda: Progress({}))
+    known: Members[MemberFacts] | None = None
+    """What is known of all members before any is loaded; None where only their weights tell."""
     _engine: Engine | None = None
+
+    def evaluate_all(self, plans: Sequence[Plan], config: dict[str, Any] | None) -> Record:
+        """The record of all tasks; `config` is kept in it."""
+        self.state.tasks = {plan.task: _task_progress(plan) for plan in plans}
+        if self.watch is not None:
+            self.state.changed = self.watch
+        with display(self.state) if shows_bars(self.progress) else nullcontext():
+            self.known = describe(self.family, set().union(*(plan.roles for plan in plans)))
+            try:
+                done = {plan.task: self.evaluate(plan) for plan in plans}
+            except BaseException:
+                self.note_aborted()
+                raise
+        if isinstance(self.family.base, Endpoint):
+            self.ledger.aborted = self.store.take_aborted(self.family.base.identity)
+        self.ledger.damaged = len(self.store.damaged)
+        items = self.items
+        provenance = self.ledger.provenance(
+            config=config, seed=items.seed, limit=items.limit, num_fewshot=items.num_fewshot
+        )
+        answered = {task: record for task, record in done.items() if record is not None}
+        return Record(tasks=answered, failed=self.failed, provenance=provenance)
 
     def evaluate(self, plan: Plan) -> TaskRecord | None:
         """Evaluates every arm on the task; writes its items and returns its record, None if every arm failed."""
         present = list(plan.arms.present.values())
         state = self.state.tasks[plan.task]
-        running = Running(plan.lm_task, plan.info, state, self._changed) if self.watched else None
-        lines = False if shows_bars(self.progress) else self.progress  # a live table has them all
+        live = shows_bars(self.progress)
+        watched = live or self.watch is not None
+        running = Running(plan.lm_task, plan.info, state, self._changed) if watched else None
+        lines = False if live else self.progress  # a live table has them all
         engine = self._engine_of(plan)
         shared = SharedAnswers(engine, present, self.store, plan.task, lines, self.tracing, running)
         with self.ledger.time("task_seconds", plan.task):
