@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from proxytune import models
 from proxytune.cli import main as proxytune
 from proxytune.cli.run import _kept_models
-from proxytune.experiment import runner
 from proxytune.record import Record, read_record
 
 KEY = "arms.proxy.rule.weights"
@@ -36,8 +36,8 @@ class Loading:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._load = runner.load
-        runner.load = self
+        self._load = models.load
+        models.load = self
 
     def __call__(self, *arguments: Any) -> Any:
         began = time.process_time()

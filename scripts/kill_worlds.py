@@ -24,11 +24,11 @@ import torch
 from tiny import save_family
 from tqdm import tqdm
 
-from proxytune import reporting
+from proxytune import models, reporting
 from proxytune.cli import main as proxytune
 from proxytune.cli.run import _kept_models
 from proxytune.engines.hf import decode as generate
-from proxytune.engines.hf import engine
+from proxytune.engines.hf import score
 from proxytune.experiment import runner
 from proxytune.experiment.answers import store
 from proxytune.miniature import schedule
@@ -96,11 +96,11 @@ class Watch:
 def watched() -> Watch:
     watch = Watch()
     watch.mark(schedule, "train", "training")
-    watch.mark(runner, "load", "load")
+    watch.mark(models, "load", "load")
     watch.mark(generate.Decoding, "admit", "prefill")
     watch.mark(generate.Decoding, "grow", "decode")
     watch.mark(generate.Decoding, "read", "decode")
-    watch.mark_steps(engine, "score_some", "scoring")
+    watch.mark_steps(score, "score_some", "scoring")
     watch.mark(store.AnswerStore, "put", "storing")
     for owner, function in (
         (runner, "task_record"),

@@ -388,7 +388,7 @@ def test_members_are_loaded_only_when_an_arm_needs_them_and_once_for_tasks_that_
         loaded.append(set(roles))
         return load(family, roles)
 
-    monkeypatch.setattr("proxytune.experiment.runner.load", noting)
+    monkeypatch.setattr("proxytune.models.load", noting)
     go(["open", "choice"], only=["base"], limit=1)
     assert loaded == [{"base"}]
     loaded.clear()
@@ -628,14 +628,14 @@ def test_mistakes_are_one_clear_line_and_leave_no_results(go, tmp_path, options,
 
 
 def test_names_are_checked_before_models_load(go, monkeypatch):
-    monkeypatch.setattr("proxytune.experiment.runner.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("proxytune.models.load", lambda *_: pytest.fail("loaded"))
     for options in ({"tasks": ["open", "opne"]}, {"arms": {**ARMS, "a": {"model": "bse"}}}, {"limit": 0}):
         with pytest.raises(UserError):
             go(**options)
 
 
 def test_missing_models_are_found_before_any_model_loads(go, spec, monkeypatch):
-    monkeypatch.setattr("proxytune.experiment.runner.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("proxytune.models.load", lambda *_: pytest.fail("loaded"))
     family = FamilySpec(spec.base, spec.antiexpert, {**spec.experts, "trivia": "/no/such/folder"}, spec.tuned)
     with pytest.raises(UserError, match="no such folder"):
         go(family=family)
@@ -643,7 +643,7 @@ def test_missing_models_are_found_before_any_model_loads(go, spec, monkeypatch):
 
 def test_an_output_folder_that_cannot_be_written_is_one_clear_line(go, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("proxytune.experiment.runner.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("proxytune.models.load", lambda *_: pytest.fail("loaded"))
     with pytest.raises(UserError, match="cannot write there"):
         go(output_dir=tmp_path / "file" / "out")
 
@@ -707,7 +707,7 @@ def test_runs_in_one_process_share_models_until_a_source_changes(go, spec, tmp_p
         loads.append(family.base.path)
         return load(family, roles)
 
-    monkeypatch.setattr("proxytune.experiment.runner.load", counted)
+    monkeypatch.setattr("proxytune.models.load", counted)
     moved = tmp_path / "base"
     shutil.copytree(spec.base.path, moved)
     family = replace(spec, base=replace(spec.base, path=str(moved)))

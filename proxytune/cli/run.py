@@ -20,7 +20,7 @@ from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.arm_spec import ArmSpec
 from proxytune.record import Record
 from proxytune.reporting.sweep import headline, headline_arm
-from proxytune.tracking import Logger
+from proxytune.tracking import Logger, Tracker
 
 MINIATURE_DATA = "proxytune.miniature.data_folder"
 """Makes the data of the miniature, and no models."""
@@ -73,19 +73,21 @@ def _check_data(asked: Experiment) -> None:
     """A sweep does not begin with a job whose data or models are missing."""
     from proxytune import experiment
 
+    family = build.build(asked.settings.models)
+    experiment.check_run(family, asked.tasks, asked.arms, limit=asked.settings.limit, **_options(asked))
+
+
+def _options(asked: Experiment) -> dict[str, Any]:
+    """What a run and the check before it have in common."""
     settings = asked.settings
-    experiment.check_run(
-        build.build(settings.models),
-        asked.tasks,
-        asked.arms,
-        data_dir=settings.task.data_dir,
-        seed=settings.seed,
-        limit=settings.limit,
-        num_fewshot=settings.num_fewshot,
-        only=asked.only,
-        execution=settings.execution,
-        judges=_judges(settings.task),
-    )
+    return {
+        "data_dir": settings.task.data_dir,
+        "seed": settings.seed,
+        "num_fewshot": settings.num_fewshot,
+        "only": asked.only,
+        "execution": settings.execution,
+        "judges": _judges(settings.task),
+    }
 
 
 def prepare(config: DictConfig) -> Experiment:
@@ -109,54 +111,67 @@ def evaluate(config: DictConfig, output_dir: Path) -> float | None:
 
     Returns the headline number where an optimiser asks for it.
     """
-    settings, tasks, arms, only, engine, logger = prepare(config)
+    asked = prepare(config)
     hydra = HydraConfig.get()
     # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
     resolved = {**secrets.resolved(config), "experiment": hydra.runtime.choices.get("experiment")}
 
-    from proxytune import experiment, reporting
+    from proxytune import experiment
 
-    family = build.build(settings.models)
+    family = build.build(asked.settings.models)
     before = run_folder.finished(output_dir, resolved) if hydra.mode == RunMode.MULTIRUN else None
     if before is not None and experiment.is_of(before, family):
         print(f"Results: {output_dir} (finished before)")
-        return _headline(before, settings)
+        return _headline(before, asked.settings)
     gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
     claimed = run_folder.claimed(output_dir, config)
-    with resume_hint(settings.store), claimed, tracked(logger, output_dir, resolved) as tracker:
-        asked = partial(
-            experiment.run,
-            family,
-            tasks,
-            arms,
-            engine,
-            store_path=settings.store,
-            data_dir=settings.task.data_dir,
-            seed=settings.seed,
-            num_fewshot=settings.num_fewshot,
-            only=only,
-            execution=settings.execution,
-            judges=_judges(settings.task),
-            loaded=_kept_models() if hydra.mode == RunMode.MULTIRUN or settings.pilot is not None else None,
-            config=resolved,
-        )
-        if settings.pilot is not None:
-            _pilot(asked, settings.pilot, output_dir)
-        record = asked(
-            output_dir=output_dir,
-            limit=settings.limit,
-            tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
-            watch=None if tracker is None else tracker.progress,
-        )
-        reporting.write(record, output_dir)
-        reporting.show(record)
-        if settings.report:
-            _write_report(output_dir)
+    with resume_hint(asked.settings.store), claimed, tracked(asked.logger, output_dir, resolved) as tracker:
+        record = _record(asked, family, resolved, output_dir, tracker)
+        _write(record, output_dir, asked.settings.report)
         if tracker is not None:
             tracker.finish(record, output_dir, status=1 if record.failed else 0)
     print(f"Results: {output_dir}")
     _check_failures(record, output_dir)
-    return _headline(record, settings)
+    return _headline(record, asked.settings)
+
+
+def _record(
+    asked: Experiment, family: Any, resolved: dict[str, Any], output_dir: Path, tracker: Tracker | None
+) -> Record:
+    """The whole run, after its pilot if there is one."""
+    from proxytune import experiment
+
+    settings = asked.settings
+    again = HydraConfig.get().mode == RunMode.MULTIRUN or settings.pilot is not None
+    run = partial(
+        experiment.run,
+        family,
+        asked.tasks,
+        asked.arms,
+        asked.engine,
+        store_path=settings.store,
+        loaded=_kept_models() if again else None,
+        config=resolved,
+        **_options(asked),
+    )
+    if settings.pilot is not None:
+        _pilot(run, settings.pilot, output_dir)
+    return run(
+        output_dir=output_dir,
+        limit=settings.limit,
+        tracing=Tracing(settings.trace, settings.trace_items, settings.trace_missing),
+        watch=None if tracker is None else tracker.progress,
+    )
+
+
+def _write(record: Record, output_dir: Path, report: bool) -> None:
+    """Tables on the screen and in files, and the report where it is asked for."""
+    from proxytune import reporting
+
+    reporting.write(record, output_dir)
+    reporting.show(record)
+    if report:
+        _write_report(output_dir)
 
 
 def _headline(record: Record, settings: schema.RunConfig) -> float | None:
