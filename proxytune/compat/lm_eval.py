@@ -13,6 +13,7 @@ from typing import Any
 import lm_eval.api.task
 import lm_eval.utils
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM as TemplateLM
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, handle_stop_sequences, normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
@@ -26,6 +27,7 @@ NAMES = (
     Name("lm_eval.models.utils", "DEFAULT_MAX_LENGTH", "HFLM's window where no model says its own"),
     Name("lm_eval.models.utils", "handle_stop_sequences", "the same stop strings as HFLM"),
     Name("lm_eval.models.utils", "normalize_gen_kwargs", "the same generation settings as HFLM"),
+    Name("lm_eval.api.model", "TemplateLM", "HFLM's own base: importing HFLM takes seconds"),
     Name("lm_eval.api.model:TemplateLM", "_loglikelihood_tokens", "lm-eval tokenises, we score", overridden=True),
     Name("lm_eval.api.model:TemplateLM", "_encode_pair", "the same split of a text as HFLM"),
     Name("lm_eval.utils", "get_rolling_token_windows", "the same windows as HFLM"),

@@ -16,9 +16,8 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
 
-from proxytune.compat.lm_eval import DEFAULT_WINDOW, generation_settings, rolling_windows, stop_strings
+from proxytune.compat.lm_eval import DEFAULT_WINDOW, TemplateLM, generation_settings, rolling_windows, stop_strings
 from proxytune.engines.requests import Answer, GenerateRequest, Prompt, Scored, ScoreRequest
 from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.answers.shared import Failed, SharedAnswers
