@@ -72,6 +72,20 @@ def test_shapes_and_types(rule):
 
 
 @every_rule
+def test_logits_without_a_dimension_of_tokens_are_refused(rule):
+    models = {"base": torch.tensor(1.0), "experts": torch.ones(2), "antiexpert": torch.tensor(0.0)}
+    with pytest.raises(ValueError, match="logits must be base"):
+        answer(rule, models)
+
+
+@pytest.mark.parametrize("rule", WITH_EXPERTS, ids=repr)
+def test_no_experts_are_refused(rule):
+    models = some_logits(15, 3, 13)
+    with pytest.raises(ValueError, match="T >= 1"):
+        answer(rule, models | {"experts": models["experts"][:0]})
+
+
+@every_rule
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_computed_in_float32(rule, dtype):
     models = each(some_logits(1, 10, 100), lambda x: x.to(dtype))
