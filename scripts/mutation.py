@@ -32,9 +32,10 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -190,22 +191,32 @@ def _with(node: ast.AST, **fields: object) -> ast.AST:
 
 def install(mutant: Mutant) -> None:
     """Puts the changed code into the functions of the module, or the changed constants wherever they were imported."""
-    path = str(ROOT / mutant.file)
-    code = compile(mutant.apply(Path(path).read_bytes()), path, "exec")
-    codes = {inner.co_qualname: inner for inner in _inside(code)}
+    loader = Changed(mutant)
+    codes = {inner.co_qualname: inner for inner in _inside(loader.get_code(loader.name))}
     for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == path:
+        if isinstance(function, FunctionType) and function.__code__.co_filename == loader.path:
             try:
                 function.__code__ = codes[function.__code__.co_qualname]
             except ValueError:  # it closes over other names than before, which Python refuses: counts as survived
                 os._exit(0)
     if mutant.constant:
-        old = vars(sys.modules[module_name(mutant.file)])
-        new = {name: old[name] for name in ("__name__", "__file__", "__package__")}
-        exec(code, new)
-        for name, value in new.items():
-            if name in old and repr(value) != repr(old[name]) and not isinstance(value, type | FunctionType):
+        old, module = vars(sys.modules[loader.name]), ModuleType(loader.name)
+        loader.exec_module(module)
+        for name, value in vars(module).items():
+            plain = name in old and not name.startswith("__") and not isinstance(value, type | FunctionType)
+            if plain and repr(value) != repr(old[name]):
                 _rebind(name, old[name], value)
+
+
+class Changed(SourceFileLoader):
+    """Loads the module with the change."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        super().__init__(module_name(mutant.file), str(ROOT / mutant.file))
+        self.mutant = mutant
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.mutant.apply(Path(self.path).read_bytes()), self.path)
 
 
 def _inside(code: CodeType) -> Iterator[CodeType]:
