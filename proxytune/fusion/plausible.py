@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -65,22 +66,25 @@ class Filtered:
     paper: ClassVar[str] = "Liu et al. 2021 (arXiv 2105.03023); Li et al. 2023 (arXiv 2210.15097)"
 
     def __post_init__(self) -> None:
+        """Raises ValueError for an unknown rule, for parameters that do not fit it, and for shares out of range."""
         check_share(self, "min_p", zero=True)
         check_share(self, "top_p", zero=False)
         pairs = sorted((name, _kept(value)) for name, value in dict(self.parameters).items())
         object.__setattr__(self, "parameters", tuple(pairs))
-        object.__setattr__(self, "_rule", self._made())
+        assert self._made
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return inputs_of(self._rule)  # type: ignore[attr-defined]
+        return inputs_of(self._made)
 
     def fuse(self, base: Tensor, *others: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...]; takes what the rule takes and raises what it raises."""
         logits = dict(zip(self.inputs, (base, *others), strict=True))
-        return among_plausible(fuse(self._rule, **logits), base, self.min_p, self.top_p)  # type: ignore[attr-defined]
+        return among_plausible(fuse(self._made, **logits), base, self.min_p, self.top_p)
 
+    @cached_property
     def _made(self) -> Rule:
+        """The rule itself."""
         from proxytune.fusion import RULES  # which finds this class too
 
         if self.rule not in RULES or self.rule == self.id:

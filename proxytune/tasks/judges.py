@@ -63,7 +63,7 @@ class PairJudge:
 
     def spent(self) -> dict[str, int]:
         """Requests and tokens since this was called last; empty where the endpoint was never asked."""
-        return asdict(self._client.take_usage()) if "_client" in self.__dict__ else {}
+        return asdict(self._client.take_usage()) if "_client" in vars(self) else {}
 
     @cached_property
     def _client(self) -> Client:
@@ -74,7 +74,8 @@ class PairJudge:
         """The verdicts that there are, those of the file first."""
         if self.verdicts is None or not self.verdicts.exists():
             return {}
-        texts = dict.fromkeys((*Pair._fields, "annotator"), "text")
+        names = ("instruction", "output_1", "output_2", "generator_1", "generator_2", "annotator")
+        texts = dict.fromkeys(names, "text")
         rows = read_jsonl(self.verdicts, Columns({**texts, "preference": "0, 1 or 2"}).of).rows
         return {(row["instruction"], row["output_1"], row["output_2"], row["annotator"]): row for row in rows}
 
