@@ -236,6 +236,17 @@ class Drafts(_Part):
         return 1 + self.accepted / self.passes if self.passes else None
 
 
+class Bandwidth(_Part):
+    """How fast models read their weights at the steps over answers, beside what the memory of the machine gives."""
+
+    read: int = 0
+    """Bytes: all weights at each step of each model, whatever the number of rows; prompts are left out."""
+    seconds: FiniteFloat = 0.0
+    """The time of these steps."""
+    copied: FiniteFloat | None = None
+    """Bytes per second that a copy in memory reads and writes, measured once; None where that failed."""
+
+
 class TaskCosts(_Part):
     """Where the time went in which the models ran."""
 
@@ -244,6 +255,8 @@ class TaskCosts(_Part):
     """Role -> seconds in which its model read; a model with several roles runs once, in the first of them."""
     drafts: Drafts = Drafts()
     """All 0 where answers were scored, or in older records."""
+    bandwidth: Bandwidth = Bandwidth()
+    """All 0 where nothing but prompts was read, or in older records."""
 
 
 class EndpointUsage(_Part):

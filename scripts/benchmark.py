@@ -4,8 +4,9 @@
 
 Without names all parts but these run:
 
-    decode     fused arms of the miniature against its plain base, its tuned model and the papers' loop
-               (`benchmark_decode.py`); decode-random: of a base of 8 layers of 512, small models of 2 of 256
+    decode     fused arms of the miniature's arithmetic against its plain base, its tuned model and the papers' loop
+               (`benchmark_decode.py`); decode-cnn: of its summaries; decode-random: of a base of 8 layers of 512 and
+               small models of 2 of 256
     overhead   the engine on models of no size (one layer of width 64): time over that of these models in loops
 
     sweep      21 static alphas score a teacher-forced task: time over that of one arm (base of 44 M parameters; what an
@@ -143,7 +144,7 @@ def start(repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("parts", nargs="*", help="the parts to run; none: all but decode, decode-random and overhead")
+    parser.add_argument("parts", nargs="*", help="the parts to run; none: all but decode... and overhead")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -156,12 +157,13 @@ def main() -> None:
         "arms, random family": lambda: arms(family(None), options.requests, options.repeats),
         "loop": lambda: loop(family(None), options.requests, options.repeats),
         "refill": lambda: refill(family(None), options.repeats),
-        "decode": lambda: decode(*miniature(32), (1, 8, 32), options.repeats),
+        "decode": lambda: decode(*miniature("gsm", 32), (1, 8, 32), options.repeats),
+        "decode-cnn": lambda: decode(*miniature("cnn", 32), (1, 8, 32), options.repeats),
         "decode-random": lambda: decode_random(options.repeats),
         "overhead": lambda: overhead(options.repeats),
     }
     figures: dict[str, object] = {}
-    wanted = options.parts or [name for name in parts if name not in ("decode", "decode-random", "overhead")]
+    wanted = options.parts or [name for name in parts if not name.startswith(("decode", "overhead"))]
     if unknown := set(wanted) - set(parts):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}: choose of {'; '.join(parts)}")
     for name in wanted:

@@ -11,7 +11,8 @@
     ... sibling       the same, drafting from the answers of another arm (alpha 0.5)
 
 Every figure is a time over that of "base, generate". Families: random (8 layers of 512; small models 2 of 256) and the
-miniature's arithmetic. `overhead` times the engine on models of one layer of width 64, and these models alone.
+miniature, for its arithmetic and its summaries. `overhead` times the engine on models of one layer of width 64, and
+these models alone.
 """
 
 from __future__ import annotations
@@ -79,16 +80,20 @@ class Setting:
         return [replace(request, drafts=(found[index],)) for index, request in enumerate(self.requests)]
 
 
-def miniature(count: int) -> tuple[Ensemble, str, list[GenerateRequest]]:
-    """The miniature's arithmetic, 16 new tokens per answer, no stop string."""
+TEXTS = {"gsm": "question : {question} answer :", "cnn": "article : {article} highlights :"}
+"""The prompts of the miniature's tasks."""
+
+
+def miniature(task: str, count: int) -> tuple[Ensemble, str, list[GenerateRequest]]:
+    """A task of the miniature, 16 new tokens per answer, no stop string."""
     with initialize_config_dir(str(Path(proxytune.__file__).parent.parent / "conf"), version_base=None):
         spec = instantiate(compose("run", ["models=miniature", "task=miniature"]).models)
-    ensemble = load(spec, ["base", "antiexpert", "expert:gsm", "tuned:gsm"])
+    ensemble = load(spec, ["base", "antiexpert", f"expert:{task}", f"tuned:{task}"])
     ensemble.end_tokens = []
-    items = [json.loads(line) for line in (Path(spec.data_dir) / "gsm" / "test.jsonl").read_text().splitlines()]
-    texts = [f"question : {item['question']} answer :" for item in items[:count]]
+    items = [json.loads(line) for line in (Path(spec.data_dir) / task / "test.jsonl").read_text().splitlines()]
+    texts = [TEXTS[task].format(**item) for item in items[:count]]
     requests = [GenerateRequest(Prompt(tuple(ensemble.tokenizer.encode(text))), 16) for text in texts]
-    return ensemble, "expert:gsm", requests
+    return ensemble, f"expert:{task}", requests
 
 
 @torch.inference_mode()

@@ -1,13 +1,10 @@
-"""What speculation saves on the miniature, as ratios within one run, and what a step costs.
+"""What speculation saves on the miniature, as ratios within one run.
 
-    python scripts/speculation.py miniature [--limit 16] [--repeats 5] [--tasks miniature_gsm ...] [--batch 1 8 32]
-    python scripts/speculation.py steps
+    python scripts/speculation.py [--limit 16] [--repeats 5] [--tasks miniature_gsm ...] [--batch 1 8 32]
 
-miniature  time of an arm's answers over that without drafts (median and range; the settings take turns), tokens of one
-           pass of the base, and the share of drafted tokens that were right. "auto" is engine.speculate=auto, "6"
-           drafts of up to six tokens, "sibling" drafts from the answers of the arm with another weight (1.5 for 1, say)
-steps      milliseconds of a step over rows x positions for models of several sizes: the figures behind the table in
-           proxytune/models/costs.py
+Each row is the time of an arm's answers over that without drafts (median and range; the settings take turns), tokens of
+one pass of the base, and the share of drafted tokens that were right. "auto" is engine.speculate=auto, "6" drafts of up
+to six tokens, "sibling" drafts from the answers of the arm with another weight (1.5 for 1, say).
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import Generated, GenerateRequest
@@ -28,11 +24,6 @@ from proxytune.experiment import run
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.miniature import family
-
-SIZES = ((64, 2, 810), (128, 4, 810), (256, 2, 32_000), (512, 8, 32_000))
-"""Width, layers and vocabulary."""
-SHAPES = ((1, 1), (1, 2), (1, 4), (1, 8), (8, 1), (8, 4), (32, 1), (32, 4))
-"""Rows and positions."""
 
 
 class Asked(HFEngine):
@@ -100,48 +91,13 @@ def tables(options: argparse.Namespace) -> None:
                     print(f"| {task.removeprefix('miniature_')} | {arm.name} | {row}", flush=True)
 
 
-def steps(options: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
-    print("| width, layers, vocabulary |", *(f"{rows} x {t} |" for rows, t in SHAPES))
-    print("|---|" + "---:|" * len(SHAPES))
-    for hidden, layers, vocabulary in SIZES:
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=8 * hidden // 3,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, hidden // 64),
-            num_key_value_heads=max(1, hidden // 64),
-            tie_word_embeddings=True,
-        )
-        model = LlamaForCausalLM(config).eval()
-        found = [f"{1000 * step(model, rows, t, options.repeats):.2f}" for rows, t in SHAPES]
-        print(f"| {hidden}, {layers}, {vocabulary} |", " | ".join(found), "|", flush=True)
-
-
-@torch.inference_mode()
-def step(model: LlamaForCausalLM, rows: int, t: int, repeats: int) -> float:
-    """The median of the seconds in which the model reads t tokens of each row after 64 others."""
-    cache = DynamicCache(config=model.config)
-    model(input_ids=torch.zeros(rows, 64, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        model(input_ids=torch.zeros(rows, t, dtype=torch.long), past_key_values=cache)
-        seconds.append(time.process_time() - start)
-        cache.crop(-t)
-    return statistics.median(seconds)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=("miniature", "steps"))
     parser.add_argument("--limit", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tasks", nargs="+", default=["miniature_gsm", "miniature_cnn"])
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32])
-    options = parser.parse_args()
-    (tables if options.what == "miniature" else steps)(options)
+    tables(parser.parse_args())
 
 
 if __name__ == "__main__":

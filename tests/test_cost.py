@@ -114,6 +114,21 @@ def test_loading_is_taken_off_a_tasks_time_only_where_it_is_a_part_of_it(monkeyp
     assert timings.load_seconds == {"before": 5.0, "within": 3.0}
 
 
+def test_bytes_read_are_the_weights_of_each_step_over_answers(family) -> None:
+    clocks.copy_speed.cache_clear()  # a test may have measured it by a clock of its own
+    engine = HFEngine(family, speculate="off")
+    [(_, _, answer)] = engine.generate([GenerateRequest(Prompt((3, 4, 5)), 6)], ARMS[2:3])
+    read = engine.take_costs().bandwidth
+    step = 0
+    for role in ("base", "antiexpert", "expert:math"):
+        model = family[role].model
+        step += sum(weight.nbytes for name, weight in model.named_parameters() if "embed" not in name)
+    assert read.read == step * (len(answer.tokens) - 1)  # the first token follows the prompt
+    assert read.seconds > 0 and read.copied is not None and read.copied > 0
+    list(engine.score([ScoreRequest(Prompt((3, 4, 5)), (6,))], ARMS))
+    assert engine.take_costs().bandwidth.read == 0
+
+
 def test_weights_of_a_shared_module_count_once(family, adapter_family) -> None:
     def size(role: str) -> int:
         return sum(weight.numel() * weight.element_size() for weight in family[role].model.parameters())

@@ -18,7 +18,7 @@ from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.member import Member
-from proxytune.record import ArmCost, Drafts, Provenance, Record, TaskCosts, Timings
+from proxytune.record import ArmCost, Bandwidth, Drafts, Provenance, Record, TaskCosts, Timings
 from proxytune.reporting.speeds import speeds
 
 OWN = ("expert:math",)
@@ -214,14 +214,17 @@ def test_the_setting_is_checked_before_models_load(wrong):
 def test_what_drafts_brought_is_said_in_a_line():
     arm = ArmCost(seconds=1.0, tokens=1500, weights=10)
     drafts = Drafts(passes=400, drafted=1000, accepted=800)
+    bandwidth = Bandwidth(read=6_000_000_000, seconds=1.5, copied=8e9)
     costs = {
-        "open": TaskCosts(arms={"proxy": arm}, members={"base": 1.0, "expert:x": 0.5}, drafts=drafts),
+        "open": TaskCosts(
+            arms={"proxy": arm}, members={"base": 1.0, "expert:x": 0.5}, drafts=drafts, bandwidth=bandwidth
+        ),
         "plain": TaskCosts(arms={"proxy": arm}, members={"base": 2.0}),
         "stored": TaskCosts(),
     }
     timings = Timings(costs=costs, task_seconds={"open": 2.0, "plain": 4.0, "stored": 1.0})
     assert list(speeds(Record(tasks={}, provenance=Provenance(timings=timings)))) == [
         "open: 1,500 tokens of all arms in 2 s, 750/s; base 50 %, expert:x 25 % of the time; "
-        "3 tokens a pass, 80 % of 1,000 drafted tokens right",
+        "3 tokens a pass, 80 % of 1,000 drafted tokens right; weights read at 4 GB/s (a copy in memory: 8)",
         "plain: 1,500 tokens of all arms in 4 s, 375/s; base 50 % of the time",
     ]

@@ -106,6 +106,7 @@ def _costs(shared: SharedAnswers) -> TaskCosts:
         arms={name: _rounded(alike[key]) for name, key in keys.items() if key in alike},
         members={role: round(seconds, 3) for role, seconds in taken.members.items()},
         drafts=taken.drafts,
+        bandwidth=taken.bandwidth,
     )
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 
 _KEPT = 4096
 """Pairs of CUDA events before the oldest, long past, are read."""
+_COPIED = 2**26
+"""Bytes of the copy that measures a memory: more than the caches of a core hold."""
 
 
 class Clock:
@@ -18,6 +21,8 @@ class Clock:
 
     def __init__(self) -> None:
         self.running = False
+        self.counts: Counter[Hashable] = Counter()
+        """How often each key was timed since the last reading."""
         self._seconds: dict[Hashable, float] = defaultdict(float)
         self._events: list[tuple[Hashable, torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -25,11 +30,13 @@ class Clock:
         """The time on `device` of what is within is added to that of `key`."""
         if not self.running:
             return nullcontext()
+        self.counts[key] += 1
         return self._on_gpu(key, device) if device.type == "cuda" else self._here(key)
 
     def read(self) -> dict[Hashable, float]:
         """The seconds since the last reading; waits for the GPUs."""
         self._settle(len(self._events))
+        self.counts = Counter()
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
 
@@ -56,3 +63,24 @@ class Clock:
             end.synchronize()
             self._seconds[key] += start.elapsed_time(end) / 1000
         del self._events[:count]
+
+
+@cache
+def copy_speed(device: torch.device) -> float | None:
+    """Bytes per second that a copy in the memory of `device` reads and writes, the best of three; None if it fails."""
+    try:
+        source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
+        target = torch.ones_like(source)
+        best = min(_seconds_of_copy(source, target) for _ in range(3))
+    except (RuntimeError, MemoryError):  # no room for it
+        return None
+    return 2 * _COPIED / best if best > 0 else None
+
+
+def _seconds_of_copy(source: torch.Tensor, target: torch.Tensor) -> float:
+    wait = torch.cuda.synchronize if source.device.type == "cuda" else lambda: None
+    wait()
+    start = time.perf_counter()
+    target.copy_(source)
+    wait()
+    return time.perf_counter() - start

@@ -1,7 +1,7 @@
 """What a step of a model costs, by a table: which drafts pay is decided from it.
 
 Nothing is timed while answers are computed: the same run makes the same decisions, and leaves the same bytes. Only
-ratios matter. `python scripts/speculation.py steps` measures the figures of a processor again.
+ratios matter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StepCost:
     """Numbers that are read at each step: all but an embedding that is no head."""
     machine: Machine
 
-    def of(self, tokens: int) -> float:
+    def of(self, tokens: float) -> float:
         """Seconds, roughly, of a step that reads `tokens` of all rows together."""
         _, one, many, each = self.machine
         per_weight = one if tokens == 1 else many + tokens * each

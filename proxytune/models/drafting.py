@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 LONGEST, SHORTEST = 4, 2
 """Tokens in a row that must be found again for what followed them to be a draft: the longer, the better."""
-CONFIDENT = 0.5
+CONFIDENT = 0.35
 """The probability below which a model's next token is no draft."""
 SHORT = 4
 """Answers of at most so many tokens are not drafted."""
@@ -57,21 +57,33 @@ def _last(content: bytes, tail: bytes) -> int:
 
 
 class Acceptance:
-    """How often a drafter's next token is there and right. It begins with a guess that a few tokens outweigh."""
+    """How often a drafter has a next token, and how often that is right: first guesses, soon outweighed by counts."""
 
-    def __init__(self, right: float = 2.8, tried: float = 4.0) -> None:
-        self._right = right
-        self._tried = tried
+    def __init__(self) -> None:
+        self._found, self._sought = 3.4, 4.0
+        self._right, self._read = 3.4, 4.0
 
-    def note(self, accepted: int, rejected: bool) -> None:
-        """`accepted` tokens were right; `rejected`: the next one was wrong, or was not drafted for want of any."""
+    def note(self, drafted: int, accepted: int, short: bool) -> None:
+        """The first `accepted` of `drafted` tokens were right; `short`: there was no further one to draft."""
+        self._found += drafted
+        self._sought += drafted + short
         self._right += accepted
-        self._tried += accepted + rejected
+        self._read += min(accepted + 1, drafted)
 
     @property
-    def rate(self) -> float:
-        return self._right / self._tried
+    def found(self) -> float:
+        """The share of places at which there was a token to draft."""
+        return self._found / self._sought
+
+    @property
+    def right(self) -> float:
+        """The share of drafted tokens that were right, of those after which none was wrong."""
+        return self._right / self._read
 
     def tokens(self, most: int) -> float:
-        """Tokens expected of one pass that verifies a draft of `most`: 1 + rate + rate² + …"""
-        return sum(self.rate**k for k in range(most + 1))
+        """Tokens expected of one pass that verifies drafts of up to `most`: 1, and those that are found and right."""
+        return sum((self.found * self.right) ** k for k in range(most + 1))
+
+    def width(self, most: int, rows: int) -> float:
+        """Tokens expected of the longest of the drafts of so many rows."""
+        return sum(1 - (1 - self.found**k) ** rows for k in range(1, most + 1))

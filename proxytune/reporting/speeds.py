@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxytune.record import Drafts, Record
+from proxytune.record import Bandwidth, Drafts, Record
 
 
 def speeds(record: Record) -> Iterator[str]:
@@ -16,7 +16,12 @@ def speeds(record: Record) -> Iterator[str]:
             continue
         parts = [f"{role} {100 * part / seconds:.0f} %" for role, part in costs.members.items()]
         line = f"{task}: {tokens:,} tokens of all arms in {seconds:.3g} s, {tokens / seconds:.3g}/s"
-        yield line + (f"; {', '.join(parts)} of the time" if parts else "") + _drafts(costs.drafts)
+        yield (
+            line
+            + (f"; {', '.join(parts)} of the time" if parts else "")
+            + _drafts(costs.drafts)
+            + _bandwidth(costs.bandwidth)
+        )
 
 
 def _drafts(drafts: Drafts) -> str:
@@ -24,3 +29,10 @@ def _drafts(drafts: Drafts) -> str:
         return ""
     right = f"{100 * drafts.acceptance:.0f} % of {drafts.drafted:,} drafted tokens right"
     return f"; {drafts.tokens_per_pass:.2g} tokens a pass, {right}"
+
+
+def _bandwidth(bandwidth: Bandwidth) -> str:
+    if not bandwidth.read or not bandwidth.seconds:
+        return ""
+    copied = "" if bandwidth.copied is None else f" (a copy in memory: {bandwidth.copied / 1e9:.3g})"
+    return f"; weights read at {bandwidth.read / bandwidth.seconds / 1e9:.3g} GB/s{copied}"

@@ -9,11 +9,14 @@ task's. The part by tokens is an estimate: a batch with fewer rows takes more ti
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from proxytune.fusion.arm import Arm
+from proxytune.models.clock import copy_speed
 from proxytune.models.distinct import DistinctMembers
 from proxytune.models.ensemble import Ensemble
-from proxytune.record import ArmCost, Drafts, TaskCosts
+from proxytune.models.member import Member
+from proxytune.record import ArmCost, Bandwidth, Drafts, TaskCosts
 
 Answers = Mapping[str, Mapping[int, Sequence[int]]]
 """Arm -> request -> the tokens of its answer."""
@@ -47,10 +50,34 @@ def added(one: TaskCosts, other: TaskCosts) -> TaskCosts:
     roles = {**one.members, **other.members}
     members = {role: one.members.get(role, 0.0) + other.members.get(role, 0.0) for role in roles}
     counts = {name: getattr(one.drafts, name) + getattr(other.drafts, name) for name in Drafts.model_fields}
-    return TaskCosts(arms=arms, members=members, drafts=Drafts(**counts))
+    bandwidth = Bandwidth(
+        read=one.bandwidth.read + other.bandwidth.read,
+        seconds=one.bandwidth.seconds + other.bandwidth.seconds,
+        copied=other.bandwidth.copied or one.bandwidth.copied,
+    )
+    return TaskCosts(arms=arms, members=members, drafts=Drafts(**counts), bandwidth=bandwidth)
 
 
-def weight_bytes(ensemble: Ensemble, roles: Sequence[str]) -> int:
+def bandwidth(members: DistinctMembers, steps: Mapping[Hashable, int], seconds: Mapping[Hashable, float]) -> Bandwidth:
+    """Of the steps over answers; `steps` counts them by the keys of the clock's `seconds`."""
+    local = [role for role in members.roles if steps.get(("answers", role)) and not members.ensemble[role].remote]
+    if not local:
+        return Bandwidth()
+    return Bandwidth(
+        read=sum(steps["answers", role] * _read_bytes(members.ensemble[role]) for role in local),
+        seconds=sum(seconds["answers", role] for role in local),
+        copied=copy_speed(members.ensemble.device),
+    )
+
+
+def _read_bytes(member: Member) -> int:
+    """Of the weights that a step reads: all but the rows of an embedding that is no head."""
+    embedding, head = cast(Any, member.model.get_input_embeddings()), member.model.get_output_embeddings()
+    unread = 0 if head is None or embedding.weight is head.weight else embedding.weight.nbytes
+    return weight_bytes({member.role: member}, [member.role]) - unread
+
+
+def weight_bytes(ensemble: Mapping[str, Member] | Ensemble, roles: Sequence[str]) -> int:
     """Of the weights that are loaded for `roles`; a model with adapters that several roles share counts once."""
     models = {id(ensemble[role].model): ensemble[role].model for role in roles}
     return sum(weight.nbytes for model in models.values() for weight in model.parameters())

@@ -190,7 +190,7 @@ class HFEngine:
         arms: Sequence[Arm],
     ) -> Iterator[tuple[int, str, AnswerT]]:
         """`answers`; once all are there, what they cost is added to the costs."""
-        from proxytune.engines.hf.costs import added, costs
+        from proxytune.engines.hf.costs import added, bandwidth, costs
 
         clock, tokens = self.ensemble.clock, {arm.name: dict[int, Sequence[int]]() for arm in arms}
         clock.running = True
@@ -201,8 +201,9 @@ class HFEngine:
                 yield index, name, answer
         finally:
             clock.running = False
-        spent = costs(members, arms, tokens, clock.read())
-        self._costs = added(self._costs, spent.model_copy(update={"drafts": Drafts(**vars(self.meter))}))
+        steps, seconds = clock.counts, clock.read()
+        found = {"drafts": Drafts(**vars(self.meter)), "bandwidth": bandwidth(members, steps, seconds)}
+        self._costs = added(self._costs, costs(members, arms, tokens, seconds).model_copy(update=found))
 
     def take_costs(self) -> TaskCosts:
         """What the answers since the last call of this cost."""

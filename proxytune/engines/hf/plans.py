@@ -42,10 +42,9 @@ class Plans:
         """The number of tokens of the branch's draft that each of its arms accepted."""
         if branch.drafter is None or (branch.drafter == "expert" and len(branch.row) == 1):
             return  # an expert alone is always right about itself
-        # An expert that was not sure of more is as good as wrong: one pass confirms no more.
         short = branch.drafter == "expert" and len(branch.draft) < branch.most and not branch.ended
         for count in accepted:
-            self.acceptance[branch.drafter].note(count, rejected=count < len(branch.draft) or short)
+            self.acceptance[branch.drafter].note(len(branch.draft), count, short)
 
     def make(self, branches: Sequence[Branch], role: str | None) -> dict[str, Plan]:
         """The drafters that may draft for `branches`, the best first; `role` is the expert that would draft."""
@@ -65,10 +64,12 @@ class Plans:
 
     def _gain(self, name: str, most: int, rows: Mapping[str, int], share: float, expert: str | None) -> float:
         """Tokens a second over those without drafts; `share` of the branches get any."""
+        acceptance = self.acceptance[name]
+        width = acceptance.width(most, sum(rows.values()) if expert is None else rows[expert])
         plain = sum(self.costs[role].of(n) for role, n in rows.items())
         drafted = sum(
-            (most + 1) * self.costs[role].of(n) if role == expert else self.costs[role].of(n * (most + 1))
+            (width + 1) * self.costs[role].of(n) if role == expert else self.costs[role].of(n * (width + 1))
             for role, n in rows.items()
         )
-        tokens = share * self.acceptance[name].tokens(most) + 1 - share
+        tokens = share * acceptance.tokens(most) + 1 - share
         return tokens * plain / drafted
