@@ -6,12 +6,13 @@ A drafter never changes an answer. It decides only how many tokens one pass of t
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST, SHORTEST = 4, 2
 """Tokens in a row that must be found again for what followed them to be a draft: the longer, the better."""
-CONFIDENT = 0.35
-"""The probability below which a model's next token is no draft."""
+CONFIDENT, CONFIDENT_ALONE = 0.5, 0.35
+"""The probability below which a model's next token is no draft: among several rows, which are all read again while one
+of them drafts on, and for a row alone."""
 SHORT = 4
 """Answers of at most so many tokens are not drafted."""
 
@@ -80,10 +81,11 @@ class Acceptance:
         """The share of drafted tokens that were right, of those after which none was wrong."""
         return self._right / self._read
 
-    def tokens(self, most: int) -> float:
-        """Tokens expected of one pass that verifies drafts of up to `most`: 1, and those that are found and right."""
-        return sum((self.found * self.right) ** k for k in range(most + 1))
-
-    def width(self, most: int, rows: int) -> float:
-        """Tokens expected of the longest of the drafts of so many rows."""
-        return sum(1 - (1 - self.found**k) ** rows for k in range(1, most + 1))
+    def expected(self, most: int, rows: int) -> Iterator[tuple[float, float]]:
+        """For drafts of up to 1, 2, … `most` tokens: the tokens expected of one pass that verifies them, its own among
+        them, and those expected of the longest draft among so many rows."""
+        tokens, width = 1.0, 0.0
+        for k in range(1, most + 1):
+            tokens += (self.found * self.right) ** k
+            width += 1 - (1 - self.found**k) ** rows
+            yield tokens, width

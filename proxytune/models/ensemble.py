@@ -57,6 +57,8 @@ class Ensemble(Members[Member]):
         for one in inputs.values():
             if isinstance(one.state, StaticState):
                 one.state.finish()
+        if len({logits.device for logits in read.values()}) == 1:
+            return read
         return {role: logits.to(self.device) for role, logits in read.items()}
 
     def _timed(self, role: str, inputs: Inputs) -> Tensor:

@@ -32,10 +32,12 @@ class Head(nn.Linear):
 
     def _is_faster(self, input: Tensor) -> bool:
         weights = self.weight.numel()
+        if weights < SMALLEST:
+            return False
         rows = input.numel() // self.in_features
         few = 0 < rows <= (FEW if weights <= LARGE else VERY_FEW)
         plain = self.weight.dtype == input.dtype == torch.float32 and input.device.type == "cpu"
-        return weights >= SMALLEST and few and plain and not torch.is_grad_enabled()
+        return few and plain and not torch.is_grad_enabled()
 
 
 def use_fast_head(model: PreTrainedModel | PeftModel) -> None:

@@ -151,7 +151,7 @@ class Decoding:
                 continue
             places = [place for number in numbers for place in self.branches[number].places]
             logits = self._logits(arm, places)
-            with self.members.ensemble.clock.time(("rule", arm.name), self.members.ensemble.device):
+            with self.members.ensemble.clock.time(("rule", arm.name), next(iter(logits.values())).device):
                 fused, weights_Tn = arm.answer(logits)
             steps = [(place.branch.pending.request, place.step) for place in places]
             tokens = choose(fused, steps, self.noise).where(fused.amax(-1).isfinite(), UNDEFINED)

@@ -21,7 +21,7 @@ from proxytune.engines.hf.plans import Plan, Plans
 from proxytune.engines.hf.sampling import Noise, choose, confidence
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
-from proxytune.models.drafting import CONFIDENT, SHORT, follow, look_up
+from proxytune.models.drafting import CONFIDENT, CONFIDENT_ALONE, SHORT, follow, look_up
 
 Answers = Mapping[int, Sequence[tuple[int, ...]]]
 """The tokens of finished answers by request index."""
@@ -127,9 +127,10 @@ class Drafting:
         some = [branches[row] for row in rows]
         steps = [(branch.pending.request, len(branch.tokens) + len(branch.draft)) for branch in some]
         tokens, sure = choose(logits, steps, noise).tolist(), confidence(logits, steps, noise).tolist()
+        least = CONFIDENT if len(branches) > 1 else CONFIDENT_ALONE
         for row, branch, token, confident in zip(rows, some, tokens, sure, strict=True):
             # A comparison with NaN is false.
-            if confident >= CONFIDENT and len(branch.draft) < branch.most:
+            if confident >= least and len(branch.draft) < branch.most:
                 self._append(branch, (token,))
                 if not branch.ended:
                     yield row

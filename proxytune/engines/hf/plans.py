@@ -56,20 +56,16 @@ class Plans:
         return dict(sorted(chosen.items(), key=lambda item: -item[1].gain))
 
     def _best(self, name: str, rows: Mapping[str, int], branches: int, role: str | None) -> Plan:
-        lengths = range(1, MOST + 1) if self.most is None else [self.most]
+        """The length that promises most tokens a second over those without drafts."""
         expert = role if name == "expert" else None
-        share = 1.0 if expert is None else rows[expert] / branches
-        found = [Plan(most, self._gain(name, most, rows, share, expert), expert) for most in lengths]
-        return max(found, key=lambda plan: plan.gain)
-
-    def _gain(self, name: str, most: int, rows: Mapping[str, int], share: float, expert: str | None) -> float:
-        """Tokens a second over those without drafts; `share` of the branches get any."""
-        acceptance = self.acceptance[name]
-        width = acceptance.width(most, sum(rows.values()) if expert is None else rows[expert])
+        drafting = branches if expert is None else rows[expert]
+        share = drafting / branches
         plain = sum(self.costs[role].of(n) for role, n in rows.items())
-        drafted = sum(
-            (width + 1) * self.costs[role].of(n) if role == expert else self.costs[role].of(n * (width + 1))
-            for role, n in rows.items()
-        )
-        tokens = share * acceptance.tokens(most) + 1 - share
-        return tokens * plain / drafted
+        found = []
+        for most, (tokens, width) in enumerate(self.acceptance[name].expected(self.most or MOST, drafting), start=1):
+            drafted = sum(
+                (width + 1) * self.costs[role].of(n) if role == expert else self.costs[role].of(n * (width + 1))
+                for role, n in rows.items()
+            )
+            found.append(Plan(most, (share * tokens + 1 - share) * plain / drafted, expert))
+        return max(found, key=lambda plan: plan.gain) if self.most is None else found[-1]
