@@ -3,7 +3,7 @@
 # line and status 0; where it is installed, the status of its tests. An environment of the same versions is used again.
 cd "$(dirname "$0")/.." || exit
 DISK=7 MEMORY=8 # GiB that the installation and the tests take
-INSTALL=900 TESTS=900 # seconds after which they have failed
+INSTALL=600 TESTS=900 # seconds after which they have failed
 
 skip() { echo "the tests inside vLLM are skipped: $*"; exit 0; }
 
