@@ -1,6 +1,7 @@
 """Answers on disk: exact round trips, damage, several processes, and keys that tell every answer apart."""
 
 import importlib
+import linecache
 import math
 import sqlite3
 import subprocess
@@ -8,11 +9,13 @@ import sys
 import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from IPython.core.interactiveshell import InteractiveShell
 
 from proxytune.engines.requests import Generated, GenerateRequest, Prompt, Scored, ScoreRequest
 from proxytune.errors import UserError
@@ -186,6 +189,8 @@ def test_keys_tell_apart_whatever_determines_an_answer(family):
         (replace(fused, experts=("expert:math", "expert:trivia")), score),
         (replace(fused, experts=("expert:trivia", "expert:math")), score),
         (fused, ScoreRequest(Prompt((1, 2, 3), {"expert:math": (9,)}), (4, 5))),
+        (fused, ScoreRequest(Prompt((1, 2, 3), {"expert:math": (8,)}), (4, 5))),
+        (fused, ScoreRequest(Prompt((1, 2, 3), {"antiexpert": (9,)}), (4, 5))),
         (Arm("a"), generate),
         (Arm("a"), replace(generate, max_new_tokens=9)),
         (Arm("a"), replace(generate, until=("x",))),
@@ -194,6 +199,36 @@ def test_keys_tell_apart_whatever_determines_an_answer(family):
         (Arm("a"), replace(generate, temperature=1.0, top_p=0.5)),
     ]
     assert len({_key(family, arm, request) for arm, request in pairs}) == len(pairs)
+
+
+def test_what_decides_answers_beside_the_models_is_part_of_a_key(family):
+    def key(engine):
+        return Keys(family, [Arm("a")], engine).of_arm["a"]
+
+    assert len({key(None), key({"name": "other"}), key({"name": "other", "cuts": 8})}) == 3
+    assert key({"name": "other", "cuts": 8}) == key({"cuts": 8, "name": "other"})
+
+
+def test_the_token_read_in_place_of_missing_ones_is_part_of_a_key(family):
+    def key(missing, unknown):
+        members = dict(family.members) | {"base": replace(family["base"], missing=missing, unknown=unknown)}
+        return Keys(type(family)(members, family.tokenizer), [Arm("a")]).of_arm["a"]
+
+    assert len({key((), 0), key((5,), 0), key((5,), 1), key((6,), 1)}) == 4
+    assert key((), 0) == key((), 1)
+
+
+def test_what_is_asked_has_one_hash_for_all_arms_lengths_and_stops(family):
+    request = GenerateRequest(Prompt((1, 2, 3)), 8, temperature=0.5)
+    others = [
+        replace(request, prompt=Prompt((1, 2, 4))),
+        replace(request, temperature=1.0),
+        replace(request, top_p=0.5),
+        replace(request, seed=1),
+    ]
+    keys = Keys(family, [Arm("a")])
+    assert len({keys.asked(one) for one in [request, *others]}) == 5
+    assert keys.asked(request) == Keys(family, []).asked(replace(request, max_new_tokens=9, until=("x",)))
 
 
 def test_names_of_arms_and_prompts_of_others_are_no_part_of_a_key(family):
@@ -229,11 +264,23 @@ class Mine:
 """
 
 
-def test_an_edited_rule_has_another_key(family, tmp_path, monkeypatch):
+INHERITED = """
+from dataclasses import dataclass
+from typing import ClassVar
+from proxytune.fusion import Static
+
+@dataclass(frozen=True)
+class Mine(Static):
+    largest: ClassVar[float] = {}
+"""
+
+
+@pytest.mark.parametrize("source", [EDITED, INHERITED], ids=["own fuse", "inherited fuse"])
+def test_an_edited_rule_has_another_key(family, source, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     keys = []
     for body in ("0.5", "1.5", "0.5"):
-        (tmp_path / "mine.py").write_text(EDITED.format(body))
+        (tmp_path / "mine.py").write_text(source.format(body))
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         importlib.invalidate_caches()
         rule = importlib.import_module("mine").Mine()
@@ -241,6 +288,24 @@ def test_an_edited_rule_has_another_key(family, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "mine")
     assert keys[0] != keys[1]
     assert keys[0] == keys[2]
+
+
+def test_a_rule_of_a_notebook_has_the_key_of_its_cell(family, monkeypatch):
+    cells = ModuleType("cells")
+    monkeypatch.setitem(sys.modules, "cells", cells)
+    shell = InteractiveShell(user_module=cells, user_ns=cells.__dict__)
+
+    def key(cell):
+        shell.run_cell(cell, store_history=True).raise_error()
+        return Keys(family, [Arm("a", rule=cells.Mine(), experts=("expert:math",))]).of_arm["a"]
+
+    half, again = EDITED.format("0.5"), EDITED.format("0.5") + "# a remark\n"
+    assert key(half) == key(half)
+    assert len({key(half), key(again), key(EDITED.format("1.5"))}) == 3
+    shell.run_cell(half).raise_error()
+    linecache.cache.clear()
+    with pytest.raises(UserError, match="rule Mine: its source cannot be read"):
+        Keys(family, [Arm("a", rule=cells.Mine(), experts=("expert:math",))])
 
 
 def test_answers_to_the_same_request_are_found_whoever_gave_them(tmp_path):
