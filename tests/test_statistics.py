@@ -206,6 +206,14 @@ def test_arm_without_a_valid_item_has_no_gap_though_others_have():
 
 
 @pytest.mark.filterwarnings("error")
+def test_an_interval_whose_end_is_infinite_is_left_out_without_a_warning():
+    """In one resample of 27 tuned equals base, which is more than the interval leaves out on one side."""
+    gap = gaps_closed({"all": np.ones(3)}, np.zeros(3), np.array([1.0, 1.0, 0.0]))["all"]
+    assert (gap.value, gap.interval) == (1.5, None)
+    assert gap.why == "tuned equals base in too many resamples for an interval"
+
+
+@pytest.mark.filterwarnings("error")
 def test_ratios_that_are_undefined_in_some_resamples_raise_no_warning():
     """In resamples of the last item alone tuned equals base: 0 / 0 for the one arm, 1 / 0 for the other."""
     base, tuned = np.zeros(4), np.array([1.0, 1.0, 1.0, 0.0])
