@@ -127,7 +127,7 @@ def check(ends: list[End]) -> None:
 
 
 def test_a_run_that_may_write_no_large_file_keeps_what_it_has_and_goes_on(tmp_path):
-    ends = in_a_process(ends_without_room_for_large_files, tmp_path, [3_000, 10_000, 40_000])
+    ends = in_a_process(ends_without_room_for_large_files, tmp_path, [3_000, 10_000, 60_000])
     check(ends)
     assert "output" in ends[0].said[0]
     assert f"answer store {tmp_path / 'answers.sqlite'}" in ends[1].said[0]
