@@ -150,7 +150,8 @@ class World:
         tqdm.set_lock(threading.RLock())  # the one inherited is shared: a killed process may have died with it
         try:
             before()
-            status = proxytune(self.command)
+            sys.argv[1:] = self.command
+            status = proxytune()
         except BaseException:
             traceback.print_exc()
             status = 1

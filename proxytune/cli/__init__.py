@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
@@ -59,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:
+        if arguments is None:  # this process ends now: another Ctrl-C would only leave a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"proxytune: stopped{'; ' if stop.args else ''}{stop}", file=sys.stderr)
         return 130
 
