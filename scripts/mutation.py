@@ -46,7 +46,7 @@ GROUPS = {
     "statistics": ("proxytune/statistics.py", "statistics"),
     "metrics": ("proxytune/tasks/metrics.py", "metrics"),
     "keys": ("proxytune/experiment/answers/keys.py", "keys store"),
-    "vocabulary": ("proxytune/models/vocabulary.py", "vocabulary"),
+    "vocabulary": ("proxytune/models/vocabulary.py", "vocabulary text prompts model_files"),
     "engines": ("proxytune/engines/hf", "engine generate speculation static_state finite_and_ends cost traces"),
 }
 """File or folder, and how the names of its tests begin: tests/test_<name>*.py."""
