@@ -62,11 +62,10 @@ def run(
     Args:
         family: where the members come from; only those that some arm needs are loaded, task by task.
         tasks: names of tasks.
-        arms: name -> {"model": base | antiexpert | expert | tuned | each_expert | <role>} or
-            {"rule": a Rule object, "experts": "own" | "all" | [names], "base": ..., "antiexpert": ...}: an `ArmSpec`
-            or a mapping of its fields. `except: [names]` leaves experts out of `all` and `each_expert`. "expert",
-            "tuned" and "own" are those that belong to the task; `each_expert` makes one arm per expert, called
-            "expert:<name>".
+        arms: name -> an `ArmSpec`, or a mapping of its fields: {"model": base | antiexpert | expert | tuned |
+            each_expert | <role>} or {"rule": a Rule, "experts": "own" | "all" | [names], "base": ..., "antiexpert":
+            ...}. `except: [names]` leaves experts out of `all` and `each_expert`. "expert", "tuned" and "own" belong
+            to the task; `each_expert` makes one arm per expert, called "expert:<name>".
         engine_factory: makes an engine of the loaded ensemble; `HFEngine`, say. A class with `loads_members = True`
             (or a partial of it), such as `VLLMEngine`, gets the family and what is known of the members of all tasks.
         output_dir: folder of this run's results; made if need be.
