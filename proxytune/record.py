@@ -21,6 +21,8 @@ ITEMS = "items"
 """The folder with a file per task of what each arm answered at each item."""
 ERROR = "error.txt"
 """Why a job of a sweep has no results, beside where they would be."""
+ARM_KINDS = ("base", "antiexpert", "expert", "tuned", "fused")
+"""Kinds of arms in the order of rows; arms of one kind keep that of the configuration."""
 NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bits", "bleu", "chrf", "ter"}
 """Metrics that are not between 0 and 1; all others are, and are shown in percent."""
 

@@ -866,3 +866,14 @@ def test_the_running_metric_of_all_items_is_the_result_whether_computed_or_from_
         for name, task in record["tasks"].items():
             assert seen[name] == {arm: (N, pytest.approx(one["value"])) for arm, one in task["arms"].items()}
         seen.clear()
+
+
+def test_a_run_at_work_shows_its_arms_in_the_order_of_the_tables(go):
+    """Base, experts, tuned, fused, whatever the order of the configuration."""
+    seen = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(list(progress.tasks["choice"].arms))
+
+    go(["choice"], arms=dict(reversed(ARMS.items())), watch=watch)
+    assert seen[-1] == ["base", "expert", "tuned", "all", "nothing", "proxy"]

@@ -27,7 +27,7 @@ from proxytune.live import display
 from proxytune.models import FamilySpec, MemberFacts, Members, describe, identity
 from proxytune.models.api.endpoint import Endpoint
 from proxytune.progress import ArmProgress, Progress, TaskProgress
-from proxytune.record import FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
+from proxytune.record import ARM_KINDS, FILE, NO_FRACTIONS, Record, TaskRecord, TraceRecord, read_record
 from proxytune.tasks import NO_JUDGES, Judged, Judges
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def run(
 
 def _task_progress(plan: Plan) -> TaskProgress:
     scale = 1.0 if plan.info.metric in NO_FRACTIONS else 100.0
-    return TaskProgress(plan.info.metric, {name: ArmProgress() for name in plan.arms.present}, scale)
+    arms = sorted(plan.arms.present.values(), key=lambda arm: ARM_KINDS.index(arm.kind))
+    return TaskProgress(plan.info.metric, {arm.name: ArmProgress() for arm in arms}, scale)
 
 
 class LoadedModels:

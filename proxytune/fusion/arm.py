@@ -39,6 +39,11 @@ class Arm:
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "roles", tuple(role for name in inputs for role in roles[name]))
 
+    @property
+    def kind(self) -> str:
+        """ "fused" for an arm with a rule, else the role of its model without the name."""
+        return "fused" if self.rule is not None else self.base.partition(":")[0]
+
     def answer(self, logits: Mapping[str, Tensor]) -> Fused:
         """Fused logits [..., V] and weights [T, ...] (T = 0 without experts) from `logits[role]`, each [..., V]."""
         if self.rule is None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from proxytune.record import ArmRecord, EndpointUsage, Record, TaskRecord, TraceRecord
+from proxytune.record import ARM_KINDS, ArmRecord, EndpointUsage, Record, TaskRecord, TraceRecord
 from proxytune.reporting.columns import COLUMNS, NORMAL_95, Cell, Column, Notes, score_text
 
 Tasks = Mapping[str, TaskRecord]
@@ -33,10 +33,6 @@ class Tables:
     """What else a reader must know: absent arms, answers that could not be judged, prompts that were cut."""
     verdict: str = ""
     """The result in one line; empty where no gap is defined."""
-
-
-_KINDS = ("base", "antiexpert", "expert", "tuned", "fused")
-"""The order of rows; arms of one kind keep that of the configuration."""
 
 
 def tabulate(record: Record, *, full: bool = True) -> Tables:
@@ -92,7 +88,7 @@ def best_fused(task: TaskRecord) -> list[str]:
 def in_order(tasks: Tasks) -> list[str]:
     """The arms as they stand in tables: by kind, and in the order of the configuration."""
     names = dict.fromkeys(arm for task in tasks.values() for arm in task.arms)
-    return sorted(names, key=lambda arm: _KINDS.index(_entries(tasks, arm)[0].kind))
+    return sorted(names, key=lambda arm: ARM_KINDS.index(_entries(tasks, arm)[0].kind))
 
 
 def _table(column: Column, tasks: Tasks, notes: Notes, *, first: bool) -> Table:
