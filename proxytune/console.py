@@ -87,12 +87,10 @@ def aside() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar(
-    label: str, total: int, show: bool | None = None, unit: str = "answers"
-) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each of `total` steps; `show` and `unit` as for `progress_bars`."""
+def progress_bar(label: str, total: int, show: bool | None = None) -> Iterator[Callable[[], None]]:
+    """Yields a function to call after each of `total` answers; `show` as for `progress_bars`."""
     done = 0
-    with progress_bars(show, unit) as report:
+    with progress_bars(show, "answers") as report:
         report(label, done, total)
 
         def step() -> None:
