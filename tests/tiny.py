@@ -10,6 +10,7 @@ Weights are random but wide, so that the logits are far apart and follow the con
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -277,7 +278,12 @@ def save_adapter_family(folder: Path, experts: Sequence[str] = EXPERTS) -> dict[
 
 
 def free_port() -> int:
-    """A port on which processes of one test can meet."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """A port for a server that starts later: below those that the kernel hands out, or another process gets it first."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
