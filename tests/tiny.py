@@ -278,7 +278,7 @@ def save_adapter_family(folder: Path, experts: Sequence[str] = EXPERTS) -> dict[
 
 
 def free_port() -> int:
-    """A port for a server that starts later: below those that the kernel hands out, or another process gets it first."""
+    """A port for a server that starts later: below those that the kernel hands out, which others might get first."""
     while True:
         port = random.SystemRandom().randrange(20_000, 30_000)
         with socket.socket() as one:
