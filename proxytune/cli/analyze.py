@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from proxytune.cli.arguments import wants_help
-from proxytune.errors import UserError
+from proxytune.cli.arguments import check_runs, wants_help
 
 USAGE = "usage: proxytune analyze RUN..."
 
@@ -18,8 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     if wants_help(arguments):
         print(f"{USAGE}\n\n{__doc__}")
         return 0
-    if not arguments:
-        raise UserError("proxytune analyze: no run is given; give the folders of one or several runs")
+    check_runs("analyze", arguments)
     from rich.console import Console
 
     from proxytune.reporting.analysis import analyze, show_analysis

@@ -123,9 +123,14 @@ def runs_and_keys(
     """The folders of runs, at least one, and all else as `key_values` reads it; a folder's name may have a = in it."""
     runs = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     given = key_values(command, [argument for argument in arguments if argument not in runs], keys, needed)
+    check_runs(command, runs)
+    return runs, given
+
+
+def check_runs(command: str, runs: Sequence[str]) -> None:
+    """Raises UserError where no folder of a run is given."""
     if not runs:
         raise UserError(f"proxytune {command}: no run is given; give the folders of one or several runs")
-    return runs, given
 
 
 def default_output(runs: Sequence[str], name: str) -> Path:

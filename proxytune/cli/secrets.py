@@ -19,7 +19,7 @@ from proxytune.errors import UserError
 
 MASK = "***"
 SHORTEST = 6
-"""Shorter values of environment variables are no secrets, and would be masked in every text."""
+"""Shorter values of environment variables are not taken for secrets: masking them would garble every text."""
 WORDS = {"token", "key", "apikey", "secret", "password", "passwd", "credential", "credentials"}
 """Words in the names of secrets."""
 TOKENS = re.compile(r"\b(?:hf|api_org|gh[pousr])_[A-Za-z0-9]{30,}\b|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)")

@@ -37,8 +37,7 @@ class Plausible(Static):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self, "min_p", zero=True)
-        check_share(self, "top_p", zero=False)
+        _check_filters(self)
 
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...]; raises ValueError as `Static.fuse` does."""
@@ -67,8 +66,7 @@ class Filtered:
 
     def __post_init__(self) -> None:
         """Raises ValueError for an unknown rule, for parameters that do not fit it, and for shares out of range."""
-        check_share(self, "min_p", zero=True)
-        check_share(self, "top_p", zero=False)
+        _check_filters(self)
         pairs = sorted((name, _kept(value)) for name, value in dict(self.parameters).items())
         object.__setattr__(self, "parameters", tuple(pairs))
         assert self._made
@@ -124,6 +122,11 @@ def nucleus(logits: Tensor, top_p: Tensor | float) -> Tensor:
     outside = (before >= top_p[..., None]) & (top_p < 1)[..., None]
     outside[..., 0] = False
     return logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+
+
+def _check_filters(rule: Plausible | Filtered) -> None:
+    check_share(rule, "min_p", zero=True)
+    check_share(rule, "top_p", zero=False)
 
 
 def check_share(rule: object, name: str, zero: bool) -> None:
