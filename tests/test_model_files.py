@@ -11,7 +11,7 @@ import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import CHAT, save_member, tiny_gpt2, tiny_llama, tiny_tokenizer
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, ByT5Tokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from proxytune.errors import UserError
 from proxytune.experiment.answers.keys import Keys
@@ -153,6 +153,13 @@ def test_what_a_call_leaves_in_the_tokenizer_is_no_part_of_the_key():
     tokenizer(["a b c", "d"], padding=True, truncation=True, max_length=2)
     assert tokenizer.backend_tokenizer.padding is not None
     assert tokenizer_state(tokenizer) == before
+
+
+def test_of_a_tokenizer_without_a_fast_backend_what_it_writes_is_part_of_the_key():
+    one, same, other = (tokenizer_state(ByT5Tokenizer(extra_ids=number)) for number in (5, 5, 6))
+    assert one == same != other
+    assert (one["class"], one["special"]["eos_token"]) == ("ByT5Tokenizer", "</s>")
+    assert json.loads(bytes.fromhex(other["added_tokens.json"]))["<extra_id_5>"] == 264
 
 
 # --- the weights are read to the last tensor -----------------------------------------------------------------------

@@ -190,6 +190,15 @@ def test_a_character_begun_in_the_prompt_belongs_to_the_answer():
         assert text_after(tokenizer, ids[:-1], ids[-1:]) == "🍎"
 
 
+def test_a_character_begun_in_the_answer_breaks_the_bytes_before_it():
+    """Llama's decoder spells a run of bytes as a whole: one that ends within a character is all broken."""
+    tokenizer = llama()
+    prompt = tokenizer("x" + "é" * 6, add_special_tokens=False)["input_ids"]
+    whole, before = (decoded(tokenizer, ids) for ids in ([*prompt, prompt[-2]], prompt))
+    assert (before, text := less(whole, before)) == ("x" + "é" * 6, "\ufffd" * 13)
+    assert text_after(tokenizer, prompt, prompt[-2:-1]) == text
+
+
 def test_little_of_a_long_prompt_is_decoded():
     tokenizer, seen = llama(), []
     decode = tokenizer.decode
