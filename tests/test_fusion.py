@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from proxytune.fusion import MatchKL, Static, logits
+from proxytune.fusion import MatchKL, Static, logits, match_kl
 from proxytune.fusion.solvers.joint import NEARLY
 from proxytune.fusion.solvers.search import best_point, grid_search, line_search, run
 from proxytune.fusion.solvers.tilt import Tilt
@@ -274,6 +275,49 @@ def test_rows_worked_on_together(monkeypatch):
     assert cut(logits.batches, 3, 2**20) == [(0, 2), (2, 4)]
     assert cut(logits.batches, 9, 2**21, device="meta") == [(0, 8), (8, 16)]
     assert cut(logits.batches, 0, 7) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "experts", "taken"),
+    [
+        (MatchKL(), 1, True),
+        (MatchKL(), 3, True),
+        (MatchKL(experts="joint"), 1, True),
+        (MatchKL(experts="joint"), 2, False),
+        (MatchKL(solver="grid"), 1, False),
+        (MatchKL(high=0.0), 1, False),
+        (MatchKL(high=1.0, step=1.0), 1, True),
+        (MatchKL(high=1.27, step=0.01), 1, True),
+        (MatchKL(high=1.28, step=0.01), 1, False),
+    ],
+    ids=repr,
+)
+def test_the_kernel_searches_on_a_gpu_what_it_can(rule, experts, taken, monkeypatch):
+    monkeypatch.setattr(match_kl, "import_module", lambda name: name)
+    monkeypatch.setattr(match_kl, "find_spec", lambda name: name)
+
+    def kernel(device: str = "cuda", numbers: int = 1) -> object:
+        return rule._kernel(SimpleNamespace(device=torch.device(device), numel=lambda: numbers), experts)
+
+    assert kernel() == ("proxytune.fusion.solvers.kernel" if taken else None)
+    assert kernel("cpu") is kernel(numbers=0) is None
+    monkeypatch.setattr(match_kl, "find_spec", lambda name: None)
+    assert kernel() is None
+
+
+def test_the_kernel_is_given_rows_and_what_it_finds_has_the_shapes_of_the_logits(monkeypatch):
+    base, experts, antiexpert = trio(18, 2, 3, 4, 13)
+    plain = EXACT.fuse(base, experts, antiexpert)
+    rows = base.flatten(0, 1), experts.flatten(1, 2), antiexpert.flatten(0, 1)
+    found = EXACT.fuse(*rows)
+
+    def fuse(*given):
+        assert all(map(torch.equal, given[:3], rows)) and given[3] == EXACT.points
+        return found
+
+    monkeypatch.setattr(MatchKL, "_kernel", lambda *_: SimpleNamespace(fuse=fuse))
+    fused = EXACT.fuse(base, experts, antiexpert)
+    assert torch.equal(fused.logits, plain.logits) and torch.equal(fused.weights, plain.weights)
 
 
 def test_a_model_that_masks_everything():

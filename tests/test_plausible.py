@@ -128,6 +128,13 @@ def test_nucleus_is_the_fewest_likeliest_tokens(logits, top_p):
     assert (~kept.isneginf()).nonzero().flatten().tolist() == sorted(plausible(logits, 0.0, top_p))
 
 
+def test_a_row_that_keeps_all_keeps_all_beside_a_row_that_does_not():
+    """Also where the first token alone has all the mass up to rounding."""
+    logits = torch.tensor([[100.0, 1.0, 0.0]]).expand(3, 3)
+    kept = nucleus(logits, torch.tensor([1.0, 0.9, 1.0])).isfinite()
+    assert kept.tolist() == [[True] * 3, [True, False, False], [True] * 3]
+
+
 def test_nan_stays_where_the_user_sees_it():
     base, experts, antiexpert = trio(7, 1, 1)
     base[0, 4] = torch.nan
