@@ -15,6 +15,14 @@ def error_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
+def first_line(error: Exception) -> str:
+    """The line of an error that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest names and the whole list."""
     options = sorted(allowed)

@@ -13,7 +13,7 @@ from proxytune.cli import main
 from proxytune.errors import UserError
 from proxytune.reporting.analysis import PAPER, analyze
 from proxytune.reporting.frames import Frames
-from proxytune.reporting.papers.shift import shift_charts
+from proxytune.reporting.papers.chart import shift_charts
 
 EMPTY = pd.DataFrame()
 

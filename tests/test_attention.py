@@ -10,7 +10,7 @@ import tiny
 import torch
 
 from proxytune.models import FamilySpec, Source, load
-from proxytune.models.loading.attention import GROUPED
+from proxytune.models.loading.modules import GROUPED
 
 
 @pytest.fixture

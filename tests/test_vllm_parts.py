@@ -8,7 +8,6 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -31,8 +30,7 @@ from transformers import (
 
 from proxytune.engines.vllm import installed
 from proxytune.engines.vllm.adapters import is_plain_lora, lora_weights
-from proxytune.engines.vllm.copies import place_of
-from proxytune.engines.vllm.heads import head_width, pad_heads, paddable
+from proxytune.engines.vllm.copies import head_width, pad_heads, paddable, place_of
 from proxytune.engines.vllm.launch import engine_arguments
 from proxytune.engines.vllm.rows import COLUMNS, Rows, columns
 from proxytune.engines.vllm.server import ArmChoice, _check_port, with_arm
@@ -172,19 +170,14 @@ def test_weights_are_kept_by_request_and_position():
     ],
 )
 def test_an_installation_that_does_not_fit_is_one_line(monkeypatch, versions: dict[str, str], message: str):
-    def version(package: str) -> str:
-        if package not in versions:
-            raise PackageNotFoundError(package)
-        return versions[package]
-
-    monkeypatch.setattr(installed, "version", version)
+    monkeypatch.setattr(installed, "installed_version", versions.get)
     with pytest.raises(UserError, match=message):
         installed.check_installed()
 
 
 @pytest.mark.parametrize("versions", [{"vllm": "0.32.1", "torch": "2.13.0+cu130", "torchvision": "0.28.0"}])
 def test_a_cuda_build_may_have_its_own_packages_beside_it(monkeypatch, versions: dict[str, str]):
-    monkeypatch.setattr(installed, "_version", versions.get)
+    monkeypatch.setattr(installed, "installed_version", versions.get)
     installed.check_installed()
 
 

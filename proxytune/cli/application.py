@@ -19,8 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from proxytune.cli import secrets
 from proxytune.cli.arguments import flag_parser, help_text, parse
-from proxytune.cli.hydra_checks import check_hydra, check_launcher
-from proxytune.cli.hydra_errors import COMPOSING, lost_job, one_line
+from proxytune.cli.hydra_errors import COMPOSING, check_hydra, check_launcher, lost_job, one_line
 from proxytune.cli.run_folder import NOTES, note_failure
 from proxytune.compat.hydra import Hydra, application, swept
 from proxytune.errors import UserError, error_line

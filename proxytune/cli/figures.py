@@ -24,11 +24,10 @@ def main(arguments: Sequence[str]) -> int:
     runs, given = runs_and_keys("figures", arguments, KEYS)
     columns = _columns(given.get("columns", "2"))
 
-    from proxytune.reporting.charts import charts
-    from proxytune.reporting.drawing import write_figures
+    from proxytune.reporting.charts import charts, write_figures
     from proxytune.reporting.frames import frames
-    from proxytune.reporting.papers import paper_charts, paper_tables
-    from proxytune.reporting.papers.shift import shift_charts
+    from proxytune.reporting.papers import paper_tables
+    from proxytune.reporting.papers.chart import paper_charts, shift_charts
     from proxytune.reporting.report import find_runs
 
     folders = [run.folder for run in find_runs(runs)]

@@ -1,8 +1,11 @@
-"""The errors of Hydra, OmegaConf and launchers take several lines: each as one line with the nearest names."""
+"""Hydra's part of a configuration: what it may build and which launchers can run, and its errors as one line each."""
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 import re
+import shutil
 from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -10,12 +13,60 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from proxytune.errors import UserError, unknown_name
+from proxytune.cli.secrets import texts
+from proxytune.errors import UserError, first_line, unknown_name
 
 COMPOSING = (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 """What Hydra raises for a mistake on the command line or in a file, or for a folder that cannot be written."""
 PACKAGES = {"submitit", "joblib", "ray"}
 """Whose errors say that a job was lost. A job's own errors come back as what they were."""
+OWN = (
+    "hydra._internal.core_plugins.",
+    "hydra_plugins.",
+    "optuna.samplers.",
+    "logging.",
+    "colorlog.",
+    "proxytune.console.",
+)
+"""Where launchers, sweepers and log handlers are at home."""
+BUILDING = ("_target_", "()", "class", "queue", "listener")
+"""Keys whose value Hydra or logging finds by its name and calls."""
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+PROGRAMS = {"hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher": ("sbatch", "srun")}
+"""Launcher -> the programs that it calls."""
+
+
+def check_hydra(config: DictConfig) -> None:
+    """Raises UserError where `config.hydra` would have Hydra build something that is neither Hydra's nor a log's."""
+    for key, value in texts(config):
+        if not key.startswith("hydra."):
+            continue
+        builds = key.rpartition(".")[2] in BUILDING
+        if (builds and not _is_own(value)) or (value.startswith("ext://") and value not in STREAMS):
+            raise UserError(f"{key}={value} is not allowed: Hydra itself may build only {', '.join(OWN)}...")
+
+
+def _is_own(name: str) -> bool:
+    """Whether `name` is that of a class at home in `OWN`, not only reachable there (logging.os.system)."""
+    if not name.startswith(OWN):
+        return False
+    try:
+        found = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError):
+        return False
+    return inspect.isclass(found) and f"{found.__module__}.".startswith(OWN)
+
+
+def check_launcher(config: DictConfig) -> None:
+    """Raises UserError where the launcher of a sweep cannot run here."""
+    launcher = config.hydra.launcher.get("_target_")
+    missing = [program for program in PROGRAMS.get(launcher, ()) if shutil.which(program) is None]
+    if missing:
+        raise UserError(
+            f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']} needs SLURM, and this machine has no "
+            f"{' and no '.join(missing)}: start the sweep on a node that submits jobs, or give "
+            "hydra/launcher=submitit_local"
+        )
 
 
 def one_line(error: Exception) -> UserError:
@@ -30,7 +81,7 @@ def one_line(error: Exception) -> UserError:
         case HydraException(__cause__=ConfigAttributeError() | ConfigKeyError() as cause):
             return _unknown_key(cause)
         case HydraException(__cause__=OmegaConfBaseException() as cause):
-            return UserError(f"{cause.full_key or 'configuration'}: {_first_line(cause)}")
+            return UserError(f"{cause.full_key or 'configuration'}: {first_line(cause)}")
         case OSError() if not isinstance(error, HydraException):
             from proxytune.atomic import cannot_write
 
@@ -75,10 +126,6 @@ def _unknown_key(error: OmegaConfBaseException) -> UserError:
     names = [*siblings, *(f"{part}.{last}" for part in parts)]
     near = unknown_name("key", key, [f"{group}.{name}" if group else name for name in names])
     return UserError(f"{near}; to add an entry: +{key}=..." if group else str(near))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _without_advice(error: Exception) -> str:

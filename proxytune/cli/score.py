@@ -13,8 +13,8 @@ from proxytune.cli.arguments import key_values, usage, wants_help
 from proxytune.errors import UserError
 
 if TYPE_CHECKING:
+    from proxytune.tasks.code import Execution
     from proxytune.tasks.judged_outputs import Judging
-    from proxytune.tasks.programs import Execution
 
 KEYS = {
     "task": "the task's name (gsm8k, truthfulqa_mc)",
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 def _execution(given: Mapping[str, str]) -> Execution | None:
     """How programs are run; None without execute=true."""
     from proxytune.execution import Sandbox
-    from proxytune.tasks.programs import Execution
+    from proxytune.tasks.code import Execution
 
     if given.get("execute") not in (None, "true", "false"):
         raise UserError(f"execute={given['execute']} is not allowed: it is true or false")

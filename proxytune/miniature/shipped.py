@@ -33,12 +33,12 @@ def recipe_hash(recipe: Recipe) -> str:
     return hash_of([asdict(recipe), items])
 
 
-def file_hash(file: Path = FILE) -> str:
+def file_hash() -> str:
     """Hash of the file, by which its unpacked folder is named; UserError if it is missing."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(FILE.read_bytes()).hexdigest()[:16]
     except OSError as error:
-        raise _unusable(file, "is missing") from error
+        raise _unusable(FILE, "is missing") from error
 
 
 def pack(folder: Path, recipe: Recipe, file: Path = FILE) -> None:

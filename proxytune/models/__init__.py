@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from proxytune.models.hf.config import FusedConfig
     from proxytune.models.loading.checks import check
     from proxytune.models.loading.describe import describe, readers
-    from proxytune.models.loading.identity import identity
+    from proxytune.models.loading.files import identity
     from proxytune.models.loading.load import load
     from proxytune.models.member import ADAPTERS_OFF, KVState, Member
 
@@ -29,7 +29,7 @@ _HOMES = {
     "Source": "family",
     "check": "loading.checks",
     "describe": "loading.describe",
-    "identity": "loading.identity",
+    "identity": "loading.files",
     "load": "loading.load",
     "readers": "loading.describe",
 }

@@ -4,16 +4,20 @@ from proxytune.reporting.charts import charts
 from proxytune.reporting.frames import frames
 charts([frames("outputs/RUN")])["scores"].save("scores.svg")
 
-Nothing here needs a browser or a network: vl-convert draws PNG, SVG and PDF.
+vl-convert draws them as PNG, SVG or PDF files, without a browser or a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import altair as alt
 import pandas as pd
+import vl_convert
 
+from proxytune.atomic import atomic_write
+from proxytune.errors import UserError
 from proxytune.reporting import cost_charts, token_charts
 from proxytune.reporting.figure_style import HEIGHT, KINDS, by_series, dots, notes, panels
 from proxytune.reporting.frames import Frames
@@ -153,3 +157,32 @@ _OF_RESULTS: dict[str, Callable[[pd.DataFrame, int], alt.FacetChart | None]] = {
     "static_dynamic": _static_dynamic,
     "frontier": frontier,
 }
+
+
+_SCALE = 2.0
+"""Pixels of a PNG file for each of the figure's."""
+
+
+def drawn(chart: alt.FacetChart, format: str = "svg") -> bytes:
+    """The content of the figure's file; raises UserError for a format other than svg, png and pdf."""
+    declaration = chart.to_dict()
+    if format == "svg":
+        return vl_convert.vegalite_to_svg(declaration).encode()
+    if format == "png":
+        return vl_convert.vegalite_to_png(declaration, scale=_SCALE)
+    if format == "pdf":
+        return vl_convert.vegalite_to_pdf(declaration)
+    raise UserError(f"format={format} is not allowed: it is svg, png or pdf")
+
+
+def write_figures(charts: Mapping[str, alt.FacetChart], folder: Path, format: str = "svg") -> Iterator[Path]:
+    """Writes each chart to `<name>.<format>` in `folder`, complete or not at all, and yields the path.
+
+    Raises UserError for another format, and for a folder that cannot be written to.
+    """
+    for name, chart in charts.items():
+        path = folder / f"{name}.{format}"
+        content = drawn(chart, format)
+        with atomic_write(path, binary=True) as file:
+            file.write(content)
+        yield path

@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from proxytune.errors import UserError
 from proxytune.record import FILE, Answers, ArmRecord, Record, TaskRecord, read_items, read_record
 from proxytune.reporting.columns import NORMAL_95
 from proxytune.reporting.files import tidy
-from proxytune.reporting.traces import TRACE_COLUMNS, read_traces
+
+TRACES = "traces"
+TRACE_COLUMNS = ("task", "arm", "item", "step", "token", "text", "p_fused", "p_base", "differs")
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Frames:
     weights: pd.DataFrame
     """A row per weight that a fused arm gave an expert: task, arm, item, generated, step (from 0), expert, alpha."""
     traces: pd.DataFrame
-    """A row per generated token (`proxytune.reporting.traces`), without the top-5; empty for a run without traces."""
+    """A row per generated token (`proxytune.reporting.frames`), without the top-5; empty for a run without traces."""
     costs: pd.DataFrame
     """A row per task, of all arms together: seconds, load_seconds, computed and from_store (answers), tokens (of the
     answers, None in older records) and memory (bytes at the peak)."""
@@ -175,3 +178,30 @@ def _arm_costs(record: Record) -> pd.DataFrame:
     ]
     columns = ["task", "arm", "seconds", "tokens", "speed", "weights"]
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], float))
+
+
+def read_traces(run_folder: str | Path, task: str | None = None, *, top: bool = True) -> pd.DataFrame:
+    """The traces of a run's tasks, or of one, a row per token; empty if there are none.
+
+    Columns: `TRACE_COLUMNS` and alpha_<expert>. p_fused and p_base are the token's probabilities, differs is whether
+    the base finds another token likelier; p_base and differs are missing for a model alone. With trace=full and `top`
+    also top_fused, top_base and top_<role>: the five likeliest tokens, each with token, text and p.
+
+    Raises UserError for a file that cannot be read.
+    """
+    paths = sorted((Path(run_folder) / TRACES).glob(f"{task or '*'}.parquet"))
+    parts = [_read(path, top) for path in paths]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(TRACE_COLUMNS))
+
+
+def _read(path: Path, top: bool) -> pd.DataFrame:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        names = parquet.read_schema(path).names
+        frame = pd.read_parquet(path, columns=[name for name in names if top or not name.startswith("top_")])
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    # Names are stored as categories, which do not join with those of other files.
+    return frame.astype(dict.fromkeys(("task", "arm"), str))

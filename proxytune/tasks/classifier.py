@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from proxytune.errors import UserError, unknown_name
+from proxytune.errors import UserError, first_line, unknown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,5 +80,4 @@ class Classifier:
         try:
             return getattr(transformers, kind).from_pretrained(self.path, **options)
         except (OSError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the classifier {self.path} cannot be loaded: {reason}") from error
+            raise UserError(f"the classifier {self.path} cannot be loaded: {first_line(error)}") from error

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from proxytune.compat.lm_eval import most_fewshot_examples
 from proxytune.console import quiet_logger
-from proxytune.errors import UserError, unknown_name
+from proxytune.errors import UserError, first_line, unknown_name
 from proxytune.record import DataRecord
 from proxytune.tasks.columns import Columns
 from proxytune.tasks.data import LocalSplits, NoLocalData, has_file
@@ -101,10 +101,9 @@ def build_task(name: str, overrides: Mapping[str, Any]) -> ConfigurableTask:
             # a group of one: lm-eval's way to override fields of a registered task
             loaded = entry.manager.load({"group": "one", "task": [{"task": entry.task, **overrides}]})
     except OSError as error:  # no network, no such data set, gated
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         local = "give local files with task.data_dir=PATH"
         advice = local if entry.extras.files else "it has no local form (task.data_dir): load it once with a network"
-        raise UserError(f"task {name!r}: cannot load its data from the hub ({reason}): {advice}") from error
+        raise UserError(f"task {name!r}: cannot load its data from the hub ({first_line(error)}): {advice}") from error
     except TemplateError as error:
         raise UserError(f"{entry.file}: a template cannot be filled in: {error}") from error
     except (AttributeError, ImportError, ValueError) as error:

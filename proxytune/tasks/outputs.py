@@ -12,11 +12,11 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from proxytune.errors import UserError, unknown_name
+from proxytune.tasks.code import Execution, run_outputs
 from proxytune.tasks.columns import Columns
 from proxytune.tasks.data import read_jsonl
 from proxytune.tasks.judged_outputs import Judging, judge_outputs
 from proxytune.tasks.loading import build_task
-from proxytune.tasks.programs import Execution, run_outputs
 from proxytune.tasks.registry import Extras, find, full_names, task_names
 from proxytune.tasks.verdicts import VERDICTS, Verdicts
 

@@ -11,8 +11,7 @@ import pandas as pd
 
 from proxytune.progress import Progress
 from proxytune.record import FILE, ArmRecord, Record, TaskRecord
-from proxytune.reporting.charts import charts
-from proxytune.reporting.drawing import drawn
+from proxytune.reporting.charts import charts, drawn
 from proxytune.reporting.frames import Frames
 
 FILES = (FILE, "results.csv", "table.md", "report.html")

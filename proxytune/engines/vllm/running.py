@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from proxytune.engines.vllm.decoding import KeptWeights
 from proxytune.engines.vllm.launch import refusals
-from proxytune.errors import UserError
-from proxytune.models.loading.files import first_line
+from proxytune.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 _QUIET = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "RAY_USAGE_STATS_ENABLED": "0"}

@@ -1,4 +1,4 @@
-"""Finished answers on disk, so that a run that dies goes on where it stopped. One SQLite file, shared by any runs."""
+"""Finished answers on disk, from which an interrupted run resumes. One SQLite file, which any number of runs share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _WAIT_SECONDS = 60.0
 
 
 class AnswerStore:
-    """Answers by key (`experiment.keys`), committed as soon as they are put.
+    """Answers by key (`answers.keys`), committed as soon as they are put.
 
     A process that is killed loses nothing that was put; a power cut may cost the last answers, never the file (SQLite's
     write-ahead log). Several processes may use one store. Every row carries a checksum: a damaged row is reported,
@@ -153,8 +153,8 @@ class AnswerStore:
     def _unusable(self, error: sqlite3.Error) -> UserError:
         if "full" in str(error) or "I/O" in str(error):
             return UserError(
-                f"answer store {self.path}: {error}; what was stored before is safe: make room on the disk and give "
-                "the same command again, or choose another file with store=PATH"
+                f"answer store {self.path}: {error}; what was stored before is safe: make room on the disk and "
+                "re-run the same command, or choose another file with store=PATH"
             )
         return UserError(f"answer store {self.path}: {error}; move the file away or choose another one with store=PATH")
 

@@ -32,8 +32,16 @@ from proxytune.models.hf.compose import by_role, expert_roles, gather, generatio
 from proxytune.models.hf.config import FusedConfig, FusedOutput
 from proxytune.models.hf.decoder import FusedDecoder
 from proxytune.models.hf.drafted import asked_draft, check_draft, check_mode, drafting, generate_drafted
-from proxytune.models.hf.finite import check_finite
-from proxytune.models.hf.inputs import check_dynamic, check_generation, kept, left_padded, new_mask, own_prompt, refuse
+from proxytune.models.hf.inputs import (
+    check_dynamic,
+    check_finite,
+    check_generation,
+    kept,
+    left_padded,
+    new_mask,
+    own_prompt,
+    refuse,
+)
 from proxytune.models.hf.saved import read
 from proxytune.models.hf.saving import check_options, write
 from proxytune.models.member import Member

@@ -1,4 +1,4 @@
-"""What a FusedCausalLM is described by, and what one forward pass of it gives. Shapes as in `fused.py`."""
+"""What a FusedCausalLM is described by, and what one forward pass of it gives. Shapes as in `causal_lm.py`."""
 
 from __future__ import annotations
 

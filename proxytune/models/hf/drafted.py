@@ -24,8 +24,7 @@ from proxytune.models.drafting import CONFIDENT, look_up
 from proxytune.models.ensemble import Inputs
 from proxytune.models.hf.cache import FusedCache
 from proxytune.models.hf.draws import Draws
-from proxytune.models.hf.finite import check_finite
-from proxytune.models.hf.inputs import new_mask
+from proxytune.models.hf.inputs import check_finite, new_mask
 from proxytune.models.rows import forget, pad, revisable
 
 if TYPE_CHECKING:

@@ -1,4 +1,7 @@
-"""What FusedCausalLM.forward may be given, checked and brought into shape. Shapes: B rows, t tokens, K kept."""
+"""Checks of what FusedCausalLM.forward is given, and of the logits that it returns.
+
+Shapes: B rows, t tokens, K positions whose logits are kept, V tokens of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
+from proxytune.fusion.rule import Rule
 from proxytune.models.hf.cache import FusedCache, OwnPrompt
 from proxytune.models.vocabulary import token_ids
 
@@ -83,3 +87,28 @@ def check_generation(config: GenerationConfig, own_prompts: bool) -> None:
 def check_dynamic(cache_implementation: str | None) -> None:
     if cache_implementation not in (None, "dynamic"):
         raise UserError(f"cache_implementation={cache_implementation!r}: only dynamic caches can be fused")
+
+
+def check_finite(fused: Tensor, members: Mapping[str, Tensor], real: Tensor, rule: Rule | None) -> None:
+    """UserError, naming the member or the rule, where `fused` [B, K, V] is no answer at a position of `real` [B, K].
+
+    `members` are the logits [B, K, V] by role. A token may be ruled out (-inf); padding may give anything.
+    """
+    broken = _undefined(fused) & real.to(fused.device).bool()
+    if not broken.any():
+        return
+    row = int(broken.any(dim=1).nonzero()[0])
+    at_fault = [role for role, logits in members.items() if (_undefined(logits) & broken).any()]
+    if not at_fault:
+        raise UserError(
+            f"{type(rule).__name__} made NaN or infinite logits of the members' finite ones in row {row} of the batch"
+        )
+    raise UserError(
+        f"{at_fault[0]} gives NaN or infinite logits in row {row} of the batch: "
+        "its weights are damaged, or overflow in their dtype (float16 does; try bfloat16 or float32)"
+    )
+
+
+def _undefined(logits: Tensor) -> Tensor:
+    """Where the largest of `logits` [B, K, V] is not a number or not finite, [B, K]."""
+    return ~logits.amax(dim=-1).isfinite()

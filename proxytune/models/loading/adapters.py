@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from proxytune.compat.peft import has_merged_adapters, weights_without_adapters
-from proxytune.errors import UserError, unknown_name
+from proxytune.errors import UserError, first_line, unknown_name
 from proxytune.models.family import Source
-from proxytune.models.loading.files import first_line, locate, read_json
+from proxytune.models.loading.files import locate, read_json
 
 Module = PreTrainedModel | PeftModel
 ADAPTERS_OFF = "<off>"

@@ -16,8 +16,7 @@ from proxytune.models.facts import MemberFacts, Members, ends_of
 from proxytune.models.family import FamilySpec, Source
 from proxytune.models.generation import ignored_settings
 from proxytune.models.loading.checks import check, chosen
-from proxytune.models.loading.files import read_source
-from proxytune.models.loading.identity import identity
+from proxytune.models.loading.files import identity, read_source
 from proxytune.models.loading.plain import Stated, stated
 from proxytune.models.loading.tokenizers import load_tokenizers
 from proxytune.models.positions import window

@@ -16,7 +16,7 @@ from proxytune.models.ensemble import Ensemble
 from proxytune.models.family import FamilySpec, Source
 from proxytune.models.loading.checks import check, check_sources, chosen
 from proxytune.models.loading.describe import behind_endpoints, family_tokenizers, local
-from proxytune.models.loading.identity import identity
+from proxytune.models.loading.files import identity
 from proxytune.models.loading.memory import check_memory
 from proxytune.models.loading.modules import load_module, load_modules
 from proxytune.models.loading.tokenizers import load_tokenizers

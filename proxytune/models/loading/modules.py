@@ -1,22 +1,27 @@
-"""Modules of a family in memory: one for all sources that differ only in their adapter."""
+"""The modules of a family in memory: one for all sources that differ only in their adapter."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
 
-from transformers import AutoModelForCausalLM, PreTrainedModel
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
-from proxytune.compat.transformers import call_unquantized, quantization_config
+from proxytune.compat.transformers import attention_of, call_unquantized, quantization_config, sdpa_attention, sdpa_mask
 from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, modules_of, needs_others_first
-from proxytune.models.loading.attention import share_keys
 from proxytune.models.loading.files import read_source, source_errors
 from proxytune.models.loading.memory import device_of
 
 log = logging.getLogger(__name__)
+
+GROUPED = "sdpa_grouped"
+"""The name of `grouped` among transformers' kinds of attention."""
 _BUFFERS = re.compile(
     r"(^|\.)(((attn|attention|self_attention)\.(masked_)?bias)|causal_mask|position_ids"
     r"|rotary_emb\.(inv_freq|cos_cached|sin_cached))$"
@@ -95,3 +100,29 @@ def load_module(role: str, source: Source) -> PreTrainedModel:
     if source.gguf_file is not None:
         call_unquantized(model)
     return model.eval().requires_grad_(False)
+
+
+def share_keys(model: PreTrainedModel) -> None:
+    """Lets a model that runs on the CPU with transformers' "sdpa" attention read shared keys where they are."""
+    if model.device.type == "cpu" and attention_of(model) == "sdpa":
+        model.set_attn_implementation(GROUPED)
+
+
+def grouped(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' own "sdpa" without copies of shared heads: query [B, heads, t, D], key and value [B, shared, T, D].
+
+    Where there is a mask, transformers repeats the keys and values of the whole cache for every query head, as kernels
+    of GPUs need it. On a CPU these copies take much of the time of decoding; its kernel returns the same bits without.
+    """
+    special = kwargs.get("position_bias") is not None or kwargs.get("cache") is not None
+    if special or attention_mask is None or key.shape[1] == query.shape[1]:
+        return sdpa_attention(module, query, key, value, attention_mask, **kwargs)
+    dropout, scale = kwargs.get("dropout", 0.0), kwargs.get("scaling")
+    output = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scale, enable_gqa=True)
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(GROUPED, grouped)
+AttentionMaskInterface.register(GROUPED, sdpa_mask)

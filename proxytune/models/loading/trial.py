@@ -8,8 +8,7 @@ import torch
 from peft import PeftModel, PeftType
 from torch import Tensor
 
-from proxytune.errors import UserError
-from proxytune.models.loading.files import first_line
+from proxytune.errors import UserError, first_line
 from proxytune.models.member import ADAPTERS_OFF, Member
 from proxytune.models.threads import few_threads
 

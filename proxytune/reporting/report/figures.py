@@ -29,8 +29,7 @@ def figures(runs: Sequence[Run], names: Sequence[str]) -> dict[str, Markup]:
     if not known:
         return {}
     # Imported only now: altair alone takes a second.
-    from proxytune.reporting.charts import charts
-    from proxytune.reporting.drawing import drawn
+    from proxytune.reporting.charts import charts, drawn
 
     made = charts(known, columns=PANELS)
     return {name: Markup(drawn(chart).decode("utf-8")) for name, chart in made.items()}

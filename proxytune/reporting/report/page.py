@@ -12,13 +12,21 @@ from markupsafe import Markup
 
 from proxytune.atomic import write_text
 from proxytune.reporting.columns import Notes
-from proxytune.reporting.report import differences
 from proxytune.reporting.report.figures import figures
 from proxytune.reporting.report.samples import samples
 from proxytune.reporting.report.source import Run
 from proxytune.reporting.report.text import as_json, packed, visible
 from proxytune.reporting.report.tokens import token_parts
-from proxytune.reporting.report.view import View, cost_table, parameters_of, source_of
+from proxytune.reporting.report.view import (
+    View,
+    comparisons,
+    configurations,
+    cost_table,
+    names_of,
+    paired,
+    parameters_of,
+    source_of,
+)
 from proxytune.reporting.speeds import speeds
 from proxytune.reporting.sweep import summary_of
 from proxytune.reporting.tables import LEGEND, tabulate
@@ -35,7 +43,7 @@ def write_report(runs: Sequence[Run], path: str | Path) -> None:
 
 def page(runs: Sequence[Run]) -> str:
     """The page as text."""
-    names = differences.names(runs)
+    names = names_of(runs)
     content = _samples(runs, names) | _comparisons(runs, names) | _assets()
     content |= {"figures": figures(runs, names), "legend": LEGEND}
     views = [View(run, name) for run, name in zip(runs, names, strict=True)]
@@ -59,11 +67,11 @@ def _samples(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
 def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]:
     """What there is to say of several runs together."""
     notes = Notes()
-    tables = differences.comparisons(runs, names, notes) if len(runs) > 1 else []
+    tables = comparisons(runs, names, notes) if len(runs) > 1 else []
     folders = {run.folder.resolve().parent for run in runs}
     return {
         "sweep": summary_of(folders.pop(), runs[0].config.get("headline")) if len(folders) == 1 else None,
-        "configurations": differences.configurations(runs),
+        "configurations": configurations(runs),
         "comparisons": tables,
         "comparison_notes": notes.texts,
     }
@@ -95,6 +103,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        {one.__name__: one for one in (tabulate, differences.paired, cost_table, speeds, parameters_of, source_of)}
+        {one.__name__: one for one in (tabulate, paired, cost_table, speeds, parameters_of, source_of)}
     )
     return environment

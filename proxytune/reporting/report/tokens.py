@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from proxytune.errors import UserError
+from proxytune.reporting.frames import read_traces
 from proxytune.reporting.report.samples import Samples
 from proxytune.reporting.report.source import Run
-from proxytune.reporting.traces import read_traces
 
 PART = 32
 """Items of a part; the page's script knows it too."""
