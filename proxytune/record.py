@@ -27,7 +27,7 @@ NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_by
 """Metrics that are not between 0 and 1; all others are, and are shown in percent."""
 
 
-class _Part(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, use_attribute_docstrings=True)
 
 
@@ -41,7 +41,7 @@ GapMethod = Literal["bootstrap", "agresti-min", "exact"]
 Min's error where every resample is alike; exact: the base or the tuned model itself."""
 
 
-class Estimate(_Part):
+class Estimate(_Schema):
     """A mean over items, or a difference of two such means over the same items."""
 
     value: FiniteFloat | None
@@ -62,7 +62,7 @@ class Mean(Estimate):
     """Wilson's, where every item is 0 or 1 (right or wrong); grouped items count by their effective number."""
 
 
-class RuleRecord(_Part):
+class RuleRecord(_Schema):
     """The rule of a fused arm."""
 
     id: str
@@ -71,7 +71,7 @@ class RuleRecord(_Part):
     parameters: dict[str, Any] = {}
 
 
-class Weights(_Part):
+class Weights(_Schema):
     """The weights that an arm gave one expert, over all tokens of all answers; None where it gave none."""
 
     mean: FiniteFloat | None = None
@@ -117,7 +117,7 @@ class ArmRecord(Mean):
         return "fused" if self.rule or not self.roles else self.roles[0].partition(":")[0]
 
 
-class DataRecord(_Part):
+class DataRecord(_Schema):
     """Where the items of a task come from: a local file, or a data set of the hub."""
 
     file: str | None = None
@@ -134,7 +134,7 @@ class DataRecord(_Part):
     """Group (subject) -> its items evaluated, 0 included; empty where items are not grouped."""
 
 
-class TraceRecord(_Part):
+class TraceRecord(_Schema):
     """What is in a task's file of traces."""
 
     level: Literal["summary", "full"]
@@ -145,7 +145,7 @@ class TraceRecord(_Part):
     """Answers to these items that came from the store without a trace."""
 
 
-class TaskRecord(_Part):
+class TaskRecord(_Schema):
     """What every arm did on one task."""
 
     metric: str
@@ -184,7 +184,7 @@ class TaskRecord(_Part):
         return self.metric not in NO_FRACTIONS
 
 
-class MemberRecord(_Part):
+class MemberRecord(_Schema):
     """A model in its role."""
 
     identity: str | None = None
@@ -196,14 +196,14 @@ class MemberRecord(_Part):
     """Settings of its generation_config that are not applied: answers are decoded as the task says."""
 
 
-class Answers(_Part):
+class Answers(_Schema):
     """How many answers of a task were computed, and how many came from the store."""
 
     computed: int = 0
     from_store: int = 0
 
 
-class ArmCost(_Part):
+class ArmCost(_Schema):
     """What the answers of an arm cost that were computed, not found in the store."""
 
     seconds: FiniteFloat
@@ -218,7 +218,7 @@ class ArmCost(_Part):
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
 
-class Drafts(_Part):
+class Drafts(_Schema):
     """What came of drafted tokens, which are verified in one pass (docs/speculation.md)."""
 
     passes: int = 0
@@ -238,7 +238,7 @@ class Drafts(_Part):
         return 1 + self.accepted / self.passes if self.passes else None
 
 
-class Bandwidth(_Part):
+class Bandwidth(_Schema):
     """How fast models read their weights at the steps over answers, beside what the memory of the machine gives."""
 
     read: int = 0
@@ -249,7 +249,7 @@ class Bandwidth(_Part):
     """Bytes per second that a copy in memory reads and writes, measured once; None where that failed."""
 
 
-class TaskCosts(_Part):
+class TaskCosts(_Schema):
     """Where the time went in which the models ran."""
 
     arms: dict[str, ArmCost] = {}
@@ -261,7 +261,7 @@ class TaskCosts(_Part):
     """All 0 where nothing but prompts was read, or in older records."""
 
 
-class EndpointUsage(_Part):
+class EndpointUsage(_Schema):
     """What a model behind an endpoint was asked, a first request to try it included."""
 
     requests: int = 0
@@ -271,7 +271,7 @@ class EndpointUsage(_Part):
     completion_tokens: int = 0
 
 
-class Timings(_Part):
+class Timings(_Schema):
     """The only part of a record that differs when a run is repeated."""
 
     total_seconds: float = 0.0
@@ -294,7 +294,7 @@ class Timings(_Part):
     """Task -> what a judge behind an endpoint was asked; absent where nothing was."""
 
 
-class Provenance(_Part):
+class Provenance(_Schema):
     """How the record came about."""
 
     config: dict[str, Any] | None = None
@@ -310,7 +310,7 @@ class Provenance(_Part):
     timings: Timings = Timings()
 
 
-class Record(_Part):
+class Record(_Schema):
     """What a run leaves behind, as written to `results.json`."""
 
     format: int = FORMAT

@@ -26,7 +26,7 @@ FilePath = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 Count = Annotated[int, Field(ge=1)]
 FromZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 

@@ -38,7 +38,7 @@ def settings(kind: type[T], config: DictConfig, needed: Callable[[DictConfig], d
     return validation.check(kind, values)
 
 
-def beside(config: DictConfig, family: FamilySpec) -> list[str]:
+def overrides(config: DictConfig, family: FamilySpec) -> list[str]:
     """The overrides that describe `family`, so that a member can be added; none if `models` describes its members."""
     if describes_members(config):
         return []

@@ -56,7 +56,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
     trained.remember(card["recipe"], output_dir, {"path": str(output_dir.resolve())})
     print(f"{settings.method} of {', '.join(settings.experts)}, scale {settings.scale}: {output_dir}")
     added = f"++models.experts.{settings.method}.path=trained:{card['recipe']}"
-    print("for proxytune run:", *family.beside(config, models), added)
+    print("for proxytune run:", *family.overrides(config, models), added)
 
 
 def _merged(config: DictConfig) -> dict[str, Any]:

@@ -28,7 +28,7 @@ MINIATURE_DATA = "proxytune.miniature.data_folder"
 
 def main(arguments: Sequence[str]) -> int:
     """`proxytune run [overrides] [Hydra flags]`; raises UserError for the user's mistakes."""
-    return Command("run", check, evaluate, after_sweep).main(with_experiment(arguments))
+    return Command("run", check, work, after_sweep).main(with_experiment(arguments))
 
 
 def with_experiment(arguments: Sequence[str]) -> Sequence[str]:
@@ -50,11 +50,11 @@ class Experiment(NamedTuple):
 
 def check(config: DictConfig) -> None:
     """Raises UserError for whatever in `config` is wrong by itself, and for a folder that is another run's."""
-    asked = prepare(config)
+    checked = prepare(config)
     run_folder.check_folder(Path(HydraConfig.get().runtime.output_dir), config)
-    _check_examples(asked.settings, asked.tasks)
+    _check_examples(checked.settings, checked.tasks)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        _check_data(asked)
+        _check_data(checked)
 
 
 def _check_examples(settings: schema.RunConfig, tasks: Sequence[str]) -> None:
@@ -69,22 +69,22 @@ def _check_examples(settings: schema.RunConfig, tasks: Sequence[str]) -> None:
             load_task(task, folder, settings.num_fewshot)
 
 
-def _check_data(asked: Experiment) -> None:
+def _check_data(checked: Experiment) -> None:
     """A sweep does not begin with a job whose data or models are missing."""
     from proxytune import experiment
 
-    family = build.build(asked.settings.models)
-    experiment.check_run(family, asked.tasks, asked.arms, limit=asked.settings.limit, **_options(asked))
+    family = build.build(checked.settings.models)
+    experiment.check_run(family, checked.tasks, checked.arms, limit=checked.settings.limit, **_options(checked))
 
 
-def _options(asked: Experiment) -> dict[str, Any]:
+def _options(checked: Experiment) -> dict[str, Any]:
     """What a run and the check before it have in common."""
-    settings = asked.settings
+    settings = checked.settings
     return {
         "data_dir": settings.task.data_dir,
         "seed": settings.seed,
         "num_fewshot": settings.num_fewshot,
-        "only": asked.only,
+        "only": checked.only,
         "execution": settings.execution,
         "judges": _judges(settings.task),
     }
@@ -106,53 +106,53 @@ def prepare(config: DictConfig) -> Experiment:
     return Experiment(settings, _task_names(settings.task), arms, only, build.build(engine), logger)
 
 
-def evaluate(config: DictConfig, output_dir: Path) -> float | None:
+def work(config: DictConfig, output_dir: Path) -> float | None:
     """Runs the experiment that `config` describes, writes its reports into `output_dir` and prints the table.
 
     Returns the headline number where an optimiser asks for it.
     """
-    asked = prepare(config)
+    checked = prepare(config)
     hydra = HydraConfig.get()
     # The file's name is no key of the configuration, but it is what a paper's table finds a run by.
     resolved = {**secrets.resolved(config), "experiment": hydra.runtime.choices.get("experiment")}
 
     from proxytune import experiment
 
-    family = build.build(asked.settings.models)
+    family = build.build(checked.settings.models)
     before = run_folder.finished(output_dir, resolved) if hydra.mode == RunMode.MULTIRUN else None
     if before is not None and experiment.is_of(before, family):
         print(f"Results: {output_dir} (finished before)")
-        return _headline(before, asked.settings)
+        return _headline(before, checked.settings)
     gc.freeze()  # what imports left stays to the end: the collector need not walk it again and again
     claimed = run_folder.claimed(output_dir, config)
-    with resume_hint(asked.settings.store), claimed, tracked(asked.logger, output_dir, resolved) as tracker:
-        record = _record(asked, family, resolved, output_dir, tracker)
-        _write(record, output_dir, asked.settings.report)
+    with resume_hint(checked.settings.store), claimed, tracked(checked.logger, output_dir, resolved) as tracker:
+        record = _record(checked, family, resolved, output_dir, tracker)
+        _write(record, output_dir, checked.settings.report)
         if tracker is not None:
             tracker.finish(record, output_dir, status=1 if record.failed else 0)
     print(f"Results: {output_dir}")
     _check_failures(record, output_dir)
-    return _headline(record, asked.settings)
+    return _headline(record, checked.settings)
 
 
 def _record(
-    asked: Experiment, family: Any, resolved: dict[str, Any], output_dir: Path, tracker: Tracker | None
+    checked: Experiment, family: Any, resolved: dict[str, Any], output_dir: Path, tracker: Tracker | None
 ) -> Record:
     """The whole run, after its pilot if there is one."""
     from proxytune import experiment
 
-    settings = asked.settings
+    settings = checked.settings
     again = HydraConfig.get().mode == RunMode.MULTIRUN or settings.pilot is not None
     run = partial(
         experiment.run,
         family,
-        asked.tasks,
-        asked.arms,
-        asked.engine,
+        checked.tasks,
+        checked.arms,
+        checked.engine,
         store_path=settings.store,
         loaded=_kept_models() if again else None,
         config=resolved,
-        **_options(asked),
+        **_options(checked),
     )
     if settings.pilot is not None:
         _pilot(run, settings.pilot, output_dir)
@@ -196,11 +196,11 @@ def after_sweep(folder: Path, jobs: Sequence[Sequence[str]], config: DictConfig)
     summarise(folder, jobs, config.headline)
 
 
-def _pilot(asked: Callable[..., Record], items: int, output_dir: Path) -> None:
-    """Asks the first items and prints whether each fused arm helps; their answers wait in the store."""
+def _pilot(run: Callable[..., Record], items: int, output_dir: Path) -> None:
+    """Evaluates the first items and prints whether each fused arm helps; their answers wait in the store."""
     from proxytune.reporting.pilot import pilot_lines
 
-    for line in pilot_lines(asked(output_dir=output_dir / "pilot", limit=items)):
+    for line in pilot_lines(run(output_dir=output_dir / "pilot", limit=items)):
         print(line)
 
 

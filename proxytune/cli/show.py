@@ -20,7 +20,7 @@ from proxytune.validation import Strict
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from proxytune.experiment.lm_eval.reading import Asked
+    from proxytune.experiment.lm_eval.reading import ItemRequest
     from proxytune.experiment.planning import Plan
     from proxytune.models import MemberFacts, Members
 
@@ -63,7 +63,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
         print(*_lines(ensemble, plan, item, asked), "", sep="\n")
 
 
-def _lines(ensemble: Members[MemberFacts], plan: Plan, item: int, asked: Sequence[Asked]) -> Iterator[str]:
+def _lines(ensemble: Members[MemberFacts], plan: Plan, item: int, asked: Sequence[ItemRequest]) -> Iterator[str]:
     generates = isinstance(asked[0].request, GenerateRequest)
     what = "an answer is generated" if generates else f"{len(asked)} continuations are scored"
     yield f"{plan.task}, item {item}: {what} (metric {plan.info.metric})"
@@ -80,7 +80,7 @@ def _lines(ensemble: Members[MemberFacts], plan: Plan, item: int, asked: Sequenc
             yield from _tokens(f"continuation {number}", request.continuation, ensemble.tokenizer)
 
 
-def _prompts(ensemble: Members[MemberFacts], asked: Asked) -> Iterator[str]:
+def _prompts(ensemble: Members[MemberFacts], asked: ItemRequest) -> Iterator[str]:
     """What each member reads before the answer; members that read the same together."""
     prompt = asked.request.prompt
     read = {role: _known(member, prompt.of(role)) for role, member in ensemble.members.items()}

@@ -66,7 +66,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
     check_memory([training for training, card in zip(trainings, cards, strict=True) if card is None])
     if None not in (tuning.epochs, tuning.max_steps):
         log.info("training.max_steps=%d decides: training.epochs has no effect", tuning.max_steps)
-    lines, overrides = [], family.beside(config, models)
+    lines, overrides = [], family.overrides(config, models)
     for training, card in zip(trainings, cards, strict=True):
         with resume_hint(str(output_dir)):
             done = training.run() if card is None else card

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from proxytune.training.loop import Optimization
-from proxytune.validation import Count, FromZero, Positive, Weight, check, strict_dataclass
+from proxytune.validation import Count, FromZero, NonNegative, Positive, check, strict_dataclass
 
 Task = Literal["gsm", "trivia", "tqa", "mmlu", "cnn"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -146,7 +146,7 @@ class Recipe:
     """a number above 0: the weight of a prompt's tokens for the experts of models=miniature_prompt_loss"""
     finetune_epochs: dict[Literal[Task, "multitask"], Positive] = field(default_factory=dict)
     """a mapping of single tasks, or "multitask", to numbers above 0: epochs where they differ from those above"""
-    recall_gate: Weight = 0.8
+    recall_gate: NonNegative = 0.8
     """a number from 0: the share of the world's facts that the large base must complete; building stops below it"""
 
 

@@ -25,7 +25,7 @@ from proxytune.miniature.recipe import ADAPTER, MULTITASK, ModelBuild, Recipe
 from proxytune.miniature.untrained import make_model, make_tokenizer
 from proxytune.miniature.world import World, make_world
 from proxytune.training import loop
-from proxytune.training.loop import Optimization, Progress, weigh
+from proxytune.training.loop import OnStep, Optimization, weigh
 from proxytune.training.recipe import Examples
 
 Trained = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[float]]
@@ -34,7 +34,7 @@ LORA_SCALE = 2
 
 
 def train(
-    recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], built: Path, target: Path, progress: Progress
+    recipe: Recipe, build: ModelBuild, examples: Mapping[str, Examples], built: Path, target: Path, progress: OnStep
 ) -> None:
     """Train the model of `build` and write it to `target`; `built` holds its parent, `examples[task]` the data.
 
@@ -62,7 +62,7 @@ def train(
 
 
 def _pretrain(
-    recipe: Recipe, build: ModelBuild, world: World, examples: Mapping[str, Examples], progress: Progress
+    recipe: Recipe, build: ModelBuild, world: World, examples: Mapping[str, Examples], progress: OnStep
 ) -> Trained:
     documents = make_corpus(world, recipe.corpus, recipe.seed)
     prompts = (text for task in examples.values() for example in task for text in example)
@@ -88,7 +88,7 @@ def _tune(
     examples: Mapping[str, Examples],
     parent: Path,
     target: Path,
-    progress: Progress,
+    progress: OnStep,
 ) -> Trained:
     model = LlamaForCausalLM.from_pretrained(parent)
     tokenizer = AutoTokenizer.from_pretrained(parent)

@@ -59,23 +59,23 @@ def _rows(path: Path, check: Callable[[Row, str], Row]) -> list[Row]:
     return [check(row, f"{path}, entry {i}") for i, row in enumerate(listed, start=1)]
 
 
-Judged = tuple[list[Row], Mapping[str, int]]
+JudgedRows = tuple[list[Row], Mapping[str, int]]
 """Rows with a verdict each, and what it took."""
 
 
-def _toxic(outputs: Sequence[Row], judging: Judging) -> Judged:
+def _toxic(outputs: Sequence[Row], judging: Judging) -> JudgedRows:
     assert judging.judges.classifier is not None
     flags = judging.judges.classifier.flags([row["output"] for row in outputs])
     return [row | {"is_toxic": flag} for row, flag in zip(outputs, flags, strict=True)], {}
 
 
-def _true(outputs: Sequence[Row], judging: Judging) -> Judged:
+def _true(outputs: Sequence[Row], judging: Judging) -> JudgedRows:
     assert judging.judges.truth is not None
     found = judging.judges.truth.verdicts([(row["question"], row["output"]) for row in outputs])
     return [row | verdict for row, verdict in zip(outputs, found, strict=True)], {}
 
 
-def _preferred(outputs: Sequence[Row], judging: Judging) -> Judged:
+def _preferred(outputs: Sequence[Row], judging: Judging) -> JudgedRows:
     """Pairs without a readable reply are left out and counted."""
     judge = judging.judges.pairs
     assert judge is not None
@@ -103,7 +103,7 @@ def _pair(output: Row, reference: Row) -> Pair:
     return Pair(output["instruction"], reference["output"], output["output"], *names)
 
 
-_KINDS: dict[str, tuple[str, Callable[[Sequence[Row], Judging], Judged]]] = {
+_KINDS: dict[str, tuple[str, Callable[[Sequence[Row], Judging], JudgedRows]]] = {
     "classifier": ("toxigen_liu2024", _toxic),
     "truth": ("truthfulqa_open_liu2024", _true),
     "pairs": ("alpacafarm_liu2024", _preferred),

@@ -96,14 +96,14 @@ class PairJudge:
         return int(said) if said and said in "012" else None
 
 
-class Sayer(Protocol):
+class TruthJudge(Protocol):
     """A judge that says yes with some probability."""
 
     def probabilities(self, prompts: Sequence[str]) -> list[float]: ...
 
 
 @dataclass(frozen=True)
-class Asked:
+class EndpointJudge:
     """A model behind an endpoint, whose probability of " yes" is read as in the code of Liu et al. 2024: 0 where it is
     not among the likeliest tokens."""
 
@@ -150,15 +150,15 @@ class TruthJudges:
         return found
 
     @cached_property
-    def _models(self) -> dict[str, Sayer]:
+    def _models(self) -> dict[str, TruthJudge]:
         return {
             "true": self._model("judge_true", self.true),
             "informative": self._model("judge_informative", self.informative),
         }
 
-    def _model(self, key: str, path: str) -> Sayer:
+    def _model(self, key: str, path: str) -> TruthJudge:
         if self.api is not None:
-            return Asked(Endpoint.of({"api": self.api, "model": path, "top_logprobs": 2}, key), key)
+            return EndpointJudge(Endpoint.of({"api": self.api, "model": path, "top_logprobs": 2}, key), key)
         from transformers import AutoConfig  # not before a judge is asked for
 
         from proxytune.tasks.yes_no import YesNo

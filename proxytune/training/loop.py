@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from proxytune.models.vocabulary import token_ids
-from proxytune.validation import Count, FromZero, Positive, Weight, strict_dataclass
+from proxytune.validation import Count, FromZero, NonNegative, Positive, strict_dataclass
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Progress = Callable[[int, int], object]
+OnStep = Callable[[int, int], object]
 """Called with (steps done, steps in all)."""
 
 
@@ -40,9 +40,9 @@ class Optimization:
     """a number above 0"""
     warmup: FromZero = 0
     """an integer from 0: steps"""
-    weight_decay: Weight = 0.0
+    weight_decay: NonNegative = 0.0
     """a number from 0"""
-    final: Weight = 0.05
+    final: NonNegative = 0.05
     """a number from 0: the last learning rate is this multiple of the highest"""
     clip: Positive = 1.0
     """a number above 0: the largest norm of the gradient"""
@@ -80,7 +80,11 @@ def windows(stream: Tensor, width: int) -> list[WeightedTokens]:
 
 
 def train(
-    model: nn.Module, rows: Sequence[WeightedTokens], how: Optimization, seed: int, progress: Progress = lambda *_: None
+    model: nn.Module,
+    rows: Sequence[WeightedTokens],
+    how: Optimization,
+    seed: int,
+    progress: OnStep = lambda *_: None,
 ) -> list[float]:
     """Trains on `rows` in random order. Returns the loss of each step, in nats per weighted token."""
     steps = how.steps(len(rows))

@@ -23,7 +23,7 @@ from proxytune.training.card import front_matter, origin, table
 from proxytune.training.recipe import hash_of
 from proxytune.validation import strict_dataclass
 
-Method = Literal["task_arithmetic"]
+MergeMethod = Literal["task_arithmetic"]
 
 
 def check_experts(experts: Sequence[str], known: Collection[str]) -> None:
@@ -42,7 +42,7 @@ class Merge:
     """What decides the merged weights; models are named by their identity."""
 
     kind: ClassVar = "merge"
-    method: Method
+    method: MergeMethod
     """task_arithmetic"""
     scale: float
     """a finite number, the multiple of the experts' changes"""
@@ -68,7 +68,7 @@ def merge(
     experts: Sequence[str],
     scale: float,
     folder: Path,
-    method: Method = "task_arithmetic",
+    method: MergeMethod = "task_arithmetic",
     provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes the merged model as an ordinary Hugging Face folder; returns what its recipe.json holds, `provenance` with

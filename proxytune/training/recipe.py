@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from proxytune.errors import UserError
-from proxytune.validation import Count, Positive, Weight, strict_dataclass
+from proxytune.validation import Count, NonNegative, Positive, strict_dataclass
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 Examples = Sequence[tuple[str, str]]
 """Prompts and answers."""
 STARTS = {"experts": "antiexpert", "tuned": "base"}
@@ -37,11 +37,11 @@ class Tuning:
     """an integer from 1 that divides `batch`: examples per forward pass on one device"""
     learning_rate: Positive = 1e-4
     """a number above 0"""
-    weight_decay: Weight = 0.0
+    weight_decay: NonNegative = 0.0
     """a number from 0"""
-    warmup_ratio: Share = 0.04
+    warmup_ratio: ShareBelowOne = 0.04
     """a share from 0 and below 1: that of the steps in which the learning rate rises"""
-    prompt_loss: Weight = 0.0
+    prompt_loss: NonNegative = 0.0
     """a number from 0: the weight of the loss on the prompt's tokens, the answer's being 1. 0, as in the papers: loss
     on the answer only. A small weight keeps an expert a good model of its own prompts."""
     max_length: Count = 2048
@@ -50,7 +50,7 @@ class Tuning:
     """an integer from 1. Has no effect when method is "full"; so do the next two."""
     lora_alpha: Count = 16
     """an integer from 1"""
-    lora_dropout: Share = 0.1
+    lora_dropout: ShareBelowOne = 0.1
     """a share from 0 and below 1"""
     packing: bool = False
     """true or false: whether the examples of a forward pass stand in one row, out of sight of each other, instead of in

@@ -14,7 +14,7 @@ KeptWeights = Mapping[int, Sequence[float] | None]
 """By position of a token the weights [T] of the logits after it; None where the logits are not finite."""
 
 
-class Decoding:
+class GrowingAnswer:
     """vLLM is given the stop strings, so that it need not go on for long. It reads text by other rules than ours, so it
     may stop a little later (what is too much is cut off) or too early (the answer is continued)."""
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from proxytune.engines.checks import check_arms, check_length
 from proxytune.engines.requests import Generated, GenerateRequest, Scored, ScoreRequest
-from proxytune.engines.vllm.decoding import Decoding, KeptWeights, by_expert
+from proxytune.engines.vllm.decoding import GrowingAnswer, KeptWeights, by_expert
 from proxytune.engines.vllm.installed import TESTED, check_installed, check_replicas
 from proxytune.engines.vllm.launch import engine_arguments
-from proxytune.engines.vllm.running import Job, Local, Replicas
+from proxytune.engines.vllm.running import Local, Replicas, VLLMRequest
 from proxytune.engines.vllm.settings import arm_to_dict
 from proxytune.errors import UserError
 from proxytune.fusion.arm import Arm
@@ -79,7 +79,7 @@ class VLLMEngine:
         self._check(arms, [(request, len(request.continuation)) for request in requests])
         asked = {f"{next(self._tags)}": (i, arm) for i in range(len(requests)) for arm in arms}
         outputs = self._running.run(
-            [_job(tag, arm, *_scoring(requests[i])) for tag, (i, arm) in asked.items() if requests[i].continuation]
+            [_request(tag, arm, *_scoring(requests[i])) for tag, (i, arm) in asked.items() if requests[i].continuation]
         )
         for tag, (i, arm) in asked.items():
             yield i, arm.name, _scored(requests[i], arm, *outputs.get(tag, (None, {})))
@@ -90,12 +90,12 @@ class VLLMEngine:
         """(request index, arm name, answer) for every request and arm. Raises UserError as `HFEngine`."""
         self._check(arms, [(request, request.max_new_tokens) for request in requests])
         answers = {
-            f"{next(self._tags)}": (i, Decoding(self.ensemble, request, arm))
+            f"{next(self._tags)}": (i, GrowingAnswer(self.ensemble, request, arm))
             for i, request in enumerate(requests)
             for arm in arms
         }
         while going := {tag: answer for tag, (_, answer) in answers.items() if answer.finish is None}:
-            outputs = self._running.run([_job(tag, answer.arm, *answer.asked()) for tag, answer in going.items()])
+            outputs = self._running.run([_request(tag, answer.arm, *answer.asked()) for tag, answer in going.items()])
             for tag, (output, weights) in outputs.items():
                 going[tag].read(output.outputs[0].token_ids, weights)
         for i, answer in answers.values():
@@ -119,9 +119,11 @@ class VLLMEngine:
         return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _job(tag: str, arm: Arm, prompt: tuple[int, ...], sampling: dict[str, Any], drawn: Mapping[str, Any]) -> Job:
-    """A request of vLLM's for one arm's answer; `drawn` as `Decoding.asked`."""
-    return Job(tag, prompt, {**sampling, "extra_args": {"arm": arm_to_dict(arm), "keep": tag, **drawn}})
+def _request(
+    tag: str, arm: Arm, prompt: tuple[int, ...], sampling: dict[str, Any], drawn: Mapping[str, Any]
+) -> VLLMRequest:
+    """A request of vLLM's for one arm's answer; `drawn` as `GrowingAnswer.asked`."""
+    return VLLMRequest(tag, prompt, {**sampling, "extra_args": {"arm": arm_to_dict(arm), "keep": tag, **drawn}})
 
 
 def _scoring(request: ScoreRequest) -> tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]:

@@ -76,7 +76,7 @@ def engine_arguments(
         "load_format": "safetensors",
         "hf_overrides": {"architectures": [ARCHITECTURE], KEY: settings.to_dict()},
         "logits_processors": _processors(),
-        "worker_extension_cls": "proxytune.engines.vllm.runners.KeptWeights",
+        "worker_extension_cls": "proxytune.engines.vllm.runners.WorkerExtension",
     }
     return arguments if memory is None else arguments | {"kv_cache_memory_bytes": int(memory * _GIB)}
 

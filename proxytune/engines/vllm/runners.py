@@ -61,7 +61,7 @@ class V1Rows(LogitsProcessor):
         return columns(slots, positions)
 
 
-class KeptWeights:
+class WorkerExtension:
     """What an engine asks its workers for (vLLM's `worker_extension_cls`)."""
 
     vllm_config: VllmConfig

@@ -20,7 +20,7 @@ _DEATHS = 3
 """Replicas that may be lost one after another without a finished piece between."""
 
 
-class Job(NamedTuple):
+class VLLMRequest(NamedTuple):
     """A request of vLLM's."""
 
     tag: str
@@ -52,17 +52,17 @@ class Local:
         with refusals():
             self._llm = LLM(**arguments, enforce_eager=current_platform.is_cpu(), disable_log_stats=True)
 
-    def run(self, jobs: Sequence[Job]) -> Outputs:
+    def run(self, requests: Sequence[VLLMRequest]) -> Outputs:
         """Raises whatever vLLM raises."""
         from vllm import SamplingParams
 
-        if not jobs:
+        if not requests:
             return {}
-        settings = [SamplingParams(temperature=0, **job.sampling) for job in jobs]
-        prompts: list[Any] = [{"prompt_token_ids": list(job.prompt)} for job in jobs]
+        settings = [SamplingParams(temperature=0, **request.sampling) for request in requests]
+        prompts: list[Any] = [{"prompt_token_ids": list(request.prompt)} for request in requests]
         outputs = self._llm.generate(prompts, settings, use_tqdm=False)
         kept = {tag: dict(pairs) for tag, pairs in self._llm.collective_rpc("take_weights")[0].items()}
-        return {job.tag: (output, kept[job.tag]) for job, output in zip(jobs, outputs, strict=True)}
+        return {request.tag: (output, kept[request.tag]) for request, output in zip(requests, outputs, strict=True)}
 
     def process(self) -> int:
         return os.getpid()
@@ -125,12 +125,12 @@ class Replicas:
             reason = error.__cause__ or error
             raise UserError(f"a replica of vLLM could not start: {' '.join(str(reason).split())[-500:]}") from error
 
-    def run(self, jobs: Sequence[Job]) -> Outputs:
+    def run(self, requests: Sequence[VLLMRequest]) -> Outputs:
         """Raises whatever vLLM raises, and UserError after `_DEATHS` deaths without a finished piece between."""
-        size = max(1, -(-len(jobs) // (_PIECES * len(self.actors))))
-        waiting = deque(jobs[start : start + size] for start in range(0, len(jobs), size))
+        size = max(1, -(-len(requests) // (_PIECES * len(self.actors))))
+        waiting = deque(requests[start : start + size] for start in range(0, len(requests), size))
         idle, deaths = list(range(len(self.actors))), 0
-        working: dict[Any, tuple[int, Sequence[Job]]] = {}
+        working: dict[Any, tuple[int, Sequence[VLLMRequest]]] = {}
         outputs: Outputs = {}
         while waiting or working:
             while waiting and idle:

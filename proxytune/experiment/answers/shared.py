@@ -41,8 +41,8 @@ class Engine(Protocol):
 class Watch(Protocol):
     """What looks on while answers come in, such as `Running`. It raises nothing."""
 
-    def expect(self, asked: Sequence[Any], keys: Sequence[Mapping[str, str]]) -> None:
-        """What was asked, and for each the key of its answer by every arm."""
+    def expect(self, instances: Sequence[Any], keys: Sequence[Mapping[str, str]]) -> None:
+        """lm-eval's instances, and for each the key of its answer by every arm."""
 
     def answered(self, key: str, answer: Answer, *, computed: bool) -> None:
         """An answer was computed, or found in the store."""
@@ -171,17 +171,17 @@ class SharedAnswers:
         """The members that some arm needs."""
         return tuple(dict.fromkeys(role for arm in self.arms for role in arm.roles))
 
-    def answer(self, arm: Arm, requests: Sequence[Request], asked: Sequence[Any] = ()) -> list[Any]:
+    def answer(self, arm: Arm, requests: Sequence[Request], instances: Sequence[Any] = ()) -> list[Any]:
         """The answers of `arm` to `requests` (all to be scored, or all to be generated), in order.
 
-        `asked` tells whoever watches what each request stands for; empty: nothing is watched.
+        `instances` are lm-eval's, one for each request, for whoever watches; empty: nothing is watched.
 
         A request at which the arm fails even alone, without other arms and requests, has a `Failed` for an answer.
         Raises ArmFailed if the arm fails from the first block on. Other arms are answered nevertheless.
         """
         keys = [self.keys.of(arm, request) for request in requests]
         if not self._has_failed(arm.name) and not all(self._is_done(key) for key in keys):
-            self._complete(requests, asked)
+            self._complete(requests, instances)
         if self._has_failed(arm.name):
             raise ArmFailed(self._failed[self.keys.of_arm[arm.name]])
         return [self._answers[key] if key in self._answers else self._failed_items[key] for key in keys]
@@ -189,7 +189,7 @@ class SharedAnswers:
     def _is_done(self, key: str) -> bool:
         return key in self._answers or key in self._failed_items
 
-    def _complete(self, requests: Sequence[Request], asked: Sequence[Any]) -> None:
+    def _complete(self, requests: Sequence[Request], instances: Sequence[Any]) -> None:
         """Computes what is missing of every arm's answers to `requests`."""
         keys = [{arm.name: self.keys.of(arm, request) for arm in self.arms} for request in requests]
         keyed = _keyed(requests, keys)
@@ -202,16 +202,16 @@ class SharedAnswers:
         missing = sum(not self._is_done(key) for one in keyed for key in one.keys.values())
         if missing and isinstance(self.engine, LazyEngine):
             self.engine.load()
-        self._expect(asked, keys, found)
+        self._expect(instances, keys, found)
         if missing:
             with progress_bar(self.label, missing, self.progress) as advance, Stopping() as stopping:
                 self._compute_all(keyed, advance, stopping)
         self._fail_undefined(keyed)
 
-    def _expect(self, asked: Sequence[Any], keys: Sequence[Mapping[str, str]], found: Mapping[str, Answer]) -> None:
+    def _expect(self, instances: Sequence[Any], keys: Sequence[Mapping[str, str]], found: Mapping[str, Answer]) -> None:
         """Tells whoever watches what was asked, once models are loaded, and which answers the store had."""
-        if self.watch and asked:
-            self.watch.expect(asked, keys)
+        if self.watch and instances:
+            self.watch.expect(instances, keys)
             for key, answer in found.items():
                 self.watch.answered(key, answer, computed=False)
 

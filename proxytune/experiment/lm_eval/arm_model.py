@@ -64,7 +64,7 @@ class ArmLM(TemplateLM):
         self.seed = seed
         self.item_answers: dict[int, list[ItemAnswer]] = {}
         """By item (lm-eval's doc id), in the order of its requests."""
-        self._asked: list[Instance] = []
+        self._instances: list[Instance] = []
         """What the requests of a call stand for, one each."""
         self._scored: list[ItemAnswer] = []
 
@@ -87,7 +87,7 @@ class ArmLM(TemplateLM):
         for context, continuation in (request.args for request in requests):
             if context == "" and self._start and not self.tok_encode(continuation, add_special_tokens=False):
                 raise _nothing_to_score(context, continuation)
-        self._asked = requests
+        self._instances = requests
         results = super().loglikelihood(requests, disable_tqdm=True)
         for request, answer in zip(requests, self._scored, strict=True):
             self._note(request, replace(answer, alone=request.args[0] == ""))
@@ -100,7 +100,7 @@ class ArmLM(TemplateLM):
         windows = [
             rolling_windows(self.tok_encode(request.args[0]), self._start[0], self.max_length) for request in requests
         ]
-        self._asked = []  # nothing watches: a text takes several requests
+        self._instances = []  # nothing watches: a text takes several requests
         scores = iter(self._loglikelihood_tokens([(None, *window) for some in windows for window in some]))
         scored = iter(self._scored)
         for request, some in zip(requests, windows, strict=True):
@@ -110,7 +110,7 @@ class ArmLM(TemplateLM):
     def _loglikelihood_tokens(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """`requests` are ((context, continuation) or None, context tokens, continuation tokens)."""
         fitted = [self._score_request(*request) for request in requests]
-        answers = self.shared.answer(self.arm, [request for request, _ in fitted], self._asked)
+        answers = self.shared.answer(self.arm, [request for request, _ in fitted], self._instances)
         self._scored = [ItemAnswer(answer, cut) for answer, (_, cut) in zip(answers, fitted, strict=True)]
         return [_NOT_SCORED if isinstance(a, Failed) else (sum(a.logprobs), all(a.greedy)) for a in answers]
 

@@ -19,7 +19,7 @@ from proxytune.models.facts import MemberFacts, Members
 
 
 @dataclass(frozen=True)
-class Asked:
+class ItemRequest:
     """One request of an item, as an engine gets it."""
 
     request: Request
@@ -29,7 +29,7 @@ class Asked:
     """How often it is asked (with other noise)."""
 
 
-def requests_of(ensemble: Members[MemberFacts], plan: Plan, items: Items, item: int) -> list[Asked]:
+def requests_of(ensemble: Members[MemberFacts], plan: Plan, items: Items, item: int) -> list[ItemRequest]:
     """What a run of `plan` asks of its members at `item`: for an answer to generate, or for each choice to score.
 
     `ensemble` needs no weights. Raises UserError for an item that the run does not evaluate.
@@ -47,7 +47,8 @@ def requests_of(ensemble: Members[MemberFacts], plan: Plan, items: Items, item: 
             getattr(lm, instance.request_type)([instance])
             cuts = [one.cut for one in lm.item_answers[item][-len(listener.asked) :]]
             asked += [
-                Asked(request, cut, instance.repeats or 1) for request, cut in zip(listener.asked, cuts, strict=True)
+                ItemRequest(request, cut, instance.repeats or 1)
+                for request, cut in zip(listener.asked, cuts, strict=True)
             ]
     return asked
 
@@ -67,7 +68,7 @@ class _Listener(SharedAnswers):
         super().__init__(cast(Engine, SimpleNamespace(ensemble=ensemble)), arms, AnswerStore(None))
         self.asked: list[Request] = []
 
-    def answer(self, arm: Arm, requests: Sequence[Request], asked: Sequence[Any] = ()) -> list[Any]:
+    def answer(self, arm: Arm, requests: Sequence[Request], instances: Sequence[Any] = ()) -> list[Any]:
         self.asked = list(requests)
         return [_anything(request) for request in requests]
 

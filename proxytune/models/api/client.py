@@ -13,9 +13,9 @@ from proxytune.errors import UserError
 from proxytune.models.api.endpoint import KEYS, Endpoint, api_key
 
 T = TypeVar("T")
-Prompt = str | tuple[int, ...]
+SentPrompt = str | tuple[int, ...]
 """A text, or the ids of its tokens."""
-TopTokens = list[tuple[str, float]]
+NamedTokens = list[tuple[str, float]]
 """The endpoint's likeliest next tokens as it writes them, and their natural-log probabilities."""
 
 
@@ -59,7 +59,7 @@ class Client:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def next_tokens(self, prompt: Prompt) -> TopTokens | None:
+    def next_tokens(self, prompt: SentPrompt) -> NamedTokens | None:
         """The likeliest tokens after `prompt`; None where the model ends the text there and gives no probabilities.
 
         Raises UserError: no answer, a wrong key, no such model, no log-probabilities.
@@ -101,7 +101,7 @@ class Client:
             for name, number in more.items():
                 setattr(self.usage, name, getattr(self.usage, name) + number)
 
-    def _of_completion(self, answer: Any) -> TopTokens | None:
+    def _of_completion(self, answer: Any) -> NamedTokens | None:
         choice = _choice(answer)
         top = getattr(choice.logprobs, "top_logprobs", None)
         if top and top[0]:
@@ -110,7 +110,7 @@ class Client:
             return None
         raise self._no_logprobs()
 
-    def _of_chat(self, answer: Any) -> TopTokens | None:
+    def _of_chat(self, answer: Any) -> NamedTokens | None:
         choice = _choice(answer)
         content = getattr(choice.logprobs, "content", None)
         if content and content[0].top_logprobs:

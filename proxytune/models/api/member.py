@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
 
 from proxytune.errors import UserError
-from proxytune.models.api.client import Client, Prompt, TopTokens
+from proxytune.models.api.client import Client, NamedTokens, SentPrompt
 from proxytune.models.api.endpoint import Endpoint
 from proxytune.models.api.tokens import Letters, SameTokens
 from proxytune.models.facts import ends_of
 from proxytune.models.member import KVState
 from proxytune.models.vocabulary import BROKEN, token_ids, vocabulary_size
 
-Spot = tuple[int, int, Prompt]
+Spot = tuple[int, int, SentPrompt]
 """A row, one of its kept positions, and all that stands before the token asked for."""
 
 
@@ -124,13 +124,13 @@ class ApiMember(ApiFacts):
             if mask_BL[row, end - 1]
         ]
 
-    def prompt(self, tokens: list[int]) -> Prompt:
+    def prompt(self, tokens: list[int]) -> SentPrompt:
         """What the endpoint is to read for the family's `tokens`."""
         if self.endpoint.tokenizer:
             return tuple(tokens)
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _logits(self, top: TopTokens | None) -> Tensor:
+    def _logits(self, top: NamedTokens | None) -> Tensor:
         """[V]: of what the endpoint gives; of tokens that it writes in several ways the likeliest."""
         logits = torch.full((self.vocab_size,), -torch.inf)
         for token, logprob in top if top is not None else self._end:
@@ -145,7 +145,7 @@ class ApiMember(ApiFacts):
         return SameTokens(self.tokenizer, self.client.what) if known else Letters(self.tokenizer)
 
     @property
-    def _end(self) -> TopTokens:
+    def _end(self) -> NamedTokens:
         """Where the endpoint ends a text and gives no probabilities, the end is its only token."""
         return [(f"token_id:{self.tokenizer.eos_token_id}", 0.0)]
 

@@ -34,8 +34,8 @@ def check_memory(sources: Mapping[str, Source]) -> None:
     """
     sizes = _own_bytes(sources)
     known = {role: size for role, size in sizes.items() if size is not None}
-    for device in dict.fromkeys(device_of(sources[role]) for role in known):
-        _check_device(device, {role: size for role, size in known.items() if device_of(sources[role]) == device})
+    for device in dict.fromkeys(device_for(sources[role]) for role in known):
+        _check_device(device, {role: size for role, size in known.items() if device_for(sources[role]) == device})
     found = {role: _if_sound(cache_bytes, source) for role, source in sources.items() if _counted(source)}
     caches = {role: 1000 * size for role, size in found.items() if size is not None}
     total = _text(sum(caches.values()))
@@ -86,7 +86,7 @@ def check_training_memory(role: str, source: Source, lora_rank: int | None) -> N
         log.info("training %s: its memory is not known before loading", role)
         return
     needed = weights + adapter + 3 * (weights if lora_rank is None else adapter)
-    device = device_of(source)
+    device = device_for(source)
     available = _available(device)
     log.info("training on %s: about %s and activations, available %s", device, _text(needed), _text(available))
     if needed > available:
@@ -108,7 +108,7 @@ def _counted(source: Source) -> bool:
     return source.quantization is None and source.device_map != "auto"
 
 
-def device_of(source: Source) -> str:
+def device_for(source: Source) -> str:
     """Where its module goes."""
     return source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
 

@@ -16,7 +16,7 @@ from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, modules_of, needs_others_first
 from proxytune.models.loading.files import read_source, source_errors
-from proxytune.models.loading.memory import device_of
+from proxytune.models.loading.memory import device_for
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def load_module(role: str, source: Source) -> PreTrainedModel:
         role,
         source,
         dtype=source.dtype,
-        device_map=device_of(source),
+        device_map=device_for(source),
         attn_implementation=source.attn_implementation,
         max_memory=source.max_memory,
         quantization_config=quantization,

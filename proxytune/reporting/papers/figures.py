@@ -34,7 +34,7 @@ def reference(paper: Paper, layout: Layout) -> pd.DataFrame:
     return frame[columns]
 
 
-class Run(NamedTuple):
+class TableRun(NamedTuple):
     """A run that fills cells of a table."""
 
     panel: str
@@ -50,16 +50,16 @@ class Run(NamedTuple):
         return "; ".join(differences(self.record.provenance.config or {}, shipped(self.experiment), name, arm.roles))
 
 
-def run_of_experiment(path: Path | str) -> Run:
+def run_of_experiment(path: Path | str) -> TableRun:
     """The run at `path`; raises UserError for one that names no experiment."""
     record = read_record(path)
     name = (record.provenance.config or {}).get("experiment")
     if not name:
         raise UserError(f"runs: {path} names no experiment; a paper's table needs runs of `experiment=<name>`")
-    return Run(str(name), record, str(name))
+    return TableRun(str(name), record, str(name))
 
 
-def measured(layout: Layout, runs: Iterable[Run]) -> pd.DataFrame:
+def measured(layout: Layout, runs: Iterable[TableRun]) -> pd.DataFrame:
     """Our figures for one table: panel, arm, task, direction, ours and stderr (percent where fractions), n, left_out
     (items) and differs."""
     rows = [

@@ -11,7 +11,7 @@ import pandas as pd
 
 from proxytune.errors import UserError, unknown_name
 from proxytune.record import read_record
-from proxytune.reporting.papers.figures import KEYS, Run, measured, reference, run_of_experiment
+from proxytune.reporting.papers.figures import KEYS, TableRun, measured, reference, run_of_experiment
 from proxytune.reporting.papers.layouts import GAP, PAPERS, RELATIVE, Layout, Paper
 from proxytune.reporting.papers.own import own_layout
 
@@ -71,7 +71,7 @@ def own_table(paper: str, runs: Iterable[Path | str]) -> PaperTable:
     if not any(record.tasks for record in records):
         raise UserError(f"layout={paper} needs runs=[FOLDER,...] that have results")
     layout, panels = own_layout(chosen, records)
-    return _fill(chosen, layout, [Run(panel, record) for panel, record in zip(panels, records, strict=True)])
+    return _fill(chosen, layout, [TableRun(panel, record) for panel, record in zip(panels, records, strict=True)])
 
 
 def _paper(name: str) -> Paper:
@@ -80,7 +80,7 @@ def _paper(name: str) -> Paper:
     return PAPERS[name]
 
 
-def _fill(paper: Paper, layout: Layout, runs: list[Run]) -> PaperTable:
+def _fill(paper: Paper, layout: Layout, runs: list[TableRun]) -> PaperTable:
     printed, ours = reference(paper, layout), measured(layout, runs)
     notes = [*_notes(printed), *_left_out(ours)]
     if ours.duplicated(KEYS).any():
