@@ -4,8 +4,9 @@
 
     bandwidth   bytes that a copy reads and writes per second: what all floors are computed from
     large_1b    13B + 2 x 1.1B in bfloat16, random weights: milliseconds per token of the plain base and of the fused
-                model; eager, as CUDA graphs, compiled, and speculated at forced acceptance
-    large_7b    the same of 13B + 2 x 7B
+                model; eager, as CUDA graphs, and speculated at forced acceptance
+    compiled_1b the same by torch.compile, recorded as CUDA graphs; takes minutes and runs only where it is named
+    large_7b    13B + 2 x 7B
     match_kl    MatchKL's kernel against its search in PyTorch: time, reads of the rows, difference of the losses
     engine      whole answers of 13B + 2 x 1.1B by the engine of `proxytune run`
     answers     tokens of the static caches and graphs, and of bfloat16, against those of float32
@@ -28,7 +29,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,6 @@ class Setting:
 
     device: torch.device
     toy: bool
-    compiled: bool
     deadline: float
 
     @property
@@ -174,13 +174,13 @@ class Decoder:
     """Members in static states that read the same prompts; tokens stay on the device within a cycle."""
 
     def __init__(
-        self, members: Mapping[str, Member], rows: int, setting: Setting, compiled: bool = False, apart: bool = True
+        self, members: Mapping[str, Member], rows: int, setting: Setting, compile: bool = False, apart: bool = True
     ) -> None:
         """`apart`: each member on a CUDA stream of its own."""
         self.setting, self.members, self.rows = setting, members, rows
         self.prompts = prompts(setting, rows)
         columns, graphs = 64 if setting.toy else 512, setting.device.type == "cuda"
-        self.states = {role: StaticState(member, columns, graphs, compiled) for role, member in members.items()}
+        self.states = {role: StaticState(member, columns, graphs, compile) for role, member in members.items()}
         for role, member in members.items():
             state = member.start(rows)
             member.read(state, torch.tensor(self.prompts)[:, :-1])
@@ -290,8 +290,6 @@ def decode(setting: Setting, sizes: Mapping[str, str], measured: float) -> Itera
     yield {"what": "floor: base", "median_ms": floor["base"]}
     yield {"what": "floor: fused", "median_ms": sum(floor.values())}
     yield from at_batch(setting, members, roles, 1, steps)
-    if setting.compiled:
-        yield from compiled(setting, members, steps)
     yield from at_batch(setting, members, roles, 8, steps)
 
 
@@ -316,9 +314,10 @@ def at_batch(
         yield from speculation(setting, decoder, "graphs", found["graphs: base"], found["graphs: antiexpert"], steps)
 
 
-def compiled(setting: Setting, members: Mapping[str, Member], steps: int) -> Iterator[Row]:
-    """torch.compile of each member's whole forward pass, recorded as graphs: batch 1."""
-    roles, decoder = tuple(members), Decoder(members, 1, setting, compiled=True)
+def compiled(setting: Setting, sizes: Mapping[str, str]) -> Iterator[Row]:
+    """By torch.compile, one layer for all, recorded as graphs: batch 1."""
+    members, steps = family(sizes, setting), 8 if setting.toy else 32
+    roles, decoder = tuple(members), Decoder(members, 1, setting, compile=True)
     for role in roles:
         start = time.perf_counter()
         plain(decoder, [role], None, 1)
@@ -405,33 +404,36 @@ def language_like(rows: int, vocabulary: int, device: torch.device) -> tuple[Ten
 
 
 def match_kl(setting: Setting, measured: float) -> Iterator[Row]:
-    """A read of the rows is base, expert and antiexpert once, in float32, at the measured bandwidth."""
+    """A read of the rows is base, one expert and antiexpert once, in float32, at the measured bandwidth."""
     for rows, vocabulary in ((4, 810), (8, 2000)) if setting.toy else ((5, 32_000), (64, 32_000), (256, 151_936)):
-        logits = language_like(rows, vocabulary, setting.device)
+        base, expert, anti = language_like(rows, vocabulary, setting.device)
+        one, two = (base, expert, anti), (base, torch.cat([expert, expert.flip(1)]), anti)
+        calls = {
+            "kernel": partial(weights, MatchKL(), one),
+            "PyTorch": partial(weights_without_kernel, MatchKL(), one),
+            "PyTorch, grid": partial(weights, MatchKL(solver="grid"), one),
+            "PyTorch, two experts, joint": partial(weights, MatchKL(experts="joint"), two),
+        }
+        above = (MatchKL().loss(*one, calls["kernel"]()) - MatchKL().loss(*one, calls["PyTorch"]())).max().item()
+        yield {"what": f"[{rows}, {vocabulary}] loss of the kernel over PyTorch's, at most", "above": above}
         read_ms = 1000 * 3 * 4 * rows * vocabulary / measured
-        ways = {"kernel": nullcontext, "PyTorch": without_kernel}
-        losses = {}
-        for name, way in ways.items():
-            with way():
-                losses[name] = MatchKL().loss(*logits, MatchKL().fuse(*logits).weights)
-        calls = {name: partial(fuse_once, way, logits) for name, way in ways.items()}
-        for name, times in alternate(setting, 3 if setting.toy else 20, calls).items():
-            yield {
-                "what": f"[{rows}, {vocabulary}] {name}",
-                **spread(times),
-                "reads": statistics.median(times) / read_ms,
-                "loss_above": (losses["kernel"] - losses["PyTorch"]).max().item(),
-            }
+        once = {name: partial(counted_once, call) for name, call in calls.items()}
+        for name, times in alternate(setting, 3 if setting.toy else 20, once).items():
+            reads = statistics.median(times) / read_ms
+            yield {"what": f"[{rows}, {vocabulary}] {name}", **spread(times), "reads": reads}
 
 
-def without_kernel() -> AbstractContextManager[Any]:
-    """MatchKL searches in PyTorch."""
-    return mock.patch.object(MatchKL, "_kernel", lambda *_: None)
+def weights(rule: MatchKL, logits: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return rule.fuse(*logits).weights
 
 
-def fuse_once(way: Callable[[], AbstractContextManager[Any]], logits: tuple[Tensor, Tensor, Tensor]) -> int:
-    with way():
-        MatchKL().fuse(*logits)
+def weights_without_kernel(rule: MatchKL, logits: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    with mock.patch.object(MatchKL, "_kernel", lambda *_: None):
+        return weights(rule, logits)
+
+
+def counted_once(call: Callable[[], object]) -> int:
+    call()
     return 1
 
 
@@ -555,7 +557,9 @@ SECTIONS: dict[str, Callable[[Setting, float], Iterator[Row]]] = {
     "answers": answers,
     "training": training,
     "large_7b": lambda s, b: decode(s, {"base": "13B", "expert": "7B", "anti": "7B"}, b),
+    "compiled_1b": lambda s, b: compiled(s, {"base": "13B", "expert": "1.1B", "anti": "1.1B"}),
 }
+USUAL = [name for name in SECTIONS if name != "compiled_1b"]
 NEEDED = 30
 """Seconds without which no section begins."""
 
@@ -588,15 +592,14 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """The rows that were printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=USUAL)
     parser.add_argument("--seconds", type=float, default=460.0)
     parser.add_argument("--toy", action="store_true")
-    parser.add_argument("--compiled", action="store_true", help="also by torch.compile, which takes minutes")
     options = parser.parse_args(arguments)
     device = torch.device("cpu" if options.toy or not torch.cuda.is_available() else "cuda")
     if device.type == "cpu" and not options.toy:
         sys.exit("no GPU: only --toy runs on a CPU")
-    setting = Setting(device, options.toy, options.compiled, time.monotonic() + options.seconds)
+    setting = Setting(device, options.toy, time.monotonic() + options.seconds)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     measured = bandwidth(setting)
     rows: list[Row] = [

@@ -69,7 +69,7 @@ REFUSED = {
     "PREFIX_TUNING": "only adapters of weights",
     "PROMPT_TUNING": "only adapters of weights",
     "LILY": "type LILY is not supported: a row read in a batch",  # its router averages over all rows
-    "SHADOW": "type SHADOW is not supported: a row read in a batch",  # it has a cache of its own
+    "SHADOW": "adapter of type SHADOW can.t be read through a cache",  # it has a cache of its own
     "POLY": "can't be read through a cache: task_ids should not be None",
     "XLORA": "`use_cache` must be False",
     "LORA activated": "alora_invocation_tokens",

@@ -9,8 +9,8 @@ import pytest
 import tiny
 import torch
 
+from proxytune.compat.transformers import GROUPED
 from proxytune.models import FamilySpec, Source, load
-from proxytune.models.loading.modules import GROUPED
 
 
 @pytest.fixture

@@ -8,16 +8,19 @@ from functools import partial
 import pytest
 import torch
 from test_architectures import RIGHT, WINDOW, V, alone, build
-from tiny import tiny_adapter_family, tiny_family
+from tiny import save_family, tiny_adapter_family, tiny_family, tiny_mistral
+from torch._dynamo.testing import CompileCounter
 
 from proxytune.engines.hf import HFEngine
 from proxytune.engines.requests import GenerateRequest, Prompt
 from proxytune.errors import UserError
 from proxytune.fusion import MatchKL, Static
 from proxytune.fusion.arm import Arm
+from proxytune.models import FamilySpec, load
+from proxytune.models.compiled import by_layer
 from proxytune.models.member import Member
 from proxytune.models.rows import pad
-from proxytune.models.static_state import StaticState, bucket, fits
+from proxytune.models.static_state import StaticState, StaticStates, bucket, fits
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-5}
 
@@ -192,9 +195,43 @@ def test_a_compiled_model_reads_the_same(monkeypatch):
     member, rng = MEMBERS["llama"](), random.Random(0)
     rows = [some(rng, 6), some(rng, 3)]
     with torch.inference_mode():
-        states = [StaticState(member, 16, graphs=False, compiled=compiled) for compiled in (False, True)]
+        states = [StaticState(member, 16, graphs=False, compile=compiled) for compiled in (False, True)]
         for state in states:
             state.join(prefilled(member, rows))
         tokens = torch.tensor([[7], [8]])
         plain, compiled = (state.read(tokens) for state in states)
     torch.testing.assert_close(compiled, plain, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_what_is_compiled_for_one_layer_serves_all(kind, monkeypatch):
+    """As on a GPU: one graph for each kind of shape, and the model itself is left as it was."""
+    count = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=count))
+    member, rng = MEMBERS[kind](), random.Random(0)
+    rows = [some(rng, 6), some(rng, 3)]
+    blocks = next(m for m in member.model.modules() if isinstance(m, torch.nn.ModuleList))
+    before = list(blocks)
+    with torch.inference_mode():
+        states = [StaticState(member, 32, graphs=False) for _ in range(2)]
+        for state in states:
+            state.join(prefilled(member, rows))
+        states[1].model = by_layer(member.model, blocks)
+        for width, graphs in ((1, 1), (1, 1), (4, 2), (5, 3), (3, 3), (1, 3)):
+            tokens = torch.tensor([some(rng, width) for _ in rows])
+            plain, compiled = (state.read(tokens) for state in states)
+            torch.testing.assert_close(compiled, plain, **CLOSE)
+            assert count.frame_count <= graphs
+    assert count.frame_count >= 1 and list(blocks) == before
+
+
+def test_loaded_members_read_in_static_caches(tmp_path, caplog):
+    """With the attention that loading gives them; one whose layers see few tokens is said not to."""
+    paths = save_family(tmp_path / "models")
+    ensemble = load(FamilySpec(paths["base"], paths["antiexpert"]))
+    states = StaticStates(ensemble.members | {"window": Member("window", tiny_mistral(V, seed=0), V)}, compile=False)
+    states.make_room(20)
+    with torch.inference_mode(), caplog.at_level("INFO"):
+        taken = {role: states.take(role, prefilled(member, [[3, 4, 5]])) for role, member in states.members.items()}
+    assert {role for role, state in taken.items() if isinstance(state, StaticState)} == {"base", "antiexpert"}
+    assert ["window is read with a dynamic cache" in message for message in caplog.messages] == [True]

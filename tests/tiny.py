@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from proxytune.models.ensemble import Ensemble
+from proxytune.models.loading.modules import share_keys
 from proxytune.models.member import ADAPTERS_OFF, Member
 
 WINDOW = 256
@@ -198,7 +199,14 @@ def tiny_family(experts: Sequence[str] = EXPERTS, tuned: Sequence[str] = EXPERTS
         role: Member(role, model, vocab_size, identity=f"tiny:{role}")
         for role, model in tiny_models(vocab_size, experts, tuned).items()
     }
-    return Ensemble(members, tokenizer)
+    return Ensemble(as_loaded(members), tokenizer)
+
+
+def as_loaded(members: dict[str, Member]) -> dict[str, Member]:
+    """With the attention that `load` gives to models on a CPU."""
+    for member in members.values():
+        share_keys(member.module)
+    return members
 
 
 def tiny_peft(vocab_size: int, adapters: Sequence[str] = EXPERTS) -> PeftModel:
@@ -243,7 +251,7 @@ def tiny_adapter_family(experts: Sequence[str] = EXPERTS) -> Ensemble:
     for name in experts:
         role = f"expert:{name}"
         members[role] = Member(role, shared, vocab_size, adapter=name, identity=f"tiny:{role}")
-    return Ensemble(members, tokenizer)
+    return Ensemble(as_loaded(members), tokenizer)
 
 
 def save_family(folder: Path, experts: Sequence[str] = EXPERTS, tuned: Sequence[str] = EXPERTS) -> dict[str, Path]:

@@ -51,6 +51,8 @@ NAMES = (
 )
 
 sdpa_attention = sdpa_attention_forward
+GROUPED = "sdpa_grouped"
+"""The name of our attention for CPUs (`models/loading/modules.py`), which takes the masks of transformers' "sdpa"."""
 
 
 def quantization_config(description: Mapping[str, object]) -> object:

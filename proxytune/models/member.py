@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel,
 from transformers.cache_utils import DynamicLayer
 
 from proxytune.compat.peft import switched
-from proxytune.compat.transformers import attention_of, can_be_static, device_of, is_spread
+from proxytune.compat.transformers import GROUPED, attention_of, can_be_static, device_of, is_spread
 from proxytune.errors import UserError
 from proxytune.models.facts import ends_of
 from proxytune.models.generation import ignored_settings
@@ -172,14 +172,14 @@ class Member:
         """An empty state for a batch of rows."""
         cache = DynamicCache(config=self.model.config)
         plain = all(type(layer) is DynamicLayer for layer in cache.layers)
-        takes_masks = plain and self.takes_masks and attention_of(self.module) == "sdpa"
+        takes_masks = plain and self.takes_masks and attention_of(self.module) in ("sdpa", GROUPED)
         return KVState(cache, rows, self.device, boundary(self.model.config), takes_masks)
 
     @property
     def takes_masks(self) -> bool:
         """Whether the model attends by a mask of its own for each row and new token, where it is given one."""
         module = self.module
-        known = can_be_static(module) and attention_of(module) in ("sdpa", "eager")
+        known = can_be_static(module) and attention_of(module) in ("sdpa", GROUPED, "eager")
         return known and not alibi(module.config) and not is_spread(module)
 
     @torch.no_grad()

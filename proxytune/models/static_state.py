@@ -11,7 +11,7 @@ no longer wait for Python. Shapes: B rows, S slots, t new tokens, C columns, H h
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from proxytune.models.compiled import compiled
 from proxytune.models.graphs import Graphs
 from proxytune.models.member import KVState, Member
 
@@ -81,11 +82,11 @@ def fits(member: Member, state: KVState) -> bool:
 class StaticState:
     """The rows that one member has read, in slots of at most `columns` tokens."""
 
-    def __init__(self, member: Member, columns: int, graphs: bool, compiled: bool = False) -> None:
-        """`graphs`: steps are recorded as CUDA graphs and replayed. `compiled`: the model is compiled by torch.compile
-        first, which takes about a minute for a large one."""
+    def __init__(self, member: Member, columns: int, graphs: bool, compile: bool = False) -> None:
+        """`graphs`: steps are recorded as CUDA graphs and replayed. `compile`: by torch.compile first."""
         self.member = member
-        self.model = torch.compile(member.model) if compiled else member.model
+        self.compile = compile
+        self.model: Callable[..., Any] = member.model
         self.columns = columns
         self.stream = torch.cuda.Stream(member.device) if graphs else None
         self.graphs = Graphs(self._forward, self.stream) if self.stream is not None else None
@@ -222,6 +223,8 @@ class StaticState:
         """Makes slots for `rows`; more slots than before are new tensors, for which all steps are recorded anew."""
         if rows <= self.size:
             return
+        if self.compile and not self.layers:
+            self.model = compiled(self.member.model, len(like))
         old, size = list(self.layers), self.size
         self.layers[:] = [SlotLayer(layer, bucket(rows), self.columns) for layer in like]
         for layer, before in zip(self.layers, old, strict=False):
@@ -248,12 +251,14 @@ def bucket(rows: int) -> int:
 class StaticStates:
     """The static states of an engine, kept from one batch of requests to the next: what was recorded stays valid."""
 
-    def __init__(self, ensemble: Mapping[str, Member], compiled: bool) -> None:
-        """By role; `compiled` as in `StaticState`."""
+    def __init__(self, ensemble: Mapping[str, Member], compile: bool) -> None:
+        """By role; `compile` as in `StaticState`."""
         self.members = ensemble
-        self.compiled = compiled
+        self.compile = compile
         self.columns = 0
         self.states: dict[str, StaticState] = {}
+        self.unfit: set[str] = set()
+        """Roles that do not fit a static state, as has been said."""
 
     def make_room(self, tokens: int) -> None:
         """For rows of so many tokens."""
@@ -265,9 +270,15 @@ class StaticStates:
         """The static state of the role, with the rows of `state` alone; `state` itself where it does not fit."""
         member = self.members[role]
         if not fits(member, state):
+            self._say(role)
             return state
         if role not in self.states:
-            self.states[role] = StaticState(member, self.columns, member.device.type == "cuda", self.compiled)
+            self.states[role] = StaticState(member, self.columns, member.device.type == "cuda", self.compile)
         self.states[role].clear()
         self.states[role].join(state)
         return self.states[role]
+
+    def _say(self, role: str) -> None:
+        if role not in self.unfit:
+            self.unfit.add(role)
+            log.info("%s is read with a dynamic cache, neither compiled nor as CUDA graphs (docs/performance.md)", role)

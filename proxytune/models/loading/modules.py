@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
 
-from proxytune.compat.transformers import attention_of, call_unquantized, quantization_config, sdpa_attention, sdpa_mask
+from proxytune.compat.transformers import (
+    GROUPED,
+    attention_of,
+    call_unquantized,
+    quantization_config,
+    sdpa_attention,
+    sdpa_mask,
+)
 from proxytune.errors import UserError
 from proxytune.models.family import Source
 from proxytune.models.loading.adapters import ADAPTERS_OFF, Module, hashes, load_adapter, modules_of, needs_others_first
@@ -20,7 +27,6 @@ from proxytune.models.loading.memory import device_for
 
 log = logging.getLogger(__name__)
 
-GROUPED = "sdpa_grouped"
 """The name of `grouped` among transformers' kinds of attention."""
 _BUFFERS = re.compile(
     r"(^|\.)(((attn|attention|self_attention)\.(masked_)?bias)|causal_mask|position_ids"
