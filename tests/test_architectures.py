@@ -176,7 +176,7 @@ def test_a_model_that_gives_nan_is_left_to_the_evaluation():
 def test_the_documentation_lists_what_is_tried_here():
     table = DOCS.read_text(encoding="utf-8").split("## Architectures")[1]
     right, refused = (
-        set(re.findall(r"`([^`]+)`", part)) for part in table.split("**Right:**")[1].split("**Refused:**")
+        set(re.findall(r"`([^`]+)`", part)) for part in table.split("**Supported:**")[1].split("**Refused:**")
     )
     assert right == set(RIGHT) and refused == set(REFUSED)
 
