@@ -306,10 +306,9 @@ def _search(
     elif some:
         w, first, last = _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G)
     w = tl.where(bad, float("nan"), w)
-    best, lowest, written, left = w, low * 0 + INFINITY, w, tl.zeros([], tl.int32) + STEPS
+    best, lowest, left = w, low * 0 + INFINITY, tl.zeros([], tl.int32) + STEPS
     while left > 0:
         psi, mean, variance, skew = _at(base, expert, anti, out, V, psi0, mean0, uniform, w, WRITE)
-        written = w
         loss = _loss(w, psi, mean, forward, backward)
         best, lowest = tl.where(loss < lowest, w, best), tl.minimum(loss, lowest)
         if modelled & (left == STEPS) & (tl.abs(loss - expected) > TRUSTED * tl.maximum(loss, 1.0)):
@@ -326,11 +325,12 @@ def _search(
             after = tl.where(safe, newton, (first + last) / 2)
             known = safe & (most - least <= NARROW) & (tl.abs(after - w) <= SHORT)
             falls = (foreseen > CLOSE * tl.maximum(loss, 1.0)) | (not known)
-            go_on = falls & (tl.abs(after - w) >= SHORTEST) & some
+            go_on = falls & (tl.abs(after - w) >= SHORTEST) & some & (left > 1)
             w, left = tl.where(go_on, after, w), tl.where(go_on, left - 1, 0)
     tl.store(weights + row, best)
     tl.store(losses + row, lowest)
-    if WRITE and written != best:
+    # `w` was looked at last. A second name for it, set in the loop, would not leave the loop: Triton does not carry it.
+    if WRITE and w != best:
         _at(base, expert, anti, out, V, psi0, mean0, uniform, best, WRITE)
 
 
