@@ -24,7 +24,7 @@ import resource
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -50,16 +50,15 @@ IDLE = 600
 """Seconds that tests may take beside 20 times their processor time: the machine may be busy."""
 
 
-def install(mutant: Mutant) -> None:
-    """Puts the changed code into the functions of the module, or the changed constants wherever they were imported."""
+def install(mutant: Mutant, functions: list[FunctionType]) -> None:
+    """Puts the changed code into the module's functions, or the changed constants wherever they were imported."""
     loader = Changed(mutant)
     codes = {inner.co_qualname: inner for inner in _inside(loader.get_code(loader.name))}
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == loader.path:
-            try:
-                function.__code__ = codes[function.__code__.co_qualname]
-            except ValueError:  # it closes over other names than before, which Python refuses: counts as survived
-                os._exit(0)
+    for function in functions:
+        try:
+            function.__code__ = codes[function.__code__.co_qualname]
+        except ValueError:  # it closes over other names than before, which Python refuses: counts as survived
+            os._exit(0)
     if mutant.constant:
         old, module = vars(sys.modules[loader.name]), ModuleType(loader.name)
         loader.exec_module(module)
@@ -67,6 +66,15 @@ def install(mutant: Mutant) -> None:
             plain = name in old and not name.startswith("__") and not isinstance(value, type | FunctionType)
             if plain and repr(value) != repr(old[name]):
                 _rebind(name, old[name], value)
+
+
+def functions_by_file() -> dict[str, list[FunctionType]]:
+    """All functions there are."""
+    found: dict[str, list[FunctionType]] = defaultdict(list)
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType):
+            found[function.__code__.co_filename].append(function)
+    return found
 
 
 class Changed(SourceFileLoader):
@@ -166,6 +174,8 @@ class Trials:
             pytest.exit(f"the tests fail without any change:\n{log.read_text()[-3000:]}", returncode=1)
         self.ran = {test: (seconds, set(lines)) for test, (seconds, lines) in json.loads(recorded.read_text()).items()}
         print(f"{len(self.mutants)} mutants, {len(self.ran)} tests", flush=True)
+        self.functions = functions_by_file()
+        gc.freeze()  # or each child would copy the memory of all objects when it collects garbage
         for mutant in self.mutants:
             if self.results.of(mutant) is None and self._try(mutant, session) is None:
                 return None
@@ -183,7 +193,7 @@ class Trials:
         if passed is None:
             by_name = {item.nodeid: item for item in session.items}
             session.items[:] = [by_name[test] for test in tests]
-            install(mutant)
+            install(mutant, self.functions[str(ROOT / mutant.file)])
             return None
         self.found[self.failed.read_text()] += 1
         self.results.add(mutant, survived=passed)
@@ -236,7 +246,7 @@ def run_group(path: str, names: str, options: argparse.Namespace) -> None:
     results = Results(options.results)
     with TemporaryDirectory() as folder:
         owner = os.getpid()
-        arguments = ["-xqsp", "no:cacheprovider", "--disable-warnings", *tests]
+        arguments = ["-xqsp", "no:cacheprovider", "--disable-warnings", "--tb=native", *tests]
         status = pytest.main(arguments, plugins=[Trials(mutants, results, Path(folder))])
         if os.getpid() != owner:
             os._exit(status)  # a child
