@@ -119,6 +119,12 @@ def test_a_portion_on_a_gpu_counts_steps_as_well_and_fills_a_batch(family, per_b
         assert HFEngine(family, per_batch).portion(requests, [PROXY]) == expected
 
 
+def test_a_portion_on_a_gpu_is_two_minutes_of_steps(family, monkeypatch):
+    monkeypatch.setattr(Ensemble, "device", torch.device("cuda"))
+    requests = [GenerateRequest(Prompt((5, 6, i)), max_new_tokens=100) for i in range(20)]
+    assert HFEngine(family, 1).portion(requests, [PROXY]) == 120 // (100 * 3 * 0.03)
+
+
 def test_static_states_have_room_for_a_text_and_a_draft_and_are_kept_for_their_batch_size(family):
     engine = HFEngine(family, 4, compile=True)
     states = engine._static_states(COLUMNS)

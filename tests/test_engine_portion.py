@@ -18,12 +18,12 @@ def parameters(family, *roles: str) -> int:
 
 @pytest.fixture
 def seconds(family, monkeypatch):
-    """The time that three requests of GENERATE take with both arms, at one parameter times token a second."""
+    """The time that three requests of GENERATE take with both arms, at two parameters times tokens a second."""
     base, others = parameters(family, "base"), parameters(family, "expert:math", "antiexpert")
     # The base answers for two arms, which may choose different tokens; the others for one.
     one = base * (3 + 2 * 7) + others * (3 + 7)
-    monkeypatch.setattr(work, "CPU", 1.0)
-    monkeypatch.setattr(work, "SECONDS", 3.0 * one)
+    monkeypatch.setattr(work, "CPU", 2.0)
+    monkeypatch.setattr(work, "SECONDS", 3.0 * one / 2)
     return one
 
 

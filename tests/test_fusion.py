@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from unittest import mock
 
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits, match_kl
-from proxytune.fusion.solvers.joint import NEARLY
+from proxytune.fusion.solvers.joint import NEARLY, Place, _step
 from proxytune.fusion.solvers.search import best_point, grid_search, line_search, run
-from proxytune.fusion.solvers.tilt import Tilt
+from proxytune.fusion.solvers.tilt import Tilt, _sum
 
 EXACT = MatchKL()
 
@@ -257,7 +258,41 @@ def test_joint_reaches_the_mean_target_that_one_expert_misses():
     assert (joint < 1e-5).float().mean() > 2 * (single < 1e-5).float().mean()
 
 
+def damped_step(jacobian: list[tuple[float, float]], gap: tuple[float, float], damping: float) -> torch.Tensor:
+    """-J'(JJ' + damping tr(JJ'))^-1 gap by torch's solver."""
+    J = torch.tensor(jacobian, dtype=torch.float64).T
+    JJ = J @ J.T
+    return -J.T @ torch.linalg.solve(JJ + damping * JJ.trace() * torch.eye(2), torch.tensor(gap, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("damping", [1e-3, 10.0])
+def test_a_joint_step_leaves_weights_at_a_bound_that_would_leave_it(damping):
+    gap, outwards, free, inwards = (0.1, -0.05), (0.3, 0.1), (0.2, 0.4), (-0.3, 0.2)  # slopes 0.025, 0, -0.04
+
+    def step(*weights: tuple[float, tuple[float, float]]) -> list[float]:
+        return _step(Place([w for w, _ in weights], 0.0, gap, [row for _, row in weights]), damping, 0.0, 2.0)
+
+    assert step((0.0, outwards), (1.0, free), (2.0, inwards)) == [0.0, *step((1.0, free)), 0.0]
+    for moved in ([(2.0, outwards), (1.0, free), (0.0, inwards)], [(1.0, outwards), (0.5, free), (1.5, inwards)]):
+        assert step(*moved) == pytest.approx(damped_step([row for _, row in moved], gap, damping).tolist())
+
+
 # Edges
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [2**15 - 1, 2**15, 2**17 + 5])
+def test_the_sum_of_a_row_alone_is_that_of_the_row_among_others_on_several_threads(size, two_threads):
+    rows = torch.rand(5, size, generator=torch.Generator().manual_seed(19))
+    together = _sum(rows)
+    assert all(torch.equal(_sum(rows[i : i + 1]), together[i : i + 1]) for i in range(5))
 
 
 def test_rows_worked_on_together(monkeypatch):
