@@ -5,7 +5,7 @@
 GROUPS names the modules and their tests, `mutants.py` makes the mutants. pytest collects the tests of a group once. A
 forked child runs them, to see which test runs which line. For each mutant another child puts the changed code into the
 functions of the module (nothing is written) and runs the tests that run the changed line until one fails: first those
-that are fast and have found others. Tests that take far more processor time than before count as failed. Tests see
+that are fast and have found others. A test that takes far more processor time than before counts as failed. Tests see
 nothing of a mutant in processes that they start.
 
 Prints each survivor as it is found, then a table of the modules. With --results the same command continues where a
@@ -20,7 +20,6 @@ import hashlib
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -46,6 +45,8 @@ GROUPS = {
 """File or folder, and how the names of its tests begin: tests/test_<name>*.py."""
 LEFT_OUT = ("proxytune/fusion/solvers/kernel.py",)
 """Triton compiles its source, which no change of code objects reaches."""
+MORE = 5
+"""Seconds of processor time that a test may take beside five times what it took before."""
 IDLE = 600
 """Seconds that tests may take beside 20 times their processor time: the machine may be busy."""
 
@@ -106,10 +107,9 @@ def module_name(file: str) -> str:
 
 
 def passes(seconds: float, log: str = os.devnull) -> bool | None:
-    """Forks. The parent gets whether the child ends well within so many seconds of processor time, the child None."""
+    """Forks. The parent gets whether the child, which should need so many seconds, ends well; the child gets None."""
     child = os.fork()
     if child == 0:
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -159,6 +159,8 @@ class Trials:
     def __init__(self, mutants: list[Mutant], results: Results, folder: Path) -> None:
         self.mutants, self.results, self.folder = mutants, results, folder
         self.failed = folder / "failed"
+        self.ran: dict[str, tuple[float, set[str]]] = {}
+        """Of each test, once it has run without any change: its processor time and the lines that it ran."""
         self.found = Counter[str]()
         """How many mutants each test has found."""
 
@@ -181,6 +183,11 @@ class Trials:
                 return None
         return True
 
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """The timer of processor time ends a child whose test takes far too long."""
+        if item.nodeid in self.ran:
+            signal.setitimer(signal.ITIMER_PROF, MORE + 5 * self.ran[item.nodeid][0])
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed.write_text(report.nodeid)
@@ -189,7 +196,7 @@ class Trials:
         """Whether the mutant survived; None in the child that tries it."""
         tests = self._choose(mutant)
         self.failed.write_text("")
-        passed = passes(30 + 5 * sum(self.ran[test][0] for test in tests)) if tests else True
+        passed = passes(sum(self.ran[test][0] for test in tests)) if tests else True
         if passed is None:
             by_name = {item.nodeid: item for item in session.items}
             session.items[:] = [by_name[test] for test in tests]
