@@ -128,7 +128,7 @@ def test_a_portion_on_a_gpu_is_two_minutes_of_steps(family, monkeypatch):
 def test_static_states_have_room_for_a_text_and_a_draft_and_are_kept_for_their_batch_size(family):
     engine = HFEngine(family, 4, compile=True)
     states = engine._static_states(COLUMNS)
-    assert states.compiled and states.columns >= COLUMNS + 64
+    assert states.compile is True and states.columns >= COLUMNS + 64
     assert engine._static_states(2 * COLUMNS - 65) is states and states.columns == 2 * COLUMNS
     assert engine._static_states(2 * COLUMNS - 63) is states and states.columns == 3 * COLUMNS
     engine.batches.size = 2
