@@ -18,7 +18,7 @@ from proxytune.engines.hf.costs import added, bandwidth, costs
 from proxytune.engines.hf.decode import Decoding
 from proxytune.engines.hf.drafting import Drafting, _in_order, _texts
 from proxytune.engines.hf.plans import Plans
-from proxytune.engines.hf.sampling import Noise, choose, confidence
+from proxytune.engines.hf.sampling import Noise, choose, choose_with_confidence
 from proxytune.engines.requests import GenerateRequest, Prompt, ScoreRequest
 from proxytune.errors import UserError
 from proxytune.fusion import Static
@@ -61,12 +61,18 @@ def test_continuations_of_one_prompt_are_scored_together_the_longest_text_first(
 
 
 @pytest.mark.parametrize(
-    ("branches", "joinable", "size", "least"),
-    [(0, True, 8, 1), (3, True, 8, 2), (3, True, 7, 1), (1, True, 2, 1), (1, False, 8, 9)],
+    ("branches", "joinable", "rooms", "entered"),
+    [
+        (3, True, [1, 3, 4, 8, 7, 1], [2, 3, 5]),  # of 8: 1 + 3 + 4, then 8, then 7 + 1
+        (3, True, [0, 2, 2, 2, 2, 2], [4]),
+        (3, False, [8, 8, 8], []),
+        (0, False, [8, 8], [0, 1]),
+    ],
 )
-def test_requests_enter_once_a_quarter_has_left(branches, joinable, size, least):
-    decoding = SimpleNamespace(branches=[None] * branches, states=SimpleNamespace(joinable=joinable))
-    assert Decoding.entry(decoding, size) == least
+def test_requests_enter_once_free_rows_have_cost_a_pass(branches, joinable, rooms, entered):
+    decoding = SimpleNamespace(branches=[None] * branches, states=SimpleNamespace(joinable=joinable), idle=0)
+    queues = [SimpleNamespace(room=room, size=8) for room in rooms]
+    assert [at for at, queue in enumerate(queues) if Decoding.has_room(decoding, queue)] == entered
 
 
 def run_batches(size: int, room: int, requests: int = 9) -> tuple[Batches, list[int], list[tuple[int, str]]]:
@@ -340,10 +346,12 @@ def test_confidence_is_the_probability_of_the_token_that_is_chosen():
     noise = Noise(11)
     parts = [logits[0], logits[1] + 0.7 * noise.of(3, 4), logits[2].clone()]
     parts[2][logits[2].argmax()] = -torch.inf
+    tokens, confidence = choose_with_confidence(logits, wanted, noise)
+    assert tokens.tolist() == choose(logits, wanted, noise).tolist()
     for row, part in enumerate(parts):
         shares = [math.exp(x) for x in part.tolist()]
-        assert confidence(logits, wanted, noise)[row].item() == pytest.approx(max(shares) / sum(shares))
-        assert choose(logits, wanted, noise)[row].item() == shares.index(max(shares))
+        assert confidence[row].item() == pytest.approx(max(shares) / sum(shares))
+        assert tokens[row].item() == shares.index(max(shares))
     assert not torch.equal(noise.of(3, 4), noise.of(4, 3)) and noise.of(3, 4) is noise.of(3, 4)
 
 

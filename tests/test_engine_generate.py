@@ -1,5 +1,6 @@
 """Decoding: every arm's answer is that of a slow loop over one arm and one request, whatever shares its rows."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -249,7 +250,7 @@ def test_waiting_requests_enter_as_others_leave(family, monkeypatch):
     ensemble, rows = counting(family)
     entering = answers(ensemble, RAGGED, ARMS, batch_size=4)
     steps = len(rows["base"])
-    monkeypatch.setattr(generate, "ENTRY", 2.0)
+    monkeypatch.setattr(generate, "ENTRY", math.inf)
     rows["base"].clear()
     grouped = answers(ensemble, RAGGED, ARMS, batch_size=4)
     assert steps < len(rows["base"]), "fewer and fuller steps"

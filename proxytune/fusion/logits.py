@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from functools import reduce
 
@@ -49,7 +50,7 @@ def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
     d = expert.float() - antiexpert
     # Boolean masks cost more than all the rest, and most logits have no mask: then one sum says so. On a GPU the host
     # would wait for it.
-    if d.device.type == "cpu" and d.sum().isfinite():
+    if d.device.type == "cpu" and math.isfinite(d.sum().item()):
         return d, antiexpert
     masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
     return d.masked_fill(masked, 0.0), torch.where(masked, -torch.inf, antiexpert)

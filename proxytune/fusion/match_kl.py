@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -102,7 +103,7 @@ class MatchKL:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"MatchKL.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
-    @property
+    @cached_property
     def points(self) -> tuple[float, ...]:
         """The weights that `grid` tries, `low` and `high` included."""
         n = round((self.high - self.low) / self.step)
@@ -161,7 +162,7 @@ class MatchKL:
         if self.solver == "grid":
             weights, losses = grid_search(tilt.lines(), targets.repeat(1, 1, experts), points)
         else:
-            weights, losses = line_search(tilt.lines(), _mean(targets).repeat(1, experts), points)
+            weights, losses = line_search(tilt.lines(), torch.cat([_mean(targets)] * experts, dim=1), points)
         return best_alone(weights, losses, experts)
 
     def _joint(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
@@ -218,7 +219,8 @@ def _batches(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tupl
 
 def _mean(targets: Tensor) -> Tensor:
     """Of all experts: [2, n] from [2, T, n]."""
-    return add(targets.unbind(1)) / targets.shape[1]
+    first, *others = targets.unbind(1)
+    return add((first, *others)) / targets.shape[1] if others else first
 
 
 def _number(name: str, value: object) -> float:

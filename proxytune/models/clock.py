@@ -31,7 +31,7 @@ class Clock:
         if not self.running:
             return nullcontext()
         self.counts[key] += 1
-        return self._on_gpu(key, device) if device.type == "cuda" else self._here(key)
+        return self._on_gpu(key, device) if device.type == "cuda" else _Here(self._seconds, key)
 
     def read(self) -> dict[Hashable, float]:
         """The seconds since the last reading; waits for the GPUs."""
@@ -39,12 +39,6 @@ class Clock:
         self.counts = Counter()
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         return seconds
-
-    @contextmanager
-    def _here(self, key: Hashable) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[key] += time.perf_counter() - start
 
     @contextmanager
     def _on_gpu(self, key: Hashable, device: torch.device) -> Iterator[None]:
@@ -63,6 +57,21 @@ class Clock:
             end.synchronize()
             self._seconds[key] += start.elapsed_time(end) / 1000
         del self._events[:count]
+
+
+class _Here:
+    """Adds the time of what is within to `seconds[key]`. Not a generator, which costs three times as much."""
+
+    __slots__ = ("key", "seconds", "start")
+
+    def __init__(self, seconds: dict[Hashable, float], key: Hashable) -> None:
+        self.seconds, self.key = seconds, key
+
+    def __enter__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds[self.key] += time.perf_counter() - self.start
 
 
 @cache

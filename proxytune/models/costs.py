@@ -40,9 +40,19 @@ class StepCost:
 
     def of(self, tokens: float) -> float:
         """Seconds, roughly, of a step that reads `tokens` of all rows together."""
-        _, one, many, each = self.machine
-        per_weight = one if tokens == 1 else many + tokens * each
-        return self.layers * self.machine.per_layer + self.weights * per_weight
+        if tokens != 1:
+            return self.many + tokens * self.each
+        return self.layers * self.machine.per_layer + self.weights * self.machine.one
+
+    @property
+    def many(self) -> float:
+        """Seconds of a step over several tokens, whatever their number."""
+        return self.layers * self.machine.per_layer + self.weights * self.machine.many
+
+    @property
+    def each(self) -> float:
+        """Seconds more for each of these tokens."""
+        return self.weights * self.machine.each
 
 
 def step_cost(member: Member) -> StepCost:

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST, SHORTEST = 4, 2
 """Tokens in a row that must be found again for what followed them to be a draft: the longer, the better."""
-CONFIDENT, CONFIDENT_ALONE = 0.5, 0.35
-"""The probability below which a model's next token is no draft: among several rows, which are all read again while one
-of them drafts on, and for a row alone."""
+CONFIDENT = 0.3
+"""The probability below which a model's next token is no draft."""
 SHORT = 4
 """Answers of at most so many tokens are not drafted."""
 

@@ -40,10 +40,14 @@ class Queue(Generic[RequestT]):
         self.taken: dict[int, Pending[RequestT]] = {}
         self.size = size
 
-    def take(self, at_least: int = 1) -> list[Pending[RequestT]]:
-        """As many waiting requests as there is room for; none while there is room for fewer than `at_least`."""
-        room = self.size - len(self.taken)
-        taken = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))] if room >= at_least else []
+    @property
+    def room(self) -> int:
+        """How many requests may be taken."""
+        return self.size - len(self.taken)
+
+    def take(self) -> list[Pending[RequestT]]:
+        """As many waiting requests as there is room for."""
+        taken = [self.waiting.popleft() for _ in range(min(self.room, len(self.waiting)))]
         self.taken.update((pending.index, pending) for pending in taken)
         return taken
 

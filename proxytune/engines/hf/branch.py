@@ -48,9 +48,14 @@ class Branch:
         return (self.tokens[-1], *(self.draft[:-1] if self.ended else self.draft))
 
     @property
+    def size(self) -> int:
+        """The number of its places: one after each token of `reading`, or after the prompt."""
+        return 1 + len(self.draft) - self.ended
+
+    @property
     def places(self) -> list[Place]:
-        """After each token of `reading`, or after the prompt."""
-        return [Place(self, position) for position in range(1 + len(self.draft) - self.ended)]
+        """Where its arms choose."""
+        return [Place(self, position) for position in range(self.size)]
 
 
 class Place(NamedTuple):

@@ -12,9 +12,9 @@ Shapes: B rows of one member, t positions read of each, n places where one arm c
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -36,10 +36,10 @@ from proxytune.models.static_state import StaticStates
 Finished = tuple[int, str, Generated]
 UNDEFINED = -1
 """Stands in place of a token where an arm's logits are NaN, +inf or all -inf."""
-ENTRY = 0.25
-"""The share of a batch that must have left before waiting requests enter: entering copies every cache.
+ENTRY = 1.0
+"""How many passes of a whole batch are lost to rows that are free before waiting requests enter.
 
-Measured (`scripts/benchmark.py`, refill): with answers of ragged length it saves about a fifth of the time.
+An entry costs about as much: the members read the new prompts by themselves, and every cache is copied.
 """
 
 
@@ -66,7 +66,8 @@ def generate_all(
     """
     decoding = Decoding(members, arms, draft, meter, static)
     while True:
-        yield from decoding.admit(queue.take(at_least=decoding.entry(queue.size)))
+        if queue.waiting and decoding.has_room(queue):
+            yield from decoding.admit(queue.take())
         if not decoding.branches:
             return
         yield from decoding.grow()
@@ -86,6 +87,8 @@ class Decoding:
     ) -> None:
         self.members = members
         self.arms = arms
+        self.needed = {arm.name: members.needed(arm.roles) for arm in arms}
+        """The roles that run, by arm."""
         self.ends = {arm.name: set(members.ensemble.ends(arm.roles)) for arm in arms}
         self.weights: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
         """The weights [T] at each token, by request and arm."""
@@ -97,14 +100,18 @@ class Decoding:
         self.logits: dict[str, Tensor] = {}
         """The logits at the places of the rows that each member has read, by role: [B, t, V]."""
         self.branches: list[Branch] = []
+        self.idle = 0
+        """Passes times the rows that were free in them since requests entered."""
         self.answers: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         """The tokens of finished answers to the requests that other arms are still answering."""
 
-    def entry(self, size: int) -> int:
-        """How many of `size` requests must have left before others enter."""
-        if not self.branches:
-            return 1
-        return max(1, int(size * ENTRY)) if self.states.joinable else size + 1
+    def has_room(self, queue: Queue[GenerateRequest]) -> bool:
+        """Whether waiting requests enter before the next pass; asked once for each pass."""
+        self.idle += queue.room
+        if self.branches and (self.idle < ENTRY * queue.size or not self.states.joinable):
+            return False
+        self.idle = 0
+        return True
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Pending[GenerateRequest]]) -> list[Finished]:
@@ -134,7 +141,7 @@ class Decoding:
                 if end is not None:
                     finished.append(self._answer(branch, path, arm, end))
                     continue
-                forgotten = len(branch.places) - len(tokens)
+                forgotten = branch.size - len(tokens)
                 child = Branch(branch.pending, branch.stops, [], path, branch.row, forgotten)
                 children.setdefault(tokens, child).arms.append(arm)
             grown += children.values()
@@ -144,9 +151,13 @@ class Decoding:
     def _choices(self) -> list[list[Choice]]:
         """For each branch what its arms choose."""
         choices: list[list[Choice]] = [[] for _ in self.branches]
+        branches_of: dict[str, list[int]] = defaultdict(list)
+        for number, branch in enumerate(self.branches):
+            for arm in branch.arms:
+                branches_of[arm.name].append(number)
         self.tracer.look(self.logits)
         for arm in self.arms:
-            numbers = [number for number, branch in enumerate(self.branches) if arm in branch.arms]
+            numbers = branches_of[arm.name]
             if not numbers:
                 continue
             places = [place for number in numbers for place in self.branches[number].places]
@@ -154,26 +165,31 @@ class Decoding:
             with self.members.ensemble.clock.time(("rule", arm.name), next(iter(logits.values())).device):
                 fused, weights_Tn = arm.answer(logits)
             steps = [(place.branch.pending.request, place.step) for place in places]
-            tokens = choose(fused, steps, self.noise).where(fused.amax(-1).isfinite(), UNDEFINED)
-            ids, weights = iter(tokens.tolist()), iter(weights_Tn.T.tolist())
+            tokens = zip(choose(fused, steps, self.noise).tolist(), fused.amax(-1).tolist(), strict=True)
+            ids = [token if math.isfinite(highest) else UNDEFINED for token, highest in tokens]
+            weights = weights_Tn.T.tolist()
             taken: list[int] = []
             start = 0
             for number in numbers:
                 branch = self.branches[number]
-                size = len(branch.places)
-                choice, used = self._walk(branch, arm, list(islice(ids, size)))
+                choice, used = self._walk(branch, arm, ids[start : start + branch.size])
                 choices[number].append(choice)
-                self.weights[branch.pending.index, arm.name] += list(islice(weights, size))[:used]
+                self.weights[branch.pending.index, arm.name] += weights[start : start + used]
                 taken += range(start, start + used)
-                start += size
-            self.tracer.note(arm, places, taken, fused, tokens)
-        for branch, chosen in zip(self.branches, choices, strict=True):
-            accepted = [_accepted(branch, tokens) for _, tokens, _ in chosen]
-            self.drafting.note(branch, accepted)
-            self.meter.passes += bool(branch.tokens)
-            self.meter.drafted += len(branch.draft)
-            self.meter.accepted += max(accepted)
+                start += branch.size
+            self.tracer.note(arm, places, taken, fused, ids)
+        self._count(choices)
         return choices
+
+    def _count(self, choices: Sequence[Sequence[Choice]]) -> None:
+        """What came of the drafts."""
+        for branch, chosen in zip(self.branches, choices, strict=True):
+            self.meter.passes += bool(branch.tokens)
+            if branch.drafter is not None:
+                accepted = [_accepted(branch, tokens) for _, tokens, _ in chosen]
+                self.drafting.note(branch, accepted)
+                self.meter.drafted += len(branch.draft)
+                self.meter.accepted += max(accepted)
 
     def _walk(self, branch: Branch, arm: Arm, ids: Sequence[int]) -> tuple[Choice, int]:
         """What the arm takes of the tokens that it chooses at the branch's places, and at how many places that is.
@@ -197,7 +213,7 @@ class Decoding:
     def _logits(self, arm: Arm, places: Sequence[Place]) -> dict[str, Tensor]:
         """The logits of the arm's roles at its `places`: [n, V], float32, by role."""
         logits = {}
-        for role in self.members.needed(arm.roles):
+        for role in self.needed[arm.name]:
             positions = self.logits[role].shape[1]
             rows = [place.branch.row[role] * positions + place.position for place in places]
             whole = self.logits[role].flatten(0, 1)
@@ -211,7 +227,7 @@ class Decoding:
         forgotten: dict[str, list[int]] = defaultdict(list)
         for branch in self.branches:
             before, branch.row = branch.row, {}
-            for role in self.members.needed(role for arm in branch.arms for role in arm.roles):
+            for role in dict.fromkeys(role for arm in branch.arms for role in self.needed[arm.name]):
                 branch.row[role] = len(kept[role])
                 kept[role].append(before[role])
                 forgotten[role].append(branch.forgotten)

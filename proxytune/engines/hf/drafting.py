@@ -18,10 +18,10 @@ from torch import Tensor
 from proxytune.engines.hf.branch import Branch
 from proxytune.engines.hf.kv import KVStates
 from proxytune.engines.hf.plans import Plan, Plans
-from proxytune.engines.hf.sampling import Noise, choose, confidence
+from proxytune.engines.hf.sampling import Noise, choose_with_confidence
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
-from proxytune.models.drafting import CONFIDENT, CONFIDENT_ALONE, SHORT, follow, look_up
+from proxytune.models.drafting import CONFIDENT, SHORT, follow, look_up
 
 Answers = Mapping[int, Sequence[tuple[int, ...]]]
 """The tokens of finished answers by request index."""
@@ -113,24 +113,24 @@ class Drafting:
         first = parts[0].shape[1]
         while drafting:
             reading = [()] * len(branches)
-            at = 0 if len(parts) == 1 else -1
-            drafting = list(self._next(branches, drafting, parts[-1][drafting, at].float(), noise))
+            last = parts[-1][:, 0 if len(parts) == 1 else -1]
+            last = last if len(drafting) == len(branches) else last[drafting]
+            drafting = list(self._next(branches, drafting, last.float(), noise))
             for row in drafting:
                 reading[row] = branches[row].draft[-1:]
             if drafting:
                 parts.append(self.states.read({role: reading})[role])
-        logits = torch.cat(parts, dim=1)
+        logits = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return logits if first == 1 or len(parts) == 1 else _in_order(logits, branches, first)
 
     def _next(self, branches: Sequence[Branch], rows: Sequence[int], logits: Tensor, noise: Noise) -> Iterator[int]:
         """Adds the token that follows by `logits` [n, V] to the draft of `rows` [n]; those rows that are to be read."""
         some = [branches[row] for row in rows]
         steps = [(branch.pending.request, len(branch.tokens) + len(branch.draft)) for branch in some]
-        tokens, sure = choose(logits, steps, noise).tolist(), confidence(logits, steps, noise).tolist()
-        least = CONFIDENT if len(branches) > 1 else CONFIDENT_ALONE
-        for row, branch, token, confident in zip(rows, some, tokens, sure, strict=True):
+        tokens, sure = choose_with_confidence(logits, steps, noise)
+        for row, branch, token, confident in zip(rows, some, tokens.tolist(), sure.tolist(), strict=True):
             # A comparison with NaN is false.
-            if confident >= least and len(branch.draft) < branch.most:
+            if confident >= CONFIDENT and len(branch.draft) < branch.most:
                 self._append(branch, (token,))
                 if not branch.ended:
                     yield row

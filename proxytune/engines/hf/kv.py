@@ -84,8 +84,11 @@ class KVStates:
         keep: int | None = None,
     ) -> dict[str, Tensor]:
         inputs = {}
+        padded: Sequence[Sequence[int]] | None = None
         for role, state in states.items():
-            ids, mask = pad(tokens[role], left)
+            if tokens[role] != padded:  # most roles read the same
+                padded = tokens[role]
+                ids, mask = pad(padded, left)
             inputs[role] = Inputs(state, ids, mask, ids.shape[1] if keep is None else keep)
         return self.ensemble.step(inputs)
 

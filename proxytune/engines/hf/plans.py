@@ -61,11 +61,12 @@ class Plans:
         drafting = branches if expert is None else rows[expert]
         share = drafting / branches
         plain = sum(self.costs[role].of(n) for role, n in rows.items())
+        # The expert reads a draft token by token, the others read it in one pass.
+        others = [(self.costs[role], n) for role, n in rows.items() if role != expert]
+        passes = sum(cost.many for cost, _ in others)
+        each = sum(n * cost.each for cost, n in others) + (self.costs[expert].of(rows[expert]) if expert else 0.0)
         found = []
         for most, (tokens, width) in enumerate(self.acceptance[name].expected(self.most or MOST, drafting), start=1):
-            drafted = sum(
-                (width + 1) * self.costs[role].of(n) if role == expert else self.costs[role].of(n * (width + 1))
-                for role, n in rows.items()
-            )
+            drafted = passes + (width + 1) * each
             found.append(Plan(most, (share * tokens + 1 - share) * plain / drafted, expert))
         return max(found, key=lambda plan: plan.gain) if self.most is None else found[-1]

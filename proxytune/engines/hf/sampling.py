@@ -34,6 +34,19 @@ def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
     return scores(logits, wanted, noise).argmax(dim=-1)
 
 
+def choose_with_confidence(
+    logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """The tokens of `choose` [n], and how far ahead they are [n]: their probabilities, with noise as a part of the
+    logits."""
+    logits = _allowed(logits, [request for request, _ in wanted])
+    sampled, noisy, temperature = _noisy(logits, wanted, noise)
+    confidence = logits.softmax(dim=-1).amax(dim=-1)
+    if sampled:
+        confidence[sampled] = (noisy * temperature[:, None]).softmax(dim=-1).amax(dim=-1)
+    return _put(logits, sampled, noisy).argmax(dim=-1), confidence
+
+
 def scores(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
     """[n, V], the largest of which is the token that a row's request wants at its step.
 
@@ -42,17 +55,12 @@ def scores(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
     """
     logits = _allowed(logits, [request for request, _ in wanted])
     sampled, noisy, _ = _noisy(logits, wanted, noise)
+    return _put(logits, sampled, noisy)
+
+
+def _put(logits: Tensor, sampled: list[int], noisy: Tensor) -> Tensor:
+    """`logits` [n, V] with `noisy` [m, V] in place of the rows that are `sampled`."""
     return logits.index_copy(0, torch.tensor(sampled, device=logits.device), noisy) if sampled else logits
-
-
-def confidence(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
-    """How far ahead the tokens of `choose` are [n]: their probabilities, with noise as a part of the logits."""
-    logits = _allowed(logits, [request for request, _ in wanted])
-    found = logits.softmax(dim=-1).amax(dim=-1)
-    sampled, noisy, temperature = _noisy(logits, wanted, noise)
-    if sampled:
-        found[sampled] = (noisy * temperature[:, None]).softmax(dim=-1).amax(dim=-1)
-    return found
 
 
 def _noisy(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 from proxytune.engines.hf.batching import Pending
@@ -48,13 +49,13 @@ class Tracer:
         """The logits of the step: [B, t, V] by the role that runs. They are looked at once for all arms, if at all."""
         self._rows = {role: _Rows(some) for role, some in logits.items()}
 
-    def note(self, arm: Arm, places: Sequence[Place], taken: Sequence[int], fused: Tensor, tokens: Tensor) -> None:
+    def note(self, arm: Arm, places: Sequence[Place], taken: Sequence[int], fused: Tensor, ids: Sequence[int]) -> None:
         """Those of the arm's places, logits [n, V] and tokens [n] that are `taken` into its answers."""
         traced = [n for n in taken if places[n].branch.pending.request.trace != "none"]
         if not traced:
             return
         places = [places[n] for n in traced]
-        tokens = _part(tokens, traced).clamp(min=0)  # a token may be undefined
+        tokens = torch.tensor([max(ids[n], 0) for n in traced], device=fused.device)  # a token may be undefined
         own, rows = self._own(arm, places, _part(fused, traced))
         p = own.probabilities(rows, tokens)
         p_base, differs = self._of_base(arm, places, tokens)
@@ -106,7 +107,7 @@ class _Rows:
     """Logits [B, t, V] of one model, or of one arm, at one step, as rows [B t, V]."""
 
     def __init__(self, logits: Tensor) -> None:
-        self._given = logits.flatten(0, 1)
+        self._given = logits
         self._positions = logits.shape[1]
 
     def at(self, role: str, places: Sequence[Place]) -> list[int]:
@@ -115,7 +116,7 @@ class _Rows:
 
     @cached_property
     def logits(self) -> Tensor:
-        return self._given.float()
+        return self._given.flatten(0, 1).float()
 
     @cached_property
     def highest(self) -> Tensor:

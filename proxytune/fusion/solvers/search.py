@@ -112,6 +112,8 @@ def best_alone(weights: Tensor, losses: Tensor, experts: int) -> Tensor:
 
     On ties the first expert wins.
     """
+    if experts == 1:
+        return weights
     others = torch.arange(experts, device=weights.device)[:, None] != losses.view(experts, -1).argmin(0)
     return weights.view(experts, -1).masked_fill(others, 0.0)
 

@@ -12,6 +12,7 @@ For one expert both grow with |w| on either side of 0.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -43,23 +44,29 @@ class Tilt:
         `like`: another family with the same `d`.
         """
         self.log_p, self.d = torch.empty_like(logits), d
-        ranges, sums = [], []
+        ranges, sums = [], list[list[Tensor]]()
         for part in cached(logits):
             top = logits[part].amax(-1, keepdim=True)
             log_p = torch.sub(logits[part], top, out=self.log_p[part])
-            if torch.isneginf(top).any():
+            if not math.isfinite(top.sum().item()):
                 log_p.masked_fill_(torch.isneginf(top), 0.0)
             if like is None:
                 ranges.append(torch.stack(torch.aminmax(d[:, part], dim=-1)))
             # The same sums as at any w, so that both divergences are exactly 0 at w = 0.
             p = log_p.exp()
-            sums.append(torch.stack([_sum(p), *_mean(p, d[:, part], top)]))
-        total, *means = _joined(sums)
-        self.psi0, self.mean0 = total.log(), torch.stack(means) / total
+            sums.append([_sum(p), *_mean(p, d[:, part], top)])
+        total, *means = _joined_all(sums)
+        self.psi0, self.mean0 = total.log(), _stacked(means) / total
         self.range: Tensor = _joined(ranges) if like is None else like.range
         """[2, T, n] the smallest and the largest difference."""
+        self.extreme = self._extreme(reach)
+
+    def _extreme(self, reach: float) -> Tensor | None:
+        """[n]: whether exponents may be `LARGE`; None where none are."""
+        if reach * len(self.d) * self.range.abs().max().item() <= LARGE:
+            return None
         extreme = reach * torch.maximum(-self.range[0], self.range[1]).sum(0) > LARGE
-        self.extreme = extreme if extreme.any() else None
+        return extreme if extreme.any() else None
 
     def rows(self, index: Tensor) -> Tilt:
         """The same families for some of the rows, `index` [k], ascending."""
@@ -74,7 +81,7 @@ class Tilt:
 
     def lines(self) -> Tilt:
         """Each expert alone, one weight: T n rows, those of the first expert first."""
-        experts = len(self.d)
+        experts = self.d.shape[0]
         if experts == 1:
             return self
         each = copy.copy(self)
@@ -99,7 +106,7 @@ class Tilt:
     @property
     def flat(self) -> Tensor:
         """[T, n]: True where d is the same at every token that `logits` allows."""
-        if self.log_p.sum().isfinite():
+        if math.isfinite(self.log_p.sum().item()):
             return self.spread <= FLAT
         allowed, likeliest = ~torch.isneginf(self.log_p), self.log_p.argmax(-1, keepdim=True)
         at_likeliest = self.d.gather(-1, likeliest.expand(len(self.d), -1, -1))
@@ -108,12 +115,13 @@ class Tilt:
 
     def divergences(self, w: Tensor) -> Tensor:
         """[2, n]: KL(P~ || P) and KL(P || P~) in nats at w [T, n]."""
-        psi, mean = self._expect(_mean, w)
-        return self._divergences(w, psi, mean)
+        psi, total, sums = self._expect(_mean, w)
+        return self._divergences(w, psi, _stacked(sums) / total)
 
     def line(self, w: Tensor) -> Tensor:
         """One expert, w [1, n]: the divergences, their first and their second derivatives, [6, n]."""
-        psi, (mean, square, cube) = self._expect(_powers, w)
+        psi, total, sums = self._expect(_powers, w)
+        mean, square, cube = (some / total for some in sums)
         variance = square - mean * mean
         skew = cube - mean * (3 * square - 2 * mean * mean)
         w, mean0 = w[0], self.mean0[0]
@@ -122,28 +130,28 @@ class Tilt:
 
     def gradients(self, w: Tensor) -> Tensor:
         """The divergences and their gradients at w [T, n]: [2 + 2 T, n], KL(P~ || P) first."""
-        psi, moments = self._expect(_along, w)
-        mean, product = moments.chunk(2)
+        psi, total, sums = self._expect(_along, w)
+        mean, product = (_stacked(sums) / total).chunk(2)
         return torch.cat([self._divergences(w, psi, mean), product - mean * add(w * mean), mean - self.mean0])
 
     def _divergences(self, w: Tensor, psi: Tensor, mean: Tensor) -> Tensor:
-        return torch.stack([add(w * mean) - psi, psi - add(w * self.mean0)])
+        return torch.stack([_dot(w, mean) - psi, psi - _dot(w, self.mean0)])
 
-    def _expect(self, moments: Moments, w: Tensor) -> tuple[Tensor, Tensor]:
-        """psi(w) [n], and the expectations of the `moments` under P~ [M, n]."""
-        sums, scales = [], []
+    def _expect(self, moments: Moments, w: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """psi(w) [n], the sum of P exp(w . d) [n], and those of its `moments`, M times [n]."""
+        sums, scales = list[list[Tensor]](), []
         for log_p, d, part in self._parts():
             x = log_p
-            for d_t, w_t in zip(d, w[:, part], strict=True):
-                x = torch.addcmul(x, d_t, w_t[:, None])
+            for d_t, w_t in zip(d, w[:, part, None], strict=True):
+                x = torch.addcmul(x, d_t, w_t)
             if self.extreme is not None:
                 scales.append(torch.where(self.extreme[part], x.amax(-1), 0.0))
                 x.sub_(scales[-1][:, None])
             p = x.exp_()
-            sums.append(torch.stack([_sum(p), *moments(p, d, w[:, part])]))
-        total, expectations = _joined(sums).split([1, len(sums[0]) - 1])
-        psi = torch.cat(scales) + total[0].log() if scales else total[0].log()
-        return psi - self.psi0, expectations / total
+            sums.append([_sum(p), *moments(p, d, w[:, part])])
+        total, *others = _joined_all(sums)
+        psi = torch.cat(scales) + total.log() if scales else total.log()
+        return psi - self.psi0, total, others
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
         """Rows worked on together: their log_p, their d, and where they stand."""
@@ -159,15 +167,30 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
+def _joined_all(parts: list[list[Tensor]]) -> list[Tensor]:
+    """Each of several tensors along the rows."""
+    return parts[0] if len(parts) == 1 else [torch.cat(some, -1) for some in zip(*parts, strict=True)]
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _dot(w: Tensor, x: Tensor) -> Tensor:
+    """Over the experts: [n] from [T, n] and [T, n]."""
+    return (w * x)[0] if w.shape[0] == 1 else add(w * x)
+
+
 def _mean(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
-    if len(d) == 1:
+    if d.shape[0] == 1:
         return [_sum(p.mul_(d[0]))]
     return [_sum(p * d_t) for d_t in d]
 
 
 def _powers(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
     """Of one expert: d, d^2, d^3."""
-    return [_sum(p.mul_(d[0])) for _ in range(3)]
+    d_1 = d[0]
+    return [_sum(p.mul_(d_1)) for _ in range(3)]
 
 
 def _along(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
@@ -183,4 +206,4 @@ def _along(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
 def _sum(x: Tensor) -> Tensor:
     """x.sum(-1) of [n, V], to the last bit the same for a row alone as for a row among others."""
     # PyTorch splits a single long row between threads, which changes the order of the additions.
-    return x.sum(-1) if len(x) > 1 or x.numel() < UNDIVIDED else torch.cat([x, x]).sum(-1)[:1]
+    return x.sum(-1) if x.numel() < UNDIVIDED or len(x) > 1 else torch.cat([x, x]).sum(-1)[:1]
