@@ -1,4 +1,4 @@
-"""What is shown while a command works: bars on a terminal, a log line every minute elsewhere, no other noise."""
+"""What is shown while a command works: bars on a terminal, elsewhere a log line every minute."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LogFile(logging.FileHandler):
 
 class Report(Protocol):
     def __call__(self, name: str, done: int, total: int, note: str = "") -> object:
-        """`done` of the `total` steps of the task `name` are done; `note` stands after them ("loss 1.234", say)."""
+        """`done` of the `total` steps of the task `name` are done; `note` stands after them (such as "loss 1.234")."""
 
 
 def shows_bars(show: bool | None = None) -> bool:

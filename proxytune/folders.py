@@ -1,4 +1,4 @@
-"""Folders that are not the user's: what proxytune can make again, and the configurations that it ships."""
+"""Folders of proxytune itself: its cache, which it can rebuild, and the configurations that it ships."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How far a run is: the experiment notes it as it works, displays and trackers read it.
+"""The progress of a run: the experiment records it as it works, and displays and trackers read it.
 
-A run has tasks, a task has arms. What stands here is for looking at; results come from the record alone.
+A run has tasks, a task has arms. Progress is only for display; results come from the record.
 """
 
 from __future__ import annotations

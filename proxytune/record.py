@@ -98,11 +98,11 @@ class ArmRecord(Mean):
     roles: list[str] = []
     """The members behind the arm."""
     rule: RuleRecord | None = None
-    """None for a model alone."""
+    """None for a single model."""
     tokens: int | None = None
     """Of all its answers, generated or scored; None in older records."""
     weights: dict[str, Weights] = {}
-    """Expert -> the weights it was given; empty for a model alone."""
+    """Expert -> the weights it was given; empty for a single model."""
     end_tokens: list[str] | None = None
     """The tokens that end its answers; None where it generates none."""
     ruled_out: int = 0
@@ -165,7 +165,7 @@ class TaskRecord(_Schema):
     missing: dict[str, str] = {}
     """Arm that is absent here -> why."""
     trace: TraceRecord | None = None
-    """None where no traces were asked for."""
+    """None if no traces were requested."""
     references: dict[str, str] = {}
     """"base", "expert" or "tuned" -> the arm that gaps and differences refer to; tuned is the task's own, or the only
     tuned model among the arms."""

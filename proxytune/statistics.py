@@ -5,9 +5,9 @@ whose answer the metric could not judge). Invalid items are left out of that arm
 
 Errors are the usual estimates from the sample, clustered where items are grouped (Miller 2024, arXiv 2411.00640,
 section 2.2). A sample without variation gives the estimate 0, which only says that the sample is small. For a metric
-between 0 and 1 the error is then that of an interval that is honest there, and shrinks with 1/n: Wilson's (1927) for a
-mean, Agresti and Min's (2005), who add half a pair of each kind, for a paired difference. For any other metric there
-is none.
+between 0 and 1 the error is then taken from an interval that holds its level there and shrinks with 1/n: Wilson's
+(1927) for a mean, and for a paired difference that of Agresti and Min (2005), who add half a pair of each kind. For any
+other metric there is none.
 """
 
 from __future__ import annotations

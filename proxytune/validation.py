@@ -1,4 +1,4 @@
-"""The one way to check what a user gives: types and bounds stand at each field, and an error quotes its docstring.
+"""The one way to check a user's values: each field declares its type and bounds, and an error quotes its docstring.
 
 Nothing is converted: "no" is not false and true is not 1, but a whole number is a float too. NaN and infinity are
 refused. An error is one line with the full key, the value given, what is allowed, and the nearest name for a wrong one.

@@ -167,7 +167,7 @@ def test_files_with_something_missing_are_one_line_and_nothing_runs(
             ["task=humaneval", "execute=true", "isolation=none", "classifier=X"],
             "classifier and execute: outputs are judged",
         ),
-        (["task=ds1000", "execute=true", "isolation=none"], "DS-1000 is scored from stored verdicts alone"),
+        (["task=ds1000", "execute=true", "isolation=none"], "DS-1000 is only scored from stored verdicts"),
     ],
 )
 def test_wrong_options_are_one_line(

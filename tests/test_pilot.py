@@ -52,7 +52,7 @@ def test_what_cannot_be_compared_is_said() -> None:
     (line,) = pilot_lines(record(Estimate(value=None)))
     assert "cannot be compared with the base: fewer than two items" in line
     (line,) = pilot_lines(record(Estimate(value=None), base=False))
-    assert line == "pilot, gsm8k: no arm is the base model alone, which the others would be compared with"
+    assert line == "pilot, gsm8k: no arm is the plain base, with which the others would be compared"
 
 
 def test_a_run_with_a_pilot_computes_no_answer_twice(

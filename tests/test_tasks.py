@@ -217,7 +217,7 @@ MISTAKES = {
         "question: txt",
         "FILE: metadata.proxytune.columns.question: 'txt' is not a kind of col",
     ),
-    "index": ("question: text", "question: index of choice", "column, of which 'question' is the index, 'choice'"),
+    "index": ("question: text", "question: index of choice", "column ('question' is its index) 'choice'"),
     "no columns": ("    columns: {question: text, answer: text}\n", "", "FILE: metadata.proxytune names files"),
     "no split": ("test_split: test\n", "", "FILE: test_split (or validation_split) is missing"),
     "output_type": ("generate_until", "generate", "output_type in FILE 'generate'. Did you mean 'generate_until'?"),

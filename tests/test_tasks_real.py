@@ -495,7 +495,7 @@ def test_any_other_task_of_lm_eval_by_name() -> None:
         find("mmlu")
     with pytest.raises(UserError, match=r"'arc_easyy'.*arc_easy"):
         find("arc_easyy")
-    with pytest.raises(UserError, match="reads the hub alone"):
+    with pytest.raises(UserError, match="only reads the hub"):
         load_task("arc_easy", data_dir=".")
     with pytest.raises(UserError, match=r"cannot load its data from the hub .* load it once with a network"):
         load_task("arc_easy")

@@ -101,7 +101,7 @@ def test_a_request_names_an_arm_and_changes_its_rule():
         ({"weights": "x"}, "Static.weights must be a finite number or a list of one per expert, got 'x'"),
         ({"weights": float("nan")}, "Static.weights must be a finite number"),
         ({"weights": [1.0, 2.0]}, "Static.weights has 2 numbers for 1 experts"),
-        ({"arm": "base", "weights": 1.0}, "weights has no effect: arm 'base' is one model alone"),
+        ({"arm": "base", "weights": 1.0}, "weights has no effect: arm 'base' is a single model"),
         ({"arm": "dynamic", "low": 3}, "MatchKL.low must not exceed MatchKL.high"),
         ({"arm": arm_to_dict(ARMS[0])}, "unknown arm"),
     ],

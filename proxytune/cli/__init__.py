@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("proxytune:", " ".join(hidden(str(error)).split()), file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # The reader of the output (`head`, say) has closed it; what is left in the buffer must not fail at exit.
+        # The reader of the output (such as `head`) has closed it; what is left in the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt as stop:

@@ -1,4 +1,4 @@
-"""`proxytune analyze`: what fusion changes token by token (Liu et al. 2024, section 6.1), the paper's figures beside.
+"""`proxytune analyze`: what fusion changes token by token (Liu et al. 2024, section 6.1), beside the paper's figures.
 
 The runs need traces: proxytune run ... trace=summary.
 """

@@ -1,4 +1,4 @@
-"""A sub-command as a Hydra application: arguments in, a composed configuration out, a user's mistake as one line."""
+"""A sub-command as a Hydra application: it composes the configuration and reports a user's mistake in one line."""
 
 from __future__ import annotations
 

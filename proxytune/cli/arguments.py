@@ -1,4 +1,4 @@
-"""Reads command lines: key=value arguments, Hydra's flags among them, and help texts."""
+"""Reads command lines: key=value arguments, Hydra's flags, and help texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`proxytune doctor`: what proxytune finds on this machine, on one screen, and what is missing for which extra."""
+"""`proxytune doctor`: what proxytune finds on this machine, and what is missing for which extra, on one screen."""
 
 from __future__ import annotations
 

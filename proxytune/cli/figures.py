@@ -1,4 +1,4 @@
-"""`proxytune figures`: the figures of runs as files; a paper's own points beside ours where they are asked for."""
+"""`proxytune figures`: the figures of runs as files, on request with a paper's own points beside ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hydra's part of a configuration: what it may build and which launchers can run, and its errors as one line each."""
+"""Hydra's part of a configuration: what it may build, which launchers can run, and its errors in one line each."""
 
 from __future__ import annotations
 

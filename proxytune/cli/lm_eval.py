@@ -1,10 +1,10 @@
-"""`proxytune lm-eval`: lm-evaluation-harness's own command line, which knows `--model proxytune` and our tasks besides.
+"""`proxytune lm-eval`: lm-evaluation-harness's own command line, extended by `--model proxytune` and our tasks.
 
     proxytune lm-eval --model proxytune --model_args base=LARGE,expert=TUNED,antiexpert=SMALL,alpha=1.0 --tasks gsm8k
     proxytune lm-eval --model proxytune --model_args pretrained=FOLDER --tasks gsm8k
 
 The parts of --model_args: proxytune/experiment/lm_eval/cli_model.py.
-All else is lm-eval's: proxytune lm-eval run --help.
+For everything else, see lm-eval's own help: proxytune lm-eval run --help.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The dashboard that a run is logged to: built as the configuration says, and told how the run ends."""
+"""The dashboard that a run is logged to: it is built from the configuration and learns how the run ends."""
 
 from __future__ import annotations
 

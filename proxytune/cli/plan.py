@@ -1,4 +1,4 @@
-"""`proxytune plan`: what a family takes in memory, and which GPUs hold it; from configurations alone."""
+"""`proxytune plan`: how much memory a family takes, and which GPUs hold it, from its configurations."""
 
 from __future__ import annotations
 

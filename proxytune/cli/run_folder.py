@@ -1,4 +1,4 @@
-"""A folder belongs to one run: its own configuration resumes it; another one, and two at once, are refused."""
+"""A folder belongs to one run: the same configuration resumes it; another one, or a second process, is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `proxytune run` may be told: names, types and ranges of the configuration, checked before anything loads."""
+"""The configuration of `proxytune run`: names, types and ranges, checked before anything loads."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`proxytune score`: the metrics of outputs that were generated elsewhere, in full digits.
 
-Rows that repeat a question are scored like all others; the line repeated_questions says how many there are.
+Rows that repeat a question are scored like the others; the line repeated_questions gives their number.
 """
 
 from __future__ import annotations

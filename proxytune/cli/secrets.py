@@ -1,7 +1,7 @@
 """Keeps secrets out of shell histories, printed configurations, logs and results.
 
-A secret comes from the environment, `token: ${oc.env:HF_TOKEN}`, and goes nowhere else. Configurations are saved and
-printed with that text; where they are resolved for a reader, whatever comes from the environment is `***`.
+A secret comes from the environment, `token: ${oc.env:HF_TOKEN}`, and is never written anywhere. Configurations are
+saved and printed with that text. Where they are resolved for a reader, values from the environment become `***`.
 """
 
 from __future__ import annotations

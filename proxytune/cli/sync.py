@@ -1,4 +1,4 @@
-"""`proxytune sync`: logs finished runs to W&B that were made without it, or logs them again."""
+"""`proxytune sync`: logs finished runs to W&B, whether they were logged before or not."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class TrainConfig(Strict):
     """`conf/train.yaml`."""
 
     models: dict[str, Any]
-    """a file of conf/models, of which the experts and tuned models are left out"""
+    """a file of conf/models; its experts and tuned models are left out"""
 
     task: schema.TaskConfig
     """a file of conf/task"""

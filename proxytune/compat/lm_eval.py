@@ -1,4 +1,4 @@
-"""lm-evaluation-harness documents its command line and its task YAMLs; nearly all of its Python is without promises."""
+"""lm-evaluation-harness documents its command line and its task YAMLs, but nearly none of its Python interface."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from proxytune.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """The tokens before the answer; `own` holds the roles that read a prompt of their own (a chat expert, say)."""
+    """The tokens before the answer; `own` holds the roles that read their own prompt (such as a chat expert)."""
 
     tokens: tuple[int, ...]
     own: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Scored:
     greedy: tuple[bool, ...]
     """[n] whether each token is the arm's most likely one."""
     weights: tuple[tuple[float, ...], ...]
-    """[T][n] the weight of each expert at each token; empty for a model alone."""
+    """[T][n] the weight of each expert at each token; empty for a single model."""
 
     def undefined(self, may_rule_out: bool) -> str | None:
         """Why this is not an answer: a token whose log-probability is NaN or infinite; None if it is one.
@@ -97,9 +97,9 @@ class Trace:
     p: tuple[float, ...]
     """[m] the arm's own of each token."""
     p_base: tuple[float, ...]
-    """[m] the base's of each token; empty for a model alone."""
+    """[m] the base's of each token; empty for a single model."""
     differs: tuple[bool, ...]
-    """[m] whether the base finds another token likelier; empty for a model alone."""
+    """[m] whether the base finds another token likelier; empty for a single model."""
     top: Mapping[str, tuple[TopTokens, ...]]
     """"fused" (the arm) or a role of its rule -> [m] the five likeliest tokens; empty unless the level is full."""
 

@@ -1,9 +1,9 @@
-"""Runs one program under limits and reports how it ended. `python -c` gets this text: the standard library alone.
+"""Runs one program under limits and reports how it ended. `python -c` gets this text: only the standard library.
 
 Standard input is JSON: program, limits ({name of an RLIMIT: value}), token and user (an id to become, or null).
 Standard output gets two lines that begin with the token: "started", then "passed" or the name of an exception. The
-program itself has neither: its three standard streams lead nowhere. It runs as `exec(program, {})`, as in HumanEval's
-own evaluation, so that `if __name__ == "__main__":` does not run.
+program itself can reach neither, because its three standard streams are null devices. It runs as `exec(program, {})`,
+as in HumanEval's own evaluation, so that `if __name__ == "__main__":` does not run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""One program at a time in a process of its own: isolated by bubblewrap, under limits, judged by what it reports."""
+"""Runs one program at a time in its own process: isolated by bubblewrap, under limits, judged by what it reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Limits:
     cpu_seconds: int = 3
     """of processor time for each of its processes; so long a program of HumanEval may run in the paper's evaluation"""
     seconds: float = 15.0
-    """of time on the clock, for programs that wait; well above `cpu_seconds`, so that a busy machine does not decide"""
+    """of wall time, for programs that wait; well above `cpu_seconds`, so that a busy machine does not decide"""
     memory: int = 2**30
     """bytes of address space for each of its processes"""
     file_size: int = 2**24

@@ -1,4 +1,4 @@
-"""What a user asks of an arm, checked once: configurations and the Python API give the same messages."""
+"""An arm as the user describes it, checked once: configurations and the Python API give the same messages."""
 
 from __future__ import annotations
 

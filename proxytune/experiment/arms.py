@@ -1,4 +1,4 @@
-"""From what a user asks of the arms to the arms of one task: which model is "tuned" or "own" depends on the task."""
+"""From the user's arms to the arms of one task: which model is "tuned" or "own" depends on the task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run notes about itself as it goes."""
+"""What a run records about itself while it works."""
 
 from __future__ import annotations
 

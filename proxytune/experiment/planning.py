@@ -1,4 +1,4 @@
-"""What a run will do, with everything checked that can be checked before models load."""
+"""What a run will do, after all checks that are possible before models load."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def plans_unchecked(
     only: Sequence[str] | None,
     items: Items,
 ) -> list[Plan]:
-    """`make_plans` without a look at the members' files, of which some need not be there."""
+    """`make_plans` without looking at the members' files, some of which may not exist."""
     if not tasks:
         raise UserError("no tasks to evaluate: give at least one")
     for task in tasks:

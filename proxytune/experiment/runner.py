@@ -66,13 +66,13 @@ def run(
             each_expert | <role>} or {"rule": a Rule, "experts": "own" | "all" | [names], "base": ..., "antiexpert":
             ...}. `except: [names]` leaves experts out of `all` and `each_expert`. "expert", "tuned" and "own" belong
             to the task; `each_expert` makes one arm per expert, called "expert:<name>".
-        engine_factory: makes an engine of the loaded ensemble; `HFEngine`, say. A class with `loads_members = True`
+        engine_factory: makes an engine of the loaded ensemble, such as `HFEngine`. A class with `loads_members = True`
             (or a partial of it), such as `VLLMEngine`, gets the family and what is known of the members of all tasks.
         output_dir: folder of this run's results; made if need be.
         store_path: SQLite file of finished answers, shared by any runs; None keeps them in memory only.
         data_dir: where the tasks' data lie; None: the family's own `data_dir`, or the hub.
         seed: of few-shot sampling, decoding noise and the bootstrap.
-        limit: so many items of each task (>= 1), the first, or of a task over subjects spread over these; None: all.
+        limit: number of items of each task (>= 1): the first ones, or spread over a task's subjects; None: all.
         num_fewshot: overrides the tasks' own number of examples.
         only: names of the arms to evaluate; None: all.
         execution: the isolation in which tasks run programs that the arms write; None: such tasks are refused.

@@ -71,7 +71,7 @@ def analyze(frames: Sequence[Frames]) -> dict[str, pd.DataFrame]:
 
 
 def printed(quantity: str) -> dict[str, float]:
-    """Task -> the paper's own figure, for "top token changed" or "probability shift, left side of equations", say."""
+    """Task -> the paper's own figure, as for "top token changed" or "probability shift, left side of equations"."""
     rows = pd.read_csv(reference_folder() / "liu2024_token_shift.csv")
     rows = rows[rows["quantity"] == quantity]
     return dict(zip(rows["task"], rows["value"].where(rows["unit"] != "percent", rows["value"] / 100), strict=True))

@@ -1,4 +1,4 @@
-"""What runs were told, by their command lines and configurations, and what differs between them."""
+"""The command lines and configurations of runs, and what differs between them."""
 
 from __future__ import annotations
 

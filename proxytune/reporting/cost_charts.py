@@ -36,7 +36,7 @@ def _tasks(runs: dict[str, Frames], columns: int) -> alt.FacetChart | None:
     bars = bars.encode(color=by_series("run", "run", list(runs)) if len(runs) > 1 else alt.value(SERIES[0]))
     note = "All arms together: they share the models' work."
     if partly := ", ".join(dict.fromkeys(costs.loc[~computed, "task"])):
-        note += f"\nSome answers came from the store, so that the times are not of the whole work: {partly}."
+        note += f"\nSome answers came from the store, so the times do not cover all the work: {partly}."
     return panels([bars], rows, "Cost of each task", columns, note)
 
 

@@ -16,7 +16,7 @@ def pilot_lines(record: Record) -> Iterator[str]:
     for name, task in record.tasks.items():
         fused = {arm: entry for arm, entry in task.arms.items() if entry.rule is not None}
         if "base" not in task.references:
-            yield f"pilot, {name}: no arm is the base model alone, which the others would be compared with"
+            yield f"pilot, {name}: no arm is the plain base, with which the others would be compared"
             continue
         for arm, entry in fused.items():
             yield f"pilot, {name}, {task.n} items: {arm} {_said(task, entry)}"

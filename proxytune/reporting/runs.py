@@ -1,4 +1,4 @@
-"""Runs on disk: which there are, and what came out."""
+"""The runs in a folder and their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from proxytune.reporting.tables import best_fused, common_start
 from proxytune.reporting.terminal import plain_table, show, show_notes
 
 KEY_COLUMNS = 3
-"""At most so many keys are columns of their own; the others share one."""
+"""The most keys that have their own columns; the others share one."""
 RESULTS = ("task", "n", "base", "tuned", "best fused")
 SCORES = RESULTS[2:]
 HEADINGS = {"run", "finished", "other keys", "tags", *RESULTS}

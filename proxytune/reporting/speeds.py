@@ -1,4 +1,4 @@
-"""What decoding a task took, in a line: speed, the models' parts of the time, and what came of drafts."""
+"""What decoding a task took, in one line: speed, each model's share of the time, and how many drafts were accepted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from proxytune.record import Bandwidth, Drafts, Record
 
 
 def speeds(record: Record) -> Iterator[str]:
-    """A line for each task of which answers were computed by an engine that measures itself."""
+    """A line for each task for which an engine that measures itself has computed answers."""
     timings = record.provenance.timings
     for task, costs in timings.costs.items():
         seconds, tokens = timings.task_seconds.get(task), sum(arm.tokens for arm in costs.arms.values())

@@ -1,4 +1,4 @@
-"""A sweep: the one number of each job, which optimisers ask for, and the table of its jobs and tasks."""
+"""A sweep: the one number of each job, for optimisers, and the table of its jobs and tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of a record in the terminal, split where it is too narrow for all tasks side by side."""
+"""The tables of a record in the terminal, split if the terminal is too narrow for all tasks side by side."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def cell_text(cell: Cell) -> Text:
 
 
 def show_notes(console: Console, *notes: str) -> None:
-    """What is said below a table."""
+    """The lines below a table."""
     for note in notes:
         console.print(Text(note, style="dim"))

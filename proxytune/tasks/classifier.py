@@ -30,7 +30,7 @@ class Classifier:
     """the configuration's key of the label, for errors"""
 
     def __post_init__(self) -> None:
-        """Raises UserError for a classifier that is not there, and for a label that it has not got."""
+        """Raises UserError for a missing classifier, and for a label that it does not have."""
         assert self.number is not None
 
     @cached_property
@@ -44,7 +44,7 @@ class Classifier:
         return found[0]
 
     def flags(self, texts: Sequence[str]) -> list[int]:
-        """1 for each text of which the label is the likeliest, else 0."""
+        """1 for each text whose likeliest label is this one, else 0."""
         return [flag for logits in self._logits(texts) for flag in (logits.argmax(-1) == self.number).int().tolist()]
 
     def probabilities(self, texts: Sequence[str]) -> list[float]:

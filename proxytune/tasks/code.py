@@ -90,7 +90,7 @@ def run_outputs(name: str, path: Path, execution: Execution) -> dict[str, Any]:
     """{task, n, timed_out, pass_at_k: value, ...} of a file of `task_id` and `output`.
 
     Where rows have a verdict already (`passed`), `other_than_stored` counts the verdicts that differ from it.
-    Raises UserError: a task that runs no programs, a problem that it has not got, problems or samples missing.
+    Raises UserError: a task that runs no programs, an unknown problem, missing problems or samples.
     """
     task = _task(name, execution)
     problems = {doc["task_id"]: doc for doc in task.eval_docs}
@@ -124,8 +124,8 @@ def run_outputs(name: str, path: Path, execution: Execution) -> dict[str, Any]:
 def _task(name: str, execution: Execution) -> RunsCode:
     if name == "ds1000_liu2024":
         raise UserError(
-            "execute=true: DS-1000 is scored from stored verdicts alone, as its tests need the old libraries that it "
-            "pins: run them there, and give a file of `task_id` and `passed` without execute=true"
+            "execute=true: DS-1000 is only scored from stored verdicts, because its tests need the old libraries that "
+            "it pins: run them there, and give a file of `task_id` and `passed` without execute=true"
         )
     if name not in task_names() or not find(name).config.get("unsafe_code"):
         running = [known for known in task_names() if find(known).config.get("unsafe_code")]

@@ -111,7 +111,7 @@ class Columns:
         self._lists = {name: kind.removeprefix(_INDEX) for name, kind in kinds.items() if kind.startswith(_INDEX)}
         for name, column in self._lists.items():
             if column not in kinds:
-                raise unknown_name(f"column, of which {name!r} is the index,", column, kinds)
+                raise unknown_name(f"column ({name!r} is its index)", column, kinds)
         self._names = {name: tuple(dict.fromkeys((name, others.get(name, name)))) for name in kinds}
         self._kinds = {name: _ADAPTERS.get(kind, _AN_INDEX) for name, kind in kinds.items()}
 

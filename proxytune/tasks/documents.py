@@ -1,4 +1,4 @@
-"""From a data set's rows to prompts, where a YAML alone cannot say it: functions and classes that task YAMLs name."""
+"""From a data set's rows to prompts where YAML is not enough: functions and classes that task YAMLs name."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class EndpointJudge:
 class TruthJudges:
     """Two models that say whether an answer is true, and whether it is informative (Lin et al. 2022, arXiv 2109.07958).
 
-    Each is a causal language model that goes on with yes or no, or a sequence classifier, by name or folder; or, with
+    Each is a causal language model that answers yes or no, or a sequence classifier, by name or folder; or, with
     `api`, the name of a model at that address.
     """
 
@@ -134,7 +134,7 @@ class TruthJudges:
     api: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises UserError for a model that is not there, and for a label that it has not got."""
+        """Raises UserError for a missing model, and for a label that it does not have."""
         assert self._models
 
     def verdicts(self, answers: Sequence[tuple[str, str]]) -> list[Row]:

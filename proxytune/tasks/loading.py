@@ -172,7 +172,7 @@ def _local_data(name: str, entry: Entry, folder: Path) -> Any:
     """What lm-eval calls, with metadata that says nothing about local files, for the data of the task."""
     extras = entry.extras
     if not extras.files:
-        raise NoLocalData(f"task {name!r} reads the hub alone; task.data_dir is for {', '.join(task_names())}")
+        raise NoLocalData(f"task {name!r} only reads the hub; task.data_dir is for {', '.join(task_names())}")
     if not folder.is_dir():
         raise UserError(f"task.data_dir: there is no folder {folder}")
     return lambda **_: LocalSplits(folder, extras.files, Columns(extras.columns))

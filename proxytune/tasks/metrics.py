@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NEXT_QUESTION = ("Answer the following question", "Question:", "Comment:")
-"""Where a model goes on with an exercise of its own: the answer ends there (Liu et al. 2024)."""
+"""Where a model continues with an exercise of its own invention, the answer ends (Liu et al. 2024)."""
 WRAPPERS = ("(", "\\begin{blockquote}", "\\begin{code}")
 """What base models put before a letter. These give the published TruthfulQA figures from the published outputs; the
 code released with the paper takes out four more (quotes, bold, fences), so that 50 more of LLaMA-2-70B's 817 answers

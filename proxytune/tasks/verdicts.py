@@ -1,4 +1,4 @@
-"""Figures from stored verdicts: of unit tests, a toxicity classifier or judges. Nothing is executed or judged here."""
+"""Figures from stored verdicts of unit tests, a toxicity classifier or judges. Nothing is executed or judged here."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Verdicts:
 
 
 def pass_rates(name: str, problems: int, ks: Sequence[int]) -> Callable[[Sequence[Row]], dict[str, float]]:
-    """Of rows of `task_id` and `passed`: {pass_at_k: value in [0, 1]}, for a data set of so many problems.
+    """Of rows of `task_id` and `passed`: {pass_at_k: value in [0, 1]}, for a data set with this number of problems.
 
     That raises UserError unless every problem is there, and all have equally many samples, at least the largest k.
     """

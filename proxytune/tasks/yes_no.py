@@ -19,7 +19,7 @@ from proxytune.models.vocabulary import token_ids
 
 @dataclass(frozen=True)
 class YesNo:
-    """A causal language model, by name or folder, that goes on with yes or no. It loads when it is first asked."""
+    """A causal language model, by name or folder, that answers yes or no. It loads when it is first used."""
 
     key: str
     """the configuration's key, for errors"""

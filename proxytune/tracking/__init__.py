@@ -1,4 +1,4 @@
-"""Dashboards: what logs a run while it works and when it ends. A configuration names one by `logger`."""
+"""Dashboards that log a run while it works and when it ends. The configuration chooses one with `logger`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged of a run, under stable names and without any library of dashboards."""
+"""What is logged of a run, under stable names and independent of any dashboard library."""
 
 from __future__ import annotations
 

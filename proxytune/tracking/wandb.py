@@ -119,7 +119,7 @@ class Wandb:
 
 
 class WandbTracker:
-    """Follows one run. An error of wandb is a warning, and the run goes on."""
+    """Follows one run. An error of wandb is a warning, and the run continues."""
 
     def __init__(self, run: wandb.Run | None) -> None:
         """`run` is open; None: nothing is logged."""

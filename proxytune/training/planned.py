@@ -1,4 +1,4 @@
-"""The trainings of one command: which models, from what, on which examples; and each of them done."""
+"""The trainings of one command: which models, from what and on which examples, and running each of them."""
 
 from __future__ import annotations
 

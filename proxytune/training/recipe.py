@@ -1,4 +1,4 @@
-"""Everything that decides the weights of a training, and how two recipes differ."""
+"""Everything that determines a training's weights, and how two recipes differ."""
 
 from __future__ import annotations
 

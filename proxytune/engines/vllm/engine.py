@@ -111,7 +111,7 @@ class VLLMEngine:
         for index, (request, new_tokens) in enumerate(requests):
             check_length(index, request, new_tokens, windows)
             if own := next((role for role in windows if request.prompt.of(role) != request.prompt.tokens), None):
-                raise UserError(f"request {index}: {own} has a prompt of its own, which engine=hf alone can read")
+                raise UserError(f"request {index}: {own} has a prompt of its own, which only engine=hf can read")
 
     def _window(self, role: str) -> int | None:
         """Tokens that the member reads here; None where nothing limits them."""

@@ -1,4 +1,4 @@
-"""Whether vLLM is installed as the fused model needs it, in one line where it is not."""
+"""Whether vLLM is installed as the fused model needs it, and one line that says why if it is not."""
 
 from __future__ import annotations
 

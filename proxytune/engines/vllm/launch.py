@@ -1,4 +1,4 @@
-"""From the members of a family to the arguments of a vLLM engine, with everything checked that can be."""
+"""From the members of a family to the arguments of a vLLM engine, after all possible checks."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _check_copied(role: str, source: Source, width: int | None, member: MemberFa
     """UserError for a member that needs a changed copy, of a checkpoint that nothing here can change."""
     if getattr(member.config, "quantization_config", None) is not None and (source.adapter or width):
         what = "its adapter cannot be merged" if source.adapter else "its attention heads cannot be padded"
-        raise UserError(f"{role}: its checkpoint is quantised, so that {what}: use engine=hf, or another checkpoint")
+        raise UserError(f"{role}: its checkpoint is quantised, so {what}: use engine=hf, or another checkpoint")
 
 
 def _check_known(role: str, member: MemberFacts) -> None:

@@ -1,7 +1,7 @@
 """How the fused model learns which requests a batch holds, from either of vLLM's model runners.
 
-V2 has a hook for it: the model's own state class. V1 tells logits processors alone which requests come and go, so there
-one is told, which leaves the logits as they are.
+V2 has a hook for it: the model's own state class. V1 only tells logits processors which requests come and go, so there
+we register one that leaves the logits as they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the fused model inside vLLM is told, and what a request may ask of it. Plain data; knows no vLLM.
+"""The settings of the fused model inside vLLM, and of a single request. Plain data, without vLLM.
 
 The settings travel as `hf_overrides={"proxytune": {...}}`, a request's part in vLLM's `extra_args` (over HTTP
 `vllm_xargs`): the arm that answers, and parameters of its rule, `{"arm": "proxy", "weights": 0.5}`.
@@ -123,7 +123,7 @@ def check_asked(settings: FusedSettings, extra_args: Mapping[str, Any] | None) -
 def _with_parameters(arm: Arm, parameters: Mapping[str, Any]) -> Arm:
     """`arm` with other parameters of its rule."""
     if arm.rule is None:
-        raise UserError(f"{', '.join(parameters)} has no effect: arm {arm.name!r} is one model alone")
+        raise UserError(f"{', '.join(parameters)} has no effect: arm {arm.name!r} is a single model")
     rule: Any = arm.rule
     known = [field.name for field in fields(rule)]
     for key in parameters:

@@ -1,4 +1,4 @@
-"""The key of an answer: a hash of everything that determines it, so that no answer is ever taken for another's."""
+"""The key of an answer: a hash of everything that determines it, so no answer is ever mistaken for another's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The answers of all arms to one task: the first arm that needs them has all computed, so that each model runs once."""
+"""The answers of all arms to one task: the first arm that needs them computes all, so each model runs once."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class KeyedRequest(NamedTuple):
 class SharedAnswers:
     """Answers of all arms to all requests of a task: from the store, or computed block by block and stored.
 
-    Arms that answer alike (the task's expert and "expert:<name>", say) and equal requests are computed once.
+    Arms that answer alike (such as the task's expert and "expert:<name>") and equal requests are computed once.
 
     The task, the arms and the models alone decide which requests a block holds, never the clock, and a block's answers
     are stored together: the last digits of batched matrix products depend on which rows share the batch, so a resumed

@@ -1,4 +1,4 @@
-"""Ctrl-C while answers are computed: the block at work is finished and stored first if that is near."""
+"""Ctrl-C while answers are computed: the current block is finished and stored first if it is nearly done."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Tracing:
 
     level: TraceLevel = "none"
     items: int | None = 100
-    """The first so many items of each task; None: all."""
+    """The number of items of each task, from the first; None: all."""
     missing: Literal["recompute", "report"] = "recompute"
     """What becomes of an answer that the store has without its trace: it is computed again, with its whole block, or
     the record counts it."""

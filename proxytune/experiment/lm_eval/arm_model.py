@@ -174,7 +174,7 @@ class ArmLM(TemplateLM):
         """What stands for an empty prompt; raises UserError where there is no such token."""
         if self.prefix_token_id is None:
             raise UserError(
-                "the base's tokenizer has neither a beginning- nor an end-of-sequence token, so that nothing can stand "
+                "the base's tokenizer has neither a beginning- nor an end-of-sequence token, so nothing can stand "
                 "for an empty prompt: give it one, or write a prompt"
             )
         return [self.prefix_token_id]

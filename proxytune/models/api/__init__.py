@@ -1,1 +1,1 @@
-"""A base behind an OpenAI-compatible endpoint, of which only the likeliest tokens are known at each step."""
+"""A base behind an OpenAI-compatible endpoint that only returns the likeliest tokens at each step."""

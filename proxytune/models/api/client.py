@@ -21,7 +21,7 @@ NamedTokens = list[tuple[str, float]]
 
 @dataclass
 class Usage:
-    """What was asked of an endpoint. Tokens are as it counts them, 0 where it does not say."""
+    """What an endpoint was asked. Tokens are as it counts them; 0 if it does not say."""
 
     requests: int = 0
     """Repeated ones included."""

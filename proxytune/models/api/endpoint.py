@@ -61,7 +61,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if self.format == "chat" and self.tokenizer is not None:
             raise ValueError(
-                "tokenizer has no effect with format=chat, which cannot go on with an answer token by token: "
+                "tokenizer has no effect with format=chat, which cannot continue an answer token by token: "
                 "leave it out, or give format=completions"
             )
 

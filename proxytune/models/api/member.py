@@ -60,7 +60,7 @@ class ApiFacts:
 
 @dataclass(frozen=True)
 class ApiMember(ApiFacts):
-    """A model of which only the `top_logprobs` likeliest tokens are known; all others have the logit -inf.
+    """A model that only returns its `top_logprobs` likeliest tokens; all others have the logit -inf.
 
     The logits of those are the endpoint's log-probabilities, so that a fused row is one over these tokens alone.
     With the family's own tokenizer (`Endpoint.tokenizer`) tokens are sent and found again by their ids. With another
@@ -100,7 +100,7 @@ class ApiMember(ApiFacts):
         """
         if not self.endpoint.tokenizer and state.length > 0:
             raise UserError(
-                f"{self.client.what} has another tokenizer than the family, so that only single-letter choices can be "
+                f"{self.client.what} has another tokenizer than the family, so only single-letter choices can be "
                 "scored: give models.base.tokenizer, or another task"
             )
         state.extend(tokens.shape[1], mask)

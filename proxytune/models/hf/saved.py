@@ -3,7 +3,7 @@
     config.json, generation_config.json, tokenizer files     the fused model: its rule, and its family as relative paths
     base/, antiexpert/, expert-<name>/                       one ordinary Hugging Face folder per module or adapter
     modeling_proxytune.py                                    lets programs that do not import proxytune load the folder
-                                                             with trust_remote_code=True (stock lm-eval, say)
+                                                             with trust_remote_code=True (such as stock lm-eval)
 
 Reading builds a FamilySpec of the sub-folders, so a module that members share is stored and loaded once.
 """

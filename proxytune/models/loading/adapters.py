@@ -101,7 +101,7 @@ def check_state(model: Module, adapter: str | None) -> None:
     for name, config in model.peft_config.items():
         if name != adapter and alters(config):
             raise UserError(
-                f"adapter {name!r} has changed the weights of the module under it, so that switching it off does not "
+                f"adapter {name!r} has changed the weights of the module under it, so switching it off does not "
                 "give the plain model: load the model without it a second time"
             )
 

@@ -73,7 +73,7 @@ def load_members(
 
 
 def load_for_tuning(role: str, source: Source) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of one source, to be trained in the place of `role`.
+    """The model and tokenizer of one source, to be trained in place of `role`.
 
     Raises UserError as `check_tunable` and `load` do.
     """

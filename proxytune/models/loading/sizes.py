@@ -1,4 +1,4 @@
-"""How many bytes models take in memory, from the headers of their files alone."""
+"""How many bytes models take in memory, from the headers of their files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trial of what engines rely on: a row gives the same logits in a batch and alone, read in parts and at once."""
+"""A trial of what engines rely on: a row gives the same logits in a batch and on its own, read in parts and at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Records of Every Eval Ever (https://github.com/evaleval/every_eval_ever), schema 0.3: one for each arm on each task.
 
 `data/<task>/<developer>/<model>/<uuid>.json` has the score, `<uuid>_samples.jsonl` beside it every item, as the shared
-data store wants them. A single model of the hub keeps its name; any other arm is the model `proxytune/<base>-<arm>`.
+data store requires. A single model from the hub keeps its name; any other arm is the model `proxytune/<base>-<arm>`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class TableRun(NamedTuple):
     """A run that fills cells of a table."""
 
     panel: str
-    """The experiment or the family, of which the layout knows the panel."""
+    """The experiment or the family, whose panel the layout knows."""
     record: Record
     experiment: str | None = None
     """The paper's, which the run's settings are compared with."""

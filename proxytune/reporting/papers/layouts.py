@@ -1,4 +1,4 @@
-"""How the papers lay out their tables: columns, rows, what bounds a row, and which experiments fill "ours"."""
+"""How the papers lay out their tables: columns, rows, the bounds of a row, and which experiments fill "ours"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GAP, RELATIVE = "gap_closed", "relative_performance"
 class Layout:
     """One table of a paper. A *panel* groups rows (by the size of a model); a row is (panel, arm).
 
-    Figures measured here fill the panel of their experiment; arms that the paper has not got are added as rows below.
+    Figures measured here fill the panel of their experiment; arms that the paper does not have are added as rows below.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""A paper's layout for families of one's own: their tasks as columns, their models' names as panels."""
+"""A paper's layout for the user's own families: their tasks as columns, their models' names as panels."""
 
 from __future__ import annotations
 

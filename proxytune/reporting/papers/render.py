@@ -67,7 +67,7 @@ def _number(row: pd.DataFrame, column: str, side: str, decimals: int) -> str:
 
 
 def remarks(table: PaperTable) -> list[str]:
-    """What a reader must know beside the numbers."""
+    """Remarks that a reader needs with the numbers."""
     layout = table.layout
     missing = layout.runs and table.figures["ours"].isna().all()
     names = ", ".join(layout.experiments)

@@ -1,4 +1,4 @@
-"""What a run's settings differ in from those of the shipped experiment that it names."""
+"""How a run's settings differ from those of the shipped experiment that it names."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _at(config: Any, path: Path) -> Any:
 
 
 def _source(node: Any) -> Any:
-    """A source with all that it may hold, so that an absent key equals its default."""
+    """A source with all its keys, so that an absent key equals its default."""
     node = {"path": node} if isinstance(node, str) else node
     if not isinstance(node, Mapping):
         return node

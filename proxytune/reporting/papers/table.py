@@ -161,7 +161,7 @@ def _relative(tasks: list[str], row: dict[str, float], tuned: dict[str, float]) 
 
 
 def _in_order(layout: Layout, figures: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the paper's order with their labels, columns too; arms that the paper has not got come last."""
+    """Rows in the paper's order with their labels, columns too; arms that the paper does not have come last."""
     measured_only = dict.fromkeys(zip(figures["panel"], figures["arm"], strict=True))
     labels = {**{key: " ".join(key) for key in measured_only}, **layout.rows}
     rows = {key: i for i, key in enumerate([*layout.rows, *(key for key in measured_only if key not in layout.rows)])}

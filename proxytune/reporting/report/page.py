@@ -1,4 +1,4 @@
-"""The page: templates, style and script put together to one file that refers to nothing outside itself."""
+"""The page: templates, style and script put together in one file that refers to nothing outside itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What runs left on disk. Parts that are missing or damaged are named in the report, which is written all the same."""
+"""What runs left on disk. The report names parts that are missing or damaged, and is written anyway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page's templates show: each run by itself, and how several runs differ."""
+"""What the page's templates show: each run, and how several runs differ."""
 
 from __future__ import annotations
 
