@@ -64,7 +64,7 @@ def atomic_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where this process writes `path` until it is complete: beside it, under a name of its own.
+    """Where this process writes `path` until it is complete: next to it, under a name of its own.
 
     What processes of this machine that have died left of `path` is removed; other machines may share the folder.
     """
@@ -97,7 +97,7 @@ def cannot_write(path: str | Path, error: Exception) -> UserError:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """safetensors reports it in its message alone."""
+    """safetensors only reports it in its message."""
     return getattr(error, "errno", None) in _FULL or any(f"(os error {number})" in str(error) for number in _FULL)
 
 

@@ -80,7 +80,7 @@ def package_hash() -> str:
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored beside each answer."""
+    """Hash of all code that decides answers: ours, torch's and transformers' versions. Stored with each answer."""
     facts = [source_hash(), version("torch"), version("transformers")]
     return digest([json.dumps(facts, separators=(",", ":")).encode()])
 

@@ -20,7 +20,7 @@ FILE = "results.json"
 ITEMS = "items"
 """The folder with a file per task of what each arm answered at each item."""
 ERROR = "error.txt"
-"""Why a job of a sweep has no results, beside where they would be."""
+"""The file that says why a job of a sweep has no results, in the folder where they would be."""
 ARM_KINDS = ("base", "antiexpert", "expert", "tuned", "fused")
 """Kinds of arms in the order of rows; arms of one kind keep that of the configuration."""
 NO_FRACTIONS = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "bits", "bleu", "chrf", "ter"}
@@ -88,7 +88,7 @@ class ArmRecord(Mean):
     relative_performance: FiniteFloat | None = None
     """arm / tuned."""
     failed_items: dict[str, str] = {}
-    """Item -> error, where the arm answered others; they count as invalid, and `metrics` has the headline alone."""
+    """Item -> error, where the arm answered others; they count as invalid, and `metrics` only has the headline."""
     undefined: dict[str, str] = {}
     """Field that is None -> why."""
     metrics: dict[str, FiniteFloat | None] = {}
@@ -239,7 +239,7 @@ class Drafts(_Schema):
 
 
 class Bandwidth(_Schema):
-    """How fast models read their weights at the steps over answers, beside what the memory of the machine gives."""
+    """How fast models read their weights at the steps over answers, compared with the machine's memory bandwidth."""
 
     read: int = 0
     """Bytes: all weights at each step of each model, whatever the number of rows; prompts are left out."""
@@ -250,7 +250,7 @@ class Bandwidth(_Schema):
 
 
 class TaskCosts(_Schema):
-    """Where the time went in which the models ran."""
+    """Where the models' time went."""
 
     arms: dict[str, ArmCost] = {}
     members: dict[str, FiniteFloat] = {}
@@ -262,7 +262,7 @@ class TaskCosts(_Schema):
 
 
 class EndpointUsage(_Schema):
-    """What a model behind an endpoint was asked, a first request to try it included."""
+    """What a model behind an endpoint was asked, including a first request to try it."""
 
     requests: int = 0
     """Repeated ones included."""
@@ -287,11 +287,11 @@ class Timings(_Schema):
     """Task -> costs of its arms; absent where the engine does not measure them, or computed no answer."""
     damaged_store_entries: int = 0
     endpoint: dict[str, EndpointUsage] = {}
-    """Task -> what the base behind an endpoint was asked; absent where nothing was."""
+    """Task -> what the base behind an endpoint was asked; absent if it was not."""
     endpoint_aborted: EndpointUsage = EndpointUsage()
-    """What runs before this one had asked of it that failed or were stopped, and whose answers the store has."""
+    """What earlier runs asked it that failed or were stopped, and whose answers the store has."""
     judge: dict[str, EndpointUsage] = {}
-    """Task -> what a judge behind an endpoint was asked; absent where nothing was."""
+    """Task -> what a judge behind an endpoint was asked; absent if it was not."""
 
 
 class Provenance(_Schema):

@@ -38,7 +38,7 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Design:
-    """What a task's statistics depend on beside its values."""
+    """What a task's statistics depend on besides its values."""
 
     groups: Groups | None = None
     """[n] the group of each item; None: items are independent."""

@@ -146,7 +146,7 @@ def _fields(kind: Any) -> dict[str, FieldInfo]:
 
 
 def _plain(kind: Any) -> Any:
-    """A type without what is said of it: X of Annotated[X, ...] and of X | None."""
+    """A type without its annotations: X of Annotated[X, ...] and of X | None."""
     if get_origin(kind) is Annotated:
         return _plain(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -166,7 +166,7 @@ def _first_sentence(text: str | None) -> str:
 
 
 def _accept_mappings(cls: type, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-    """By itself a strict dataclass takes instances alone. Its fields stay strict."""
+    """By itself a strict dataclass only takes instances. Its fields stay strict."""
     schema = handler(source)
     itself: Any = handler.resolve_ref_schema(schema)
     itself["strict"] = False

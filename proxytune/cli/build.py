@@ -14,7 +14,7 @@ from proxytune.errors import UserError, unknown_name
 from proxytune.experiment.arm_spec import ArmSpec
 
 RESERVED = {"_target_", "_partial_"}
-"""Keys beside a target's own parameters."""
+"""Keys besides a target's own parameters."""
 HOMES = {
     "models": ("proxytune.models", "proxytune.miniature"),
     "arms": ("proxytune.fusion",),

@@ -25,7 +25,7 @@ def describes_members(config: DictConfig) -> bool:
 
 
 def only(config: DictConfig, *names: str) -> dict[str, Any]:
-    """`models` with these members alone; raises UserError for a value of theirs that is missing."""
+    """`models` with only these members; raises UserError for a missing value of theirs."""
     return schema.plain_values(config.models, without=MEMBERS - set(names))
 
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], commands: Iterable[str]) -> int:
 
 
 def _query(shell: str, commands: Iterable[str]) -> None:
-    """Prints how `COMP_LINE` can go on. An unfinished line is full of errors: they are not printed into it."""
+    """Prints how `COMP_LINE` can continue. An unfinished line is full of errors, which are not printed into it."""
     line = os.environ.get("COMP_LINE", "")
     program, *words = line.split() or ["proxytune"]
     last = words[-1] if words and not line.endswith(" ") else ""

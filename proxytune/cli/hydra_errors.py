@@ -117,7 +117,7 @@ def _unknown_choice(file: str, options: Sequence[str]) -> UserError:
 
 
 def _unknown_key(error: OmegaConfBaseException) -> UserError:
-    """For a key that is not there: the nearest beside it, or of its name one level deeper; how to add a new entry."""
+    """For a missing key: the nearest name on its level, or its own name one level deeper; how to add a new entry."""
     key, parent = str(error.full_key), error.parent_node
     group, _, last = key.rpartition(".")
     found = parent.items_ex(resolve=False) if isinstance(parent, DictConfig) and parent else ()

@@ -60,7 +60,7 @@ def work(config: DictConfig, output_dir: Path) -> None:
 
 
 def _merged(config: DictConfig) -> dict[str, Any]:
-    """The family with what is merged alone; the antiexpert takes the base's place, which a family has."""
+    """The family with only what is merged; the antiexpert stands in for the base, which a family needs."""
     if OmegaConf.select(config, "models.antiexpert") is None:
         raise UserError("models.antiexpert is missing: merging starts from it")
     models = family.only(config, "antiexpert")

@@ -36,7 +36,7 @@ class PlanConfig(Strict):
     output: FilePath
     """a folder for the log"""
     allow_targets: list[str]
-    """a list of packages beside proxytune that _target_ may name"""
+    """a list of packages besides proxytune that _target_ may name"""
 
 
 def check(config: DictConfig) -> PlanConfig:

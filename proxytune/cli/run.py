@@ -49,7 +49,7 @@ class Experiment(NamedTuple):
 
 
 def check(config: DictConfig) -> None:
-    """Raises UserError for whatever in `config` is wrong by itself, and for a folder that is another run's."""
+    """Raises UserError for anything in `config` that is wrong by itself, and for a folder of another run."""
     checked = prepare(config)
     run_folder.check_folder(Path(HydraConfig.get().runtime.output_dir), config)
     _check_examples(checked.settings, checked.tasks)
@@ -91,7 +91,7 @@ def _options(checked: Experiment) -> dict[str, Any]:
 
 
 def prepare(config: DictConfig) -> Experiment:
-    """Raises UserError for whatever in `config` is wrong by itself."""
+    """Raises UserError for anything in `config` that is wrong by itself."""
     values = schema.plain_values(config)
     settings = schema.check(values)
     # The runner hands the engine its models.
@@ -165,7 +165,7 @@ def _record(
 
 
 def _write(record: Record, output_dir: Path, report: bool) -> None:
-    """Tables on the screen and in files, and the report where it is asked for."""
+    """Tables on the screen and in files, and the report if it was requested."""
     from proxytune import reporting
 
     reporting.write(record, output_dir)

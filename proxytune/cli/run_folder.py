@@ -35,7 +35,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
 
 @contextmanager
 def claimed(folder: Path, config: DictConfig) -> Iterator[None]:
-    """The folder is this run's alone while it lasts. Raises UserError if it is another's."""
+    """The folder belongs to this run alone while it lasts. Raises UserError if it is another's."""
     make_output_folder(folder)
     try:
         with FileLock(folder / LOCK, timeout=0):
@@ -83,7 +83,7 @@ def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
-    """What the folder's run was told; None: there is none."""
+    """The settings of the folder's run; None if there is none."""
     try:
         if (folder / RUN).exists():
             return _deciding(json.loads((folder / RUN).read_text(encoding="utf-8"))["config"])

@@ -42,7 +42,7 @@ class TaskConfig(Strict):
     judge_api: str | None = None
     """the address of an OpenAI-compatible endpoint, whose key comes from the environment"""
     verdicts: FilePath | None = None
-    """a JSON-lines file of the judge's verdicts (alpacafarm): what it has is not asked again"""
+    """a JSON-lines file of the judge's verdicts (alpacafarm): those that it has are not requested again"""
 
 
 class EngineConfig(Strict):
@@ -78,7 +78,7 @@ class RunConfig(Strict):
     limit: int | None = Field(ge=1)
     """an integer from 1 (the first items of each task only), or null for all items"""
     pilot: int | None = Field(ge=2)
-    """an integer from 2 (items asked first, to say whether the arms help), or null for no pilot"""
+    """an integer from 2 (items to try first, to see whether the arms help), or null for no pilot"""
     num_fewshot: int | None = Field(ge=0)
     """an integer from 0 (examples in each prompt), or null for each task's own number"""
     only: list[str] | None = Field(min_length=1)
@@ -94,7 +94,7 @@ class RunConfig(Strict):
     trace_missing: Literal["recompute", "report"]
     """recompute or report: what becomes of stored answers without their trace"""
     tags: list[str]
-    """a list of words, by which `proxytune runs list tag=...` finds the run"""
+    """a list of words with which `proxytune runs list tag=...` finds the run"""
     note: str | None
     """a text that is kept with the run, or null"""
     headline: str | None = None
@@ -106,11 +106,11 @@ class RunConfig(Strict):
     report: bool
     """true or false: whether report.html is written beside the results"""
     allow_targets: list[str]
-    """a list of packages beside proxytune that _target_ may name"""
+    """a list of packages besides proxytune that _target_ may name"""
 
     @property
     def execution(self) -> Isolation | None:
-        """The isolation in which generated code runs; None: it must not."""
+        """The isolation in which generated code runs; None: it must not run."""
         return self.isolation if self.execute else None
 
 

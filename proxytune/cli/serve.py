@@ -35,7 +35,7 @@ class ServeConfig(Strict):
     only: list[str] | None = Field(None, min_length=1)
     """a list of at least one arm's name, the first of which answers requests without a model; null: all arms"""
     host: str
-    """an address of this machine; 127.0.0.1 answers this machine alone"""
+    """an address of this machine; 127.0.0.1 only answers this machine"""
     port: int = Field(ge=1, le=65535)
     """an integer from 1 to 65535"""
     memory: float | None = Field(gt=0)
@@ -49,7 +49,7 @@ class ServeConfig(Strict):
     output: FilePath
     """a folder for the log"""
     allow_targets: list[str]
-    """a list of packages beside proxytune that _target_ may name"""
+    """a list of packages besides proxytune that _target_ may name"""
 
 
 def check(config: DictConfig) -> ServeConfig:

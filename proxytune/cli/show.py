@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check(config: DictConfig) -> tuple[run.Experiment, int]:
-    """Raises UserError for whatever in `config` is wrong by itself."""
+    """Raises UserError for anything in `config` that is wrong by itself."""
     item = validation.check(ShowConfig, {"item": config.item}).item
     return run.prepare(OmegaConf.masked_copy(config, [str(key) for key in config if key != "item"])), item
 

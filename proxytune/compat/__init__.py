@@ -19,4 +19,4 @@ class Name:
     name: str
     why: str
     overridden: bool = False
-    """A class of ours defines it in place of the package's; the package must go on using it."""
+    """A class of ours defines it in place of the package's; the package must keep using it."""

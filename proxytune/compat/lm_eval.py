@@ -84,7 +84,7 @@ def quiet() -> Iterator[None]:
 
 
 def keep_only_requests(task: Task) -> None:
-    """Makes the task forget its answers and keep its requests, so that the next arm is asked the very same.
+    """Makes the task forget its answers and keep its requests, so that the next arm gets exactly the same.
 
     Building the requests anew for every arm would take most of the time that is not spent in models.
     """

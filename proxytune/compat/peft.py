@@ -94,7 +94,7 @@ def weights_without_adapters(model: PeftModel) -> dict[str, Tensor]:
 
 
 def _added(name: str, layers: Collection[str]) -> bool:
-    """Whether the weight is what one of `layers` has beside the part that it wraps."""
+    """Whether the weight is what one of `layers` has besides the part that it wraps."""
     parts = name.split(".")
     return any(".".join(parts[:i]) in layers and parts[i] not in _WRAPPED for i in range(1, len(parts)))
 

@@ -50,7 +50,7 @@ class GenerateRequest:
     seed: int = 0
     """Noise is drawn from (seed, step) alone, so arms of one request share it and batches do not matter."""
     trace: TraceLevel = "none"
-    """What is kept of each token beside the answer, which does not depend on it; an engine may keep nothing."""
+    """What is recorded of each token besides the answer, without changing it; an engine may record nothing."""
     drafts: tuple[tuple[int, ...], ...] = ()
     """Tokens of answers that may resemble this one. No answer depends on them: an engine may use them to be quicker."""
 
@@ -116,7 +116,7 @@ class Generated:
     finish: str
     """"stop" (stop string), "eos", "length", or "undefined" (the logits after `tokens` are not finite)."""
     trace: Trace | None = None
-    """None where none was asked for, or kept."""
+    """None if none was requested or recorded."""
 
     def undefined(self, may_rule_out: bool) -> str | None:
         """Why this is not an answer; None if it is one. The logits of a rule may be -inf for some tokens, never all."""

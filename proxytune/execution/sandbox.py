@@ -140,7 +140,7 @@ def _beginning(file: IO[bytes]) -> str:
 
 
 def _python() -> list[str]:
-    """The interpreter without the virtual environment around it: the standard library alone."""
+    """The interpreter outside the virtual environment, with only the standard library."""
     return [os.path.realpath(sys.executable), "-I", "-S", "-c", _inside()]
 
 

@@ -175,7 +175,7 @@ def _fused(name: str, spec: ArmSpec, members: _Members) -> Arm:
 
 
 def _inputs(name: str, spec: ArmSpec) -> tuple[str, ...]:
-    """What the arm's rule takes. Raises UserError for what the arm gives it beside that."""
+    """What the arm's rule takes. Raises UserError for anything else that the arm gives it."""
     try:
         takes = inputs_of(spec.rule)
     except ValueError as error:

@@ -55,12 +55,12 @@ class Ledger:
             self._endpoint[task] = usage
 
     def note_judge(self, task: str, spent: Mapping[str, int]) -> None:
-        """What a judge behind an endpoint was asked; empty where there is none."""
+        """What a judge behind an endpoint was asked; empty if there is none."""
         if spent.get("requests"):
             self._judge[task] = EndpointUsage(**spent)
 
     def usage(self, engine: Any) -> EndpointUsage:
-        """What an endpoint was asked for all tasks so far, by `engine` too, the one of the task that is not done."""
+        """What an endpoint was asked for all tasks so far, including by `engine`, that of the current task."""
         parts = [*self._endpoint.values(), _taken_usage(engine)]
         return EndpointUsage(
             **{name: sum(getattr(part, name) for part in parts) for name in EndpointUsage.model_fields}
@@ -91,7 +91,7 @@ class Ledger:
 
 
 def _taken_usage(engine: Any) -> EndpointUsage:
-    """What the model behind an endpoint was asked since this was called last, if one is loaded."""
+    """What the model behind an endpoint was asked since the last call, if one is loaded."""
     loaded = engine.loaded if isinstance(engine, LazyEngine) else engine
     remote = [member for member in loaded.ensemble.members.values() if member.remote] if loaded is not None else []
     return EndpointUsage(**vars(remote[0].client.take_usage())) if remote else EndpointUsage()

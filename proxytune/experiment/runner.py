@@ -194,7 +194,7 @@ class _Run:
         return record
 
     def note_aborted(self) -> None:
-        """Says and keeps what an endpoint was asked, for the run that resumes this one."""
+        """Reports what an endpoint was asked, and keeps it for the run that resumes this one."""
         usage = self.ledger.usage(self._engine)
         if usage.requests:
             assert isinstance(self.family.base, Endpoint)
@@ -261,14 +261,14 @@ def _facts(engine_factory: Callable[..., Engine]) -> Mapping[str, str] | None:
 
 
 def _check_traces(tracing: Tracing, engine_factory: Callable[..., Engine]) -> None:
-    """Raises UserError where traces are asked of a class of engines that keeps none."""
+    """Raises UserError if traces are requested of a class of engines that records none."""
     kind = _kind(engine_factory)
     if tracing.level != "none" and isinstance(kind, type) and not getattr(kind, "traces", False):
         raise UserError(f"trace={tracing.level}: {kind.__name__} keeps no traces: use engine=hf, or trace=none")
 
 
 def _warn_of_surprises(known: Members[MemberFacts] | None, loaded: Members[Any]) -> None:
-    """The keys of the answers were made of what was known: where the loaded members differ, that is said."""
+    """Warns where loaded members differ from what was known when the answers' keys were made."""
     for role, before in known.members.items() if known is not None else ():
         if role not in loaded.members:
             continue

@@ -37,7 +37,7 @@ def write_traces(
     arms: Mapping[str, Arm],
     tokenizer: PreTrainedTokenizerBase,
 ) -> TraceRecord | None:
-    """Writes the traces of a task's answers (by arm and item) to `path`; None if none were asked for.
+    """Writes the traces of a task's answers (by arm and item) to `path`; None if none were requested.
 
     A task whose answers are scored has none to write. Raises UserError if the file cannot be written.
     """

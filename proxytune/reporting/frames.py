@@ -66,7 +66,7 @@ def frames(run_folder: str | Path) -> Frames:
 
 
 def _results(record: Record) -> pd.DataFrame:
-    """`results.csv`, and what a figure must know of each arm beside it."""
+    """`results.csv`, and what else a figure needs to know of each arm."""
     rows = [
         {"task": name, "arm": arm_name, **_facts(record, task, arm)}
         for name, task in record.tasks.items()

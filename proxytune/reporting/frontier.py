@@ -17,7 +17,7 @@ _VALUES = ["value", "low", "high"]
 
 
 def frontier(results: pd.DataFrame, columns: int) -> alt.FacetChart | None:
-    """A panel for each pair of tasks on which at least three λ were measured; the base stands beside."""
+    """A panel for each pair of tasks on which at least three λ were measured; the base is a point of its own."""
     known = results[results["balance"].notna() | (results["role"] == "base")].dropna(subset=["value"])
     pairs = [_pair(known, x, y) for x, y in combinations(dict.fromkeys(known["panel"]), 2)]
     rows = pd.concat([pair for pair in pairs if pair["balance"].nunique() >= 3] or [pd.DataFrame()], ignore_index=True)

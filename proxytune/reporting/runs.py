@@ -122,7 +122,7 @@ def _rank(value: str | None) -> tuple[int, float, str]:
 
 
 def _listing(runs: Sequence[ListedRun], task: str) -> tuple[RichTable, list[str]]:
-    """The table, of the tasks whose names begin with `task`, and what must be said below it.
+    """The table of the tasks whose names begin with `task`, and the lines below it.
 
     What is the same in all rows is said once, below, and so is what the names of all tasks begin with.
     """

@@ -210,7 +210,7 @@ def _traced(trace: TraceRecord, n: int) -> str:
 
 
 def _behind_endpoint(record: Record) -> Iterator[str]:
-    """What is known of a base behind an endpoint, and what it and a judge were asked."""
+    """What is known of a base behind an endpoint, and what the base and a judge were asked."""
     timings = record.provenance.timings
     for task, usage in timings.judge.items():
         yield f"{task}: the judge took {_spent(usage)}."

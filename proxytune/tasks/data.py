@@ -51,7 +51,7 @@ class JSONLines:
 
 
 class LocalSplits(Mapping[str, Dataset]):
-    """{split: Dataset} of the JSON-lines files under `folder`, each read when it is first asked for.
+    """{split: Dataset} of the JSON-lines files under `folder`, each read when it is first used.
 
     Rows stay in memory, outside the cache of `datasets`: changed files give changed rows, and nothing is written.
     """

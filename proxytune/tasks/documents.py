@@ -45,7 +45,7 @@ def trivia_answer(doc: Mapping[str, Any]) -> str:
 
 
 def gsm8k_problems(dataset: Dataset) -> Dataset:
-    """GSM8K as `problem` and the number alone as `answer`."""
+    """GSM8K as `problem` and only the number as `answer`."""
     rows = [{"problem": row["question"], "answer": gsm8k_gold(row["answer"])} for row in dataset]
     return Dataset.from_list(rows)
 

@@ -106,7 +106,7 @@ def _not_scorable(task: str, name: str) -> UserError:
 
 
 def _scorer(name: str) -> ConfigurableTask:
-    """The task without its data and prompts: its metrics alone."""
+    """Only the task's metrics, without its data and prompts."""
     nothing = Dataset.from_dict({"output": [""]})
     no_data = {"training_split": None, "validation_split": None, "fewshot_split": None, "test_split": "outputs"}
     no_prompt = {"process_docs": None, "doc_to_text": "", "doc_to_target": ""}

@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
 @cache
 def task_manager() -> TaskManager:
-    """The tasks of this folder alone: a scan of lm-eval's thousands takes seconds and waits until one is asked for."""
+    """Only the tasks of this folder: a scan of lm-eval's thousands takes seconds and waits until one is needed."""
     return _manager_of(TASKS_DIR)
 
 

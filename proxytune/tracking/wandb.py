@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run for each run. docs/wandb.md says what is logged, and by which names."""
+"""Weights & Biases: one W&B run for each run. docs/wandb.md lists what is logged, and under which names."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Tuning:
     method: Literal["lora", "full"] = "lora"
     """lora (writes an adapter over the model) or full (writes a whole model)"""
     epochs: Positive | None = 2.0
-    """a number above 0, or null: passes over the examples. Has no effect beside `max_steps`: the command says so."""
+    """a number above 0, or null: passes over the examples. Has no effect with `max_steps`; the command says so."""
     max_steps: Count | None = None
     """an integer from 1, or null: stop after this many optimiser steps"""
     batch: Count = 128
@@ -40,7 +40,7 @@ class Tuning:
     weight_decay: NonNegative = 0.0
     """a number from 0"""
     warmup_ratio: ShareBelowOne = 0.04
-    """a share from 0 and below 1: that of the steps in which the learning rate rises"""
+    """a number from 0 and below 1: the share of steps in which the learning rate rises"""
     prompt_loss: NonNegative = 0.0
     """a number from 0: the weight of the loss on the prompt's tokens, the answer's being 1. 0, as in the papers: loss
     on the answer only. A small weight keeps an expert a good model of its own prompts."""

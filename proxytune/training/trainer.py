@@ -32,7 +32,7 @@ from proxytune.training.recipe import Tuning
 
 
 def plain_log_probs(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """What `fused_log_probs` returns, from the model's own head, which is shown the labelled positions alone.
+    """What `fused_log_probs` returns, from the model's own head, which only sees the labelled positions.
 
     Without Triton, trl's head scores every position, and once more in the backward pass: more time than all the rest
     of a small model's training step.

@@ -15,7 +15,7 @@ KeptWeights = Mapping[int, Sequence[float] | None]
 
 
 class GrowingAnswer:
-    """vLLM is given the stop strings, so that it need not go on for long. It reads text by other rules than ours, so it
+    """vLLM gets the stop strings so that it can stop early. It reads text by other rules than ours, so it
     may stop a little later (what is too much is cut off) or too early (the answer is continued)."""
 
     def __init__(self, members: Members, request: GenerateRequest, arm: Arm) -> None:

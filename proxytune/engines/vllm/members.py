@@ -1,4 +1,4 @@
-"""One member's own view of vLLM's configuration, which vLLM derives from the first member alone."""
+"""One member's own view of vLLM's configuration, which vLLM only derives from the first member."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class FusedSettings:
 
     @property
     def modules(self) -> list[tuple[str, ...]]:
-        """The roles that go through the same weights together: those that differ in their adapters alone."""
+        """The roles that go through the same weights together: those that only differ in their adapters."""
         groups: dict[object, list[str]] = {}
         adapted = {(place.path, place.revision) for place in self.members.values() if place.adapter is not None}
         for role, place in self.members.items():
@@ -111,7 +111,7 @@ def asked(settings: FusedSettings, extra_args: Mapping[str, Any] | None) -> Aske
 
 
 def check_asked(settings: FusedSettings, extra_args: Mapping[str, Any] | None) -> None:
-    """`asked`, and a trial of the rule, for wrong numbers of weights say. Raises UserError."""
+    """`asked`, and a trial of the rule, which finds a wrong number of weights, for example. Raises UserError."""
     arm = asked(settings, extra_args).arm
     try:
         if arm.rule is not None:

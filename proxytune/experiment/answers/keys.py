@@ -23,7 +23,7 @@ class Keys:
     """Keys of the answers of some arms over one ensemble. What arms, roles and tasks are called is not part of them."""
 
     def __init__(self, ensemble: Members[Any], arms: Iterable[Arm], engine: Mapping[str, Any] | None = None) -> None:
-        """`engine` is what decides answers beside all that; None for the default engine.
+        """`engine` is what else decides answers; None for the default engine.
 
         Raises UserError for a member without an identity and for a rule that cannot be described.
         """
@@ -81,7 +81,7 @@ def _rule_source(kind: type[Rule]) -> str:
 
 
 def _file(kind: type) -> Path | None:
-    """The file that defines the class; None in a notebook, whose cells Python knows by their functions alone."""
+    """The file that defines the class; None in a notebook, whose cells Python only knows by their functions."""
     try:
         file = inspect.getsourcefile(kind)
     except (OSError, TypeError):

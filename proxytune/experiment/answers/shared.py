@@ -209,7 +209,7 @@ class SharedAnswers:
         self._fail_undefined(keyed)
 
     def _expect(self, instances: Sequence[Any], keys: Sequence[Mapping[str, str]], found: Mapping[str, Answer]) -> None:
-        """Tells whoever watches what was asked, once models are loaded, and which answers the store had."""
+        """Tells the watcher what is requested, once models are loaded, and which answers the store had."""
         if self.watch and instances:
             self.watch.expect(instances, keys)
             for key, answer in found.items():
@@ -232,13 +232,13 @@ class SharedAnswers:
             raise KeyboardInterrupt(self._kept({key for one in keyed for key in one.keys.values()})) from stop
 
     def _kept(self, keys: set[str]) -> str:
-        """How many answers the store has, asked anew: a Ctrl-C may come between storing and noting it."""
+        """How many answers the store has, counted anew: a Ctrl-C may come between storing and noting it."""
         stored = set() if self.store.path is None else self.store.get(list(keys)).keys()
         lost = (self._answers.keys() | self._at_work) & keys - stored - self._failed_items.keys()
         return f"{self.label}: {len(stored)} of {len(keys)} answers are stored, {len(lost)} finished ones are lost"
 
     def _blocks(self, keyed: Sequence[KeyedRequest]) -> Iterator[Sequence[KeyedRequest]]:
-        """What is answered and stored together, whatever of it is stored already."""
+        """What is answered and stored together, including what is stored already."""
         portion = getattr(self.engine, "portion", None)
         for start in range(0, len(keyed), self.block):
             block = keyed[start : start + self.block]

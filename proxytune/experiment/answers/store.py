@@ -69,7 +69,7 @@ class AnswerStore:
         return found
 
     def similar(self, asked: Sequence[str], without: Set[str]) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """By what was `asked`, the tokens of what arms of any run generated, by any version, the newest first.
+        """By what was `asked`, the tokens of what arms of any run generated, by any version, newest first.
 
         `without` are keys of answers that are not wanted. What is damaged is left out.
         """
@@ -85,7 +85,7 @@ class AnswerStore:
         return tuple(tuple(json.loads(value)["tokens"]) for value in sound[:SIMILAR])
 
     def note(self, asked: Mapping[str, str]) -> None:
-        """Keeps by key what answers, which are put next, were asked, so that `similar` finds them."""
+        """Keeps by key the requests of the answers that are put next, so that `similar` finds them."""
         try:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -108,11 +108,11 @@ class AnswerStore:
             raise self._unusable(error) from error
 
     def add_aborted(self, endpoint: str, usage: EndpointUsage) -> None:
-        """Keeps what a run that does not finish has asked of an endpoint, by its identity."""
+        """Keeps what an unfinished run has asked an endpoint, by the endpoint's identity."""
         self._read("INSERT INTO aborted VALUES (?, ?, ?, ?)", (endpoint, *usage.model_dump().values()))
 
     def take_aborted(self, endpoint: str) -> EndpointUsage:
-        """The sum of what such runs have asked since this was called last."""
+        """The sum of what such runs have asked since the last call."""
         rows = self._read("DELETE FROM aborted WHERE endpoint = ? RETURNING *", (endpoint,))
         requests, prompt, completion = (sum(row[i] for row in rows) for i in (1, 2, 3))
         return EndpointUsage(requests=requests, prompt_tokens=prompt, completion_tokens=completion)

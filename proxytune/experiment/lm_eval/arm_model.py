@@ -54,7 +54,7 @@ class ArmLM(TemplateLM):
     """
 
     def __init__(self, shared: SharedAnswers, arm: Arm, seed: int = 0) -> None:
-        """`seed` is the run's: a sampled answer's noise comes from it, the item and the repetition alone."""
+        """`seed` is the run's: a sampled answer's noise comes only from it, the item and the repetition."""
         super().__init__()
         windows = [shared.ensemble[role].window for role in shared.roles]
         self.tokenizer = shared.ensemble.tokenizer

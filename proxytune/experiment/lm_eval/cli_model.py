@@ -84,7 +84,7 @@ class FusedLM(ArmLM):
         super().__init__(SharedAnswers(engine, [arm], AnswerStore(None), "proxytune"), arm)
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Raises UserError: lm-eval's own cache knows a request by its text alone."""
+        """Raises UserError: lm-eval's own cache only knows a request by its text."""
         raise UserError(NO_CACHE)
 
     def _note(self, request: Instance, *answers: ItemAnswer) -> None:
@@ -124,7 +124,7 @@ def _source(source: str | Mapping[str, Any], role: str, defaults: Mapping[str, A
 
 
 def _rule(name: str | None, alpha: float | None, parameters: dict[str, Any]) -> Rule | None:
-    """The rule that was asked for; None if nothing says which."""
+    """The requested rule; None if nothing says which."""
     if name is None and alpha is None and not parameters:
         return None
     name = "static" if name is None else name

@@ -26,7 +26,7 @@ class ItemRequest:
     cut: int
     """Tokens of the prompt's beginning that did not fit and were left out."""
     times: int
-    """How often it is asked (with other noise)."""
+    """How often it is answered (with different noise)."""
 
 
 def requests_of(ensemble: Members[MemberFacts], plan: Plan, items: Items, item: int) -> list[ItemRequest]:
@@ -62,7 +62,7 @@ def _which(plan: Plan, items: Items) -> str:
 
 
 class _Listener(SharedAnswers):
-    """Keeps what it is asked last, and answers anything."""
+    """Keeps the last requests, and answers anything."""
 
     def __init__(self, ensemble: Members[MemberFacts], arms: Sequence[Arm]) -> None:
         super().__init__(cast(Engine, SimpleNamespace(ensemble=ensemble)), arms, AnswerStore(None))

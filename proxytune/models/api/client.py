@@ -30,7 +30,7 @@ class Usage:
 
 
 class Malformed(Exception):
-    """An answer that is not what was asked for; `str` of this says what it is."""
+    """An answer that is not what was requested; `str` of this says what it is."""
 
 
 class Client:
@@ -51,7 +51,7 @@ class Client:
         )
 
     def each(self, ask: Callable[[T], Any], about: Iterable[T]) -> list[Any]:
-        """`ask` of each of `about`, in order; the first error ends it, and what was not begun is not asked."""
+        """`ask` of each of `about`, in order; the first error ends it, and the rest is not asked."""
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
             try:
                 return list(pool.map(ask, about))
@@ -91,7 +91,7 @@ class Client:
         raise UserError(f"{self.what} does not answer as the API says: {problem}; re-run to resume")
 
     def take_usage(self) -> Usage:
-        """What was asked since this was called last."""
+        """What was asked since the last call."""
         with self._lock:
             taken, self.usage = self.usage, Usage()
         return taken

@@ -1,4 +1,4 @@
-"""Where a model behind an OpenAI-compatible endpoint is found: a description only, nothing is asked here."""
+"""Where a model behind an OpenAI-compatible endpoint is found: only a description, without requests."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Endpoint:
 
 
 def api_key(what: str) -> str:
-    """The key, from the environment alone; UserError that begins with `what` where there is none."""
+    """The key, only from the environment; UserError that begins with `what` where there is none."""
     found = next((key for name in KEYS if (key := os.environ.get(name))), None)
     if found is None:
         raise UserError(

@@ -20,7 +20,7 @@ from proxytune.models.member import KVState
 from proxytune.models.vocabulary import BROKEN, token_ids, vocabulary_size
 
 Spot = tuple[int, int, SentPrompt]
-"""A row, one of its kept positions, and all that stands before the token asked for."""
+"""A row, one of its kept positions, and everything before the requested token."""
 
 
 @dataclass(frozen=True)

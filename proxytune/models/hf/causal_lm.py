@@ -141,7 +141,7 @@ class FusedCausalLM(FusedDecoder):
         write(save_directory, members, self.arm.rule, self.config, self.generation_config, max_shard_size)
 
     def alone(self, role: str) -> FusedCausalLM:
-        """One member alone over the same vocabulary: an assistant_model for `generate`, say. Nothing is copied."""
+        """A single member over the same vocabulary, such as an assistant_model for `generate`. Nothing is copied."""
         member = replace(self.ensemble[role], role="base")
         return type(self).from_ensemble(Ensemble({"base": member}, self.ensemble.tokenizer))
 

@@ -36,7 +36,7 @@ _NO_EFFECT = ("adapter_kwargs", "low_cpu_mem_usage", "trust_remote_code")
 """Passed on by the Auto classes, or without effect in transformers too. Members never run code of their own from
 here."""
 _APPLIED = ("dtype", "family", "rule")
-"""What a config that is given may say otherwise than the saved one, besides the attention."""
+"""What a given config may change in the saved one, besides the attention."""
 
 
 class Saved(NamedTuple):

@@ -54,7 +54,7 @@ def alters(config: PeftConfig) -> bool:
 
 
 def over_changed_module(config: PeftConfig) -> dict[str, bool | None]:
-    """Settings for an adapter that is saved beside its changed module, so that it does not change it again."""
+    """Settings for an adapter that is saved next to its changed module, so that it does not change the module again."""
     settings: dict[str, bool | None] = {}
     if _initialised(config).startswith(_ALTERING):
         settings["init_lora_weights"] = True

@@ -22,7 +22,7 @@ def check(spec: FamilySpec | Mapping[str, Any], roles: Iterable[str] | None = No
 
 
 def check_sources(sources: Mapping[str, Source | Endpoint]) -> None:
-    """`check` for sources by role. An endpoint is asked nothing yet."""
+    """`check` for sources by role. An endpoint is not asked yet."""
     for role, source in sources.items():
         try:
             if isinstance(source, Endpoint):

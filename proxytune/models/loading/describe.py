@@ -48,7 +48,7 @@ def describe(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[Me
 
 
 def readers(spec: FamilySpec, roles: Iterable[str] | None = None) -> Members[MemberFacts]:
-    """What the members of any family read, and what ends an answer: from tokenizers and configurations alone.
+    """What the members of any family read, and what ends an answer: from tokenizers and configurations.
 
     Their identities are not looked for. Raises UserError as `load` does.
     """
@@ -82,7 +82,7 @@ def behind_endpoints(
 
 
 def _is_plain(source: Source) -> bool:
-    """Whether the files beside the weights say all of it: no GGUF, quantisation or code of the model's own."""
+    """Whether the files next to the weights say all of it: no GGUF, quantisation or code of the model's own."""
     return source.gguf_file is None and source.quantization is None and not source.trust_remote_code
 
 

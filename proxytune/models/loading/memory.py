@@ -124,7 +124,7 @@ class _GroupFiles(NamedTuple):
     limit: str
     used: str
     cache: str
-    """Entry of memory.stat: file cache that is given up when memory is asked for."""
+    """Entry of memory.stat: file cache that is freed when memory is needed."""
 
 
 _V1 = _GroupFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")

@@ -30,7 +30,7 @@ def write_parquet(runs: Sequence[Run], path: Path) -> list[Path]:
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
     """run, the keys whose values differ between the runs, task, arm, item, metric, score (NaN: not judged), error,
-    alpha (mean weight over experts and tokens, NaN for a model alone), prompt, target, output."""
+    alpha (mean weight over experts and tokens, NaN for a single model), prompt, target, output."""
     import pandas as pd
 
     given = [by_key([override for override in run.overrides if "=" in override]) for run in runs]

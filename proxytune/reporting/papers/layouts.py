@@ -35,7 +35,7 @@ class Layout:
     shared: Mapping[str, str] = field(default_factory=dict)
     """Arm -> its panel, where that is the same in every experiment (one large model, several small ones)."""
     runs: Mapping[str, str] = field(default_factory=dict)
-    """Column -> the task that measures it here; the others are in the paper alone."""
+    """Column -> the task that measures it here; the others are only in the paper."""
     decimals: int = 1
 
     def panel(self, experiment: str, arm: str) -> str:

@@ -78,7 +78,7 @@ def _comparisons(runs: Sequence[Run], names: Sequence[str]) -> dict[str, object]
 
 
 def _assets() -> dict[str, object]:
-    """The style and the script, and the hashes by which the page's security policy allows these two alone."""
+    """The style and the script, and the hashes with which the page's security policy allows only these two."""
     script = "".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     style = (PARTS / "style.css").read_text(encoding="utf-8")
     return {

@@ -12,7 +12,7 @@ from proxytune.reporting.report.source import Run
 
 Row = Mapping[str, Any]
 NOT_METRIC = {"output", "answer", "weights", "error"}
-"""What an arm has in a row of `items/<task>.jsonl` beside its metric's value."""
+"""What an arm has in a row of `items/<task>.jsonl` besides its metric's value."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Samples:
     """Number of the run, and its id of an item -> the item's place in `items`."""
 
     def head(self) -> dict[str, object]:
-        """What the list of items needs to know beside them."""
+        """What the list of items needs in addition."""
         return {
             "task": self.task,
             "metric": self.metric,
