@@ -214,7 +214,7 @@ def test_letters_are_fused_and_items_without_one_are_left_out(command, asked, le
     usage = record.provenance.timings.endpoint["realtimeqa_mc_liu2024"]
     assert usage.requests == len(asked.bodies) == ITEMS + 1  # and the first, which tries the endpoint
     assert usage.prompt_tokens > ITEMS and usage.completion_tokens == ITEMS + 1
-    assert f"base is tiny at {asked.url}: at each step its 20 likeliest tokens are known" in printed
+    assert f"base is tiny at {asked.url}: at each step only its 20 likeliest tokens are known" in printed
     assert f"which are left out: proxy {left_out}, base {left_out}." in printed
     assert f"{ITEMS + 1} requests to the endpoint" in printed
 

@@ -787,7 +787,7 @@ def test_choices_that_are_ruled_out_are_counted_and_lose(go, tmp_path):
     assert record["tasks"]["choice"]["arms"]["base"]["ruled_out"] == 0
     remarks = tabulate(read_record(tmp_path / "out")).remarks
     assert (
-        f"choice: items some of whose choices are ruled out, and lose to all others: filtered {len(some)}." in remarks
+        f"choice: items with choices that the rule excludes, which lose to all others: filtered {len(some)}." in remarks
     )
 
 

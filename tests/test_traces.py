@@ -184,7 +184,7 @@ def test_a_run_writes_the_traces_of_its_first_items_and_says_so(tmp_path: Path, 
     assert set(rows["item"]) == {0, 1} and set(rows["arm"]) == {"base", "proxy"}
     assert traced.tasks["miniature_gsm"].trace.items == 2
     remarks = " ".join(tabulate(traced).remarks)
-    assert "miniature_gsm: the tokens of 2 of 3 items are traced (summary)." in remarks
+    assert "miniature_gsm: 2 of 3 items have traces of their tokens (summary)." in remarks
     assert "miniature_tqa: no traces; its answers are scored, not generated." in remarks
     for name, task in plain.tasks.items():
         assert traced.tasks[name].model_copy(update={"trace": None}) == task
@@ -198,7 +198,7 @@ def test_answers_that_the_store_has_without_a_trace_are_counted(tmp_path: Path):
     assert main([*common, f"output={tmp_path / 'out'}", "trace=full", "trace_missing=report"]) == 0
     record = read_record(tmp_path / "out")
     assert record.tasks["miniature_gsm"].trace.without == 2
-    assert "miniature_gsm: no traces; the answers came from the store without." in tabulate(record).remarks
+    assert "miniature_gsm: no traces; the answers came from the store without any." in tabulate(record).remarks
 
 
 @pytest.mark.parametrize(

@@ -135,5 +135,5 @@ def _extras() -> Iterator[str]:
         if extra in NO_EXTRAS:
             continue
         missing = [package for package in packages if installed_version(package) is None]
-        advice = f"without {', '.join(missing)}: pip install 'proxytune[{extra}]'" if missing else "all there"
+        advice = f"without {', '.join(missing)}: pip install 'proxytune[{extra}]'" if missing else "installed"
         yield f"{extra}: {advice}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from proxytune.record import ArmRecord, TaskRecord
 
-NO_VARIATION = "no variation between the items: the error is Wilson's, that of a gap Agresti and Min's"
+NO_VARIATION = "no variation between items: the error is Wilson's or, for a gap, Agresti and Min's"
 NORMAL_95 = 1.96
 """Standard errors in half a 95 % interval, where the record has no interval of its own."""
 _DIGITS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")

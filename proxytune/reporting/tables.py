@@ -30,7 +30,7 @@ class Tables:
     notes: Sequence[str]
     """The text of note 1, 2, ..."""
     remarks: Sequence[str]
-    """What else a reader must know: absent arms, answers that could not be judged, prompts that were cut."""
+    """What else a reader needs to know: absent arms, answers that could not be judged, prompts that were cut."""
     verdict: str = ""
     """The result in one line; empty where no gap is defined."""
 
@@ -67,7 +67,8 @@ def _verdict(tasks: Tasks) -> str:
     over = f"mean of {most} tasks" if len(tasks) > 1 else next(iter(tasks))
     if len(means) == 1:
         return f"{best[0]} closes {100 * highest:.1f} % of the gap ({over})."
-    return f"Of {len(means)} fused arms, {' and '.join(best)} {closes} most of the gap: {100 * highest:.1f} % ({over})."
+    share = f"the largest share of the gap: {100 * highest:.1f} % ({over})"
+    return f"Of {len(means)} fused arms, {' and '.join(best)} {closes} {share}."
 
 
 def _never_defined(column: Column, tasks: Tasks) -> str:
@@ -167,7 +168,7 @@ def _of_arms(task: TaskRecord) -> Iterator[str]:
             arm.n_invalid - len(arm.failed_items) - arm.left_out
         ),
         "significantly worse than the base (difference ± standard error)": lambda arm: _harm(task, arm),
-        "items some of whose choices are ruled out, and lose to all others": lambda arm: arm.ruled_out,
+        "items with choices that the rule excludes, which lose to all others": lambda arm: arm.ruled_out,
     }
     for remark, of_arm in listed.items():
         if found := [f"{name} {said}" for name, arm in task.arms.items() if (said := of_arm(arm))]:
@@ -203,10 +204,12 @@ def _of_items(task: TaskRecord) -> Iterator[str]:
 
 def _traced(trace: TraceRecord, n: int) -> str:
     if not trace.items:
-        why = "the answers came from the store without" if trace.without else "its answers are scored, not generated"
+        why = (
+            "the answers came from the store without any" if trace.without else "its answers are scored, not generated"
+        )
         return f"no traces; {why}"
     lacking = f"; {trace.without} answers came from the store without a trace" if trace.without else ""
-    return f"the tokens of {trace.items} of {n} items are traced ({trace.level}){lacking}"
+    return f"{trace.items} of {n} items have traces of their tokens ({trace.level}){lacking}"
 
 
 def _behind_endpoint(record: Record) -> Iterator[str]:
@@ -218,8 +221,8 @@ def _behind_endpoint(record: Record) -> Iterator[str]:
     if "api" not in source:
         return
     yield (
-        f"base is {source['model']} at {source['api']}: at each step its {source['top_logprobs']} likeliest tokens are "
-        "known; all others are ruled out, and probabilities are those among these tokens."
+        f"base is {source['model']} at {source['api']}: at each step only its {source['top_logprobs']} likeliest "
+        "tokens are known. All others are excluded, and probabilities are normalised over these tokens."
     )
     for task, usage in timings.endpoint.items():
         yield f"{task}: {_spent(usage)}."
@@ -235,7 +238,7 @@ def _spent(usage: EndpointUsage) -> str:
 
 
 def _ignored(record: Record) -> Iterator[str]:
-    """Generation settings of models that would have changed what they say."""
+    """Generation settings of models that would have changed their answers."""
     arms = [arm for task in record.tasks.values() for arm in task.arms.values() if arm.end_tokens is not None]
     generate = {role for arm in arms for role in arm.roles}
     members: dict[str, list[str]] = {}
@@ -245,4 +248,4 @@ def _ignored(record: Record) -> Iterator[str]:
             members.setdefault(settings, []).append(role)
     if members:
         named = "; ".join(f"{settings} ({', '.join(roles)})" for settings, roles in members.items())
-        yield f"Answers are decoded as the tasks say, without what the models' generation_config adds: {named}."
+        yield f"Answers are decoded as the tasks say; settings of generation_config that are not applied: {named}."
