@@ -73,7 +73,7 @@ def test_a_run_that_was_killed_is_reported_with_the_items_it_has(tmp_path: Path)
     write_overrides(tmp_path, "limit=4", task={"names": ["sums", "words"]})
     shown = text_of(written(tmp_path))
     assert "This run is not finished: there is no results.json" in shown
-    assert "Items are there of sums; the run was to evaluate sums, words." in shown
+    assert "It has items of sums; the run was to evaluate sums, words." in shown
     assert "There are no scores." in shown
 
 
@@ -82,7 +82,7 @@ def test_items_of_an_earlier_run_in_the_same_folder_are_left_out_and_named(tmp_p
     write_items(tmp_path, {"older": items(2)})
     (run,) = find_runs([tmp_path])
     assert list(run.items) == ["sums"]
-    assert run.missing == ["Items that are of no task in results.json are left out: older."]
+    assert run.missing == ["Items of tasks that are not in results.json are left out: older."]
 
 
 def test_a_sweep_is_compared_with_what_differs_first(tmp_path: Path):

@@ -34,7 +34,7 @@ def _tasks(runs: dict[str, Frames], columns: int) -> alt.FacetChart | None:
     rows["panel"] = rows["panel"].map(_OF_TASKS)
     bars = _bars(rows, "task", list(dict.fromkeys(rows["task"])), runs)
     bars = bars.encode(color=by_series("run", "run", list(runs)) if len(runs) > 1 else alt.value(SERIES[0]))
-    note = "All arms together: they share the models' work."
+    note = "All arms together, since they share the models' work."
     if partly := ", ".join(dict.fromkeys(costs.loc[~computed, "task"])):
         note += f"\nSome answers came from the store, so the times do not cover all the work: {partly}."
     return panels([bars], rows, "Cost of each task", columns, note)
@@ -52,7 +52,7 @@ def _arms(runs: dict[str, Frames], results: pd.DataFrame, columns: int) -> alt.F
         return None
     bars = _bars(rows, "arm", arm_order(rows), runs)
     bars = bars.encode(color=by_series("run", "run", list(runs)) if len(runs) > 1 else by_role(rows))
-    note = "As if each arm had run without the others: models that several arms share count in full for each."
+    note = "Estimated as if each arm had run alone: a model shared by several arms counts in full for each."
     return panels([bars], rows, "Cost of each arm", columns, note)
 
 

@@ -87,7 +87,7 @@ def _items(folder: Path, record: Record, missing: list[str]) -> dict[str, list[d
         except UserError as error:
             missing.append(f"The items of {task} are missing: {error}.")
     if finished and (others := [task for task in found if task not in record.tasks]):
-        missing.append(f"Items that are of no task in {FILE} are left out: {', '.join(others)}.")
+        missing.append(f"Items of tasks that are not in {FILE} are left out: {', '.join(others)}.")
     return items
 
 
@@ -104,6 +104,6 @@ def _unfinished(items: Collection[str], config: dict[str, Any]) -> str:
     asked = (config.get("task") or {}).get("names") or []
     wanted = f"; the run was to evaluate {', '.join(map(str, asked))}" if asked else ""
     return (
-        f"This run is not finished: there is no {FILE}, and therefore no scores. Items are there of "
+        f"This run is not finished: there is no {FILE}, and therefore no scores. It has items of "
         f"{', '.join(items) or 'no task'}{wanted}."
     )

@@ -5,7 +5,7 @@ const STEPS = [0.02, 0.1, 0.3, 0.6];
 /** `trace`: {tokens, fused, base, alpha: {expert: []}, changed, top: {role: [[text, probability], ...] per token}}. */
 function tokens(trace) {
   const box = make("div", "text tokens", null, { dir: "auto", tabindex: "0", role: "group" });
-  box.setAttribute("aria-label", "Tokens; left and right arrows show the numbers of each");
+  box.setAttribute("aria-label", "Tokens; left and right arrows show the details of each");
   trace.tokens.forEach((token, step) => {
     const element = make("span", `token ${shade(delta(trace, step))}`, token);
     if (trace.changed?.[step]) element.classList.add("changed");
