@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxytune.fusion import RULES, Fused, MatchKL, Rule, Static, logits
+from proxytune.fusion import RULES, Fused, MatchKL, Rule, Static, _rules, logits
+from proxytune.fusion.contrastive import Contrastive
 from proxytune.fusion.mixture import Mixture
-from proxytune.fusion.plausible import Filtered
+from proxytune.fusion.plausible import Filtered, Plausible
 from proxytune.fusion.rule import fuse, inputs_of
 
 OBJECTS = [
@@ -52,6 +53,11 @@ def assert_equal(a: Fused, b: Fused) -> None:
     """To the last bit."""
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True)
+
+
+def test_rules_are_found_in_the_files_of_their_folder():
+    kinds = (Contrastive, Filtered, MatchKL, Mixture, Plausible, Static)
+    assert _rules() == RULES == {kind.id: kind for kind in kinds}
 
 
 @pytest.mark.parametrize(("id", "kind"), RULES.items())

@@ -13,8 +13,19 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits, match_kl
-from proxytune.fusion.solvers.joint import NEARLY, Place, _step
-from proxytune.fusion.solvers.search import best_point, grid_search, line_search, run
+from proxytune.fusion.solvers.joint import NEARLY, Place, _step, descend
+from proxytune.fusion.solvers.search import (
+    End,
+    Start,
+    _sides,
+    _towards,
+    best_point,
+    grid_search,
+    last_step,
+    line_search,
+    polish,
+    run,
+)
 from proxytune.fusion.solvers.tilt import Tilt, _sum
 
 EXACT = MatchKL()
@@ -114,6 +125,79 @@ def test_elimination_finds_the_best_point_with_few_evaluations(seed, change, bou
         assert (start.low, start.high) == (min(ends), max(ends))
         assert start.low <= start.w <= start.high
     assert sum(call.args[1].shape[1] for call in asked.call_args_list) < 0.6 * 16 * len(points)
+
+
+def answered(search, of) -> tuple[object, list[float]]:
+    """What a search for one weight finds that is sent `of(w)` for each w, and the weights it asks for."""
+    asked, values = [], None
+    while True:
+        try:
+            ((w,), values) = search.send(values), None
+        except StopIteration as end:
+            return end.value, asked
+        asked.append(w)
+        values = of(w)
+
+
+def test_points_are_searched_on_each_side_of_zero_that_has_any():
+    assert _sides([-1.0, 0.0, 0.5, 1.0]) == [[0.0, -1.0], [0.0, 0.5, 1.0]]
+    assert _sides([0.0, 1.0, 2.0]) == [[0.0, 1.0, 2.0]]
+    assert _sides([-2.0, -1.0, 0.0]) == [[0.0, -1.0, -2.0]]
+    assert _sides([0.5, 1.0]) == [[0.5, 1.0]] and _sides([-1.0]) == [[-1.0]]
+
+
+@pytest.mark.parametrize(
+    ("here", "there"), [((0.0, 0.0), (3.0, 4.0)), ((1.0, 2.0), (0.5, 7.0)), ((2.0, 2.0), (2.0, 2.0))]
+)
+def test_the_share_of_the_way_that_comes_nearest_to_the_target(here, there):
+    shares = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    for target in ((2.0, 1.0), (-5.0, 0.0), (9.0, 9.0), (1.0, 5.0)):
+        away = [h + shares * (t - h) - goal for h, t, goal in zip(here, there, target, strict=True)]
+        nearest = shares[(away[0] ** 2 + away[1] ** 2).argmin()].item()
+        assert _towards(target, here, there) == pytest.approx(nearest, abs=1e-4)
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_a_short_newton_step_is_the_last_where_differences_are_small(narrow):
+    """Both divergences are w^2; the target is theirs at 1/2."""
+    start = Start(0.502, 0.0, 1.0, 1.0, 2.0)
+    end, asked = answered(polish((0.25, 0.25), start, narrow), lambda w: (w * w, w * w, 2 * w, 2 * w, 2.0, 2.0))
+    assert (len(asked), end.w) == (1, 0.502) if narrow else (len(asked) in (2, 3, 4), pytest.approx(0.5, abs=1e-6))
+    assert (end.newton is not None) == narrow and end.loss == pytest.approx(2 * (end.w**2 - 0.25) ** 2)
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_without_a_curvature_to_trust_the_interval_is_halved_to_a_millionth(narrow):
+    start = Start(0.66, 0.6, 0.8, 0.66, 1.0)
+    end, asked = answered(polish((0.7, 0.0), start, narrow), lambda w: (w, 0.0, 1.0, 0.0, -1e9 * (w - 0.7), 0.0))
+    assert end.w == pytest.approx(0.7, abs=2e-5) and 10 < len(asked) <= 20
+
+
+@pytest.mark.parametrize(("further", "taken"), [(-1e-3, True), (9e-6, True), (1.2e-5, False), (0.5, False)])
+def test_a_last_step_counts_unless_it_ends_further_from_the_target_than_by_rounding(further, taken):
+    end = End(w=0.4, loss=0.09, newton=0.6)
+    found, asked = answered(last_step((1.0, 2.0), end), lambda w: (1.0, 2.0 + 0.3 + further))
+    assert asked == [0.6] and found == (pytest.approx((0.6, (0.3 + further) ** 2)) if taken else (0.4, 0.09))
+    assert answered(last_step((1.0, 2.0), End(0.4, 0.09)), None) == ((0.4, 0.09), [])
+
+
+def test_about_three_of_the_points_are_evaluated():
+    base, experts, antiexpert = (x.double() for x in trio(20, 1, 64, 200, change=1.0))
+    d, evaluated = experts - antiexpert, 0
+    targets = definition(antiexpert, d, torch.ones(1, 64)).T.tolist()
+    for i, target in enumerate(targets):
+        row = base[i : i + 1], d[:, i : i + 1]
+        search = best_point(target, EXACT.points)
+        evaluated += len(
+            answered(search, lambda w, row=row: definition(*row, torch.tensor([[w]])).flatten().tolist())[1]
+        )
+    assert evaluated < 3.6 * 64
+
+
+def test_a_joint_search_ends_where_the_loss_hardly_falls_any_more():
+    """Divergences w and w, of which the first should be 0 and the second 1."""
+    (w, loss), asked = answered(descend((0.0, 1.0), [0.2], 0.0, 2.0), lambda w: (w, w, 1.0, 1.0))
+    assert (w[0], loss) == pytest.approx((0.5, 0.5), abs=1e-3) and len(asked) <= 4
 
 
 # base, expert - antiexpert, antiexpert; where L has its local minima, and which of them is the lower one

@@ -43,6 +43,11 @@ def test_a_token_that_an_expert_masks_keeps_the_bases_share():
     assert p[2, 5].item() == pytest.approx(0.75 * base.softmax(-1)[2, 5].item(), rel=1e-5)
 
 
+def test_shares_from_a_config_are_a_value():
+    assert Mixture([0, 0.5]) == Mixture((0.0, 0.5)) and hash(Mixture([0, 0.5])) == hash(Mixture((0.0, 0.5)))
+    assert repr(Mixture(1)) == "Mixture(weights=1.0)"
+
+
 @pytest.mark.parametrize("weights", [-0.1, 1.1, (0.6, 0.6), (0.5, -0.1), float("nan"), "x", []])
 def test_shares_that_are_no_distribution_are_refused(weights):
     with pytest.raises(ValueError, match=r"^Mixture\.weights must be"):

@@ -185,6 +185,13 @@ def test_a_filtered_static_rule_is_plausible_and_without_filters_it_is_the_rule(
     assert all(map(torch.equal, fuse(Filtered("match_kl", top_p=1.0), **models), fuse(MatchKL(), **models)))
 
 
+def test_filtered_rules_with_equal_parameters_are_equal_in_whatever_form_these_come():
+    one = Filtered("match_kl", {"low": -1.0, "high": 1.0})
+    assert one == Filtered("match_kl", (("high", 1.0), ("low", -1.0))) != Filtered("match_kl", {"low": -1.0})
+    assert hash(one) == hash(Filtered("match_kl", {"high": 1.0, "low": -1.0}))
+    assert Filtered("static", {"weights": [0.5, 1.5]}).parameters == (("weights", (0.5, 1.5)),)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

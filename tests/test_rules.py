@@ -170,6 +170,10 @@ def test_a_wrong_number_of_weights_and_wrong_shapes_are_refused():
     for rule in (Static(), MatchKL()):
         with pytest.raises(ValueError, match="logits must be base"):
             rule.fuse(base, experts, antiexpert[..., :-1])
+    with pytest.raises(ValueError, match="logits must be base"):
+        MatchKL().loss(base, experts, antiexpert[..., :-1], torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"weights must be \[3, 2\] like the experts, got \[2, 3\]"):
+        MatchKL().loss(base, experts, antiexpert, torch.ones(2, 3))
     with pytest.raises(ValueError, match=r"joint grid of 41\^3 = 68921 points"):
         MatchKL(solver="grid", experts="joint", step=0.05).fuse(base, experts, antiexpert)
 
@@ -196,6 +200,9 @@ def test_grids_have_a_largest_size():
     with pytest.raises(ValueError, match=r"makes 1e\+04 steps from low to high, of 10000 allowed"):
         MatchKL(high=1.0, step=1 / 10_001)
     MatchKL(solver="grid", experts="joint", high=0.9, step=0.1)._check_size(4)
+    with pytest.raises(ValueError, match=r"101\^2 = 10201 points"):
+        MatchKL(solver="grid", experts="joint", high=1.0, step=0.01)._check_size(2)
+    MatchKL(solver="grid", experts="joint", high=1.0, step=1e-4)._check_size(1)
     with pytest.raises(ValueError, match=r"11\^4 = 14641 points is more than the 10000 allowed"):
         MatchKL(solver="grid", experts="joint", high=1.0, step=0.1).fuse(base, experts, antiexpert)
     MatchKL(solver="grid", high=1.0, step=0.1).fuse(base, experts, antiexpert)
