@@ -7,7 +7,7 @@ Without names all parts but these run:
     decode     fused arms of the miniature's arithmetic against its plain base, its tuned model and the papers' loop
                (`benchmark_decode.py`); decode-cnn: of its summaries; decode-random: of a base of 8 layers of 512 and
                small models of 2 of 256
-    overhead   the engine on models of no size (one layer of width 64): time over that of these models in loops
+    overhead   the engine on tiny models (one layer of width 64): its time over that of these models in loops
 
     sweep      21 static alphas score a teacher-forced task: time over that of one arm (base of 44 M parameters; what an
                arm adds goes with the vocabulary alone, so larger bases bring the quotient nearer to 1)

@@ -5,7 +5,7 @@
     base, loop        the base alone, token by token, without an engine
     base, generate    the base alone by transformers' generate
     tuned, loop       the tuned model alone
-    papers' loop      proxy-tuning as one writes it down: three models, three caches
+    papers' loop      proxy-tuning written plainly: three models, three caches
     static, dynamic   the engine without drafts, with the rules Static(1.0) and MatchKL()
     ... drafts        the same with engine.speculate=auto
     ... sibling       the same, drafting from the answers of another arm (alpha 0.5)

@@ -1,4 +1,4 @@
-"""Does the fused path with alpha = 0 answer exactly as lm-eval's own `hf` model does? Item by item, on real tasks.
+"""Does the fused path with alpha = 0 answer exactly like lm-eval's own `hf` model? Item by item, on real tasks.
 
     python scripts/compare_with_hf.py --model FOLDER_OR_GGUF --expert ADAPTER --data DIR [--limit 100] [TASK ...]
 

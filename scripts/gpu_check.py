@@ -1,4 +1,4 @@
-"""What a GPU must show, in one call of at most 8 minutes: a table, and the same as JSON.
+"""All measurements on a GPU in one call of at most 8 minutes: a table, and the same as JSON.
 
     python scripts/gpu_check.py [--json FILE] [--only SECTION ...] [--seconds 460] [--toy]
 

@@ -4,8 +4,8 @@
 
 Each trial is a `proxytune run` over a tiny family, a sweep of two such runs, or a run that trains a miniature first.
 It is stopped in a phase that is drawn first, so that short phases are hit as often as long ones: at a random entry into
-it, after a random share of its usual length; with SIGKILL, or with one or two Ctrl-C. Then the same command is given
-again. What was there when the process died must not be made again: answers in the store, finished jobs of a sweep,
+it, after a random share of its usual length; with SIGKILL, or with one or two Ctrl-C. Then the same command is run
+again. What was there when the process died must not be computed again: answers in the store, finished jobs of a sweep,
 trained models. What Ctrl-C said of them must be true. `results.json` (timings aside), the items, `results.csv`,
 `table.md`, a sweep's tables and the models must be those of the uninterrupted run.
 

@@ -2,7 +2,7 @@
 
     python scripts/make_companion.py base=FILE.gguf data=FOLDER output=FOLDER [key=value ...]
 
-The recipe is make_companion.yaml beside this file. The loss is KL(base || companion) over the whole vocabulary at every
+The recipe is in make_companion.yaml. The loss is KL(base || companion) over the whole vocabulary at every
 position of packed text; forward passes are in bfloat16, weights and optimizer in float32. `output` becomes an ordinary
 Hugging Face folder with the base's tokenizer; its companion.json holds the recipe, a hash of the text, and the
 perplexities of both models on documents that were held out.

@@ -1,10 +1,10 @@
-"""How far answers move with the company they are computed in: other batch sizes, other arms, fewer requests.
+"""How far answers depend on what is computed with them: batch sizes, other arms, fewer requests.
 
     python scripts/measure_rounding.py [--model PATH] [--requests 24] [--dtype auto]
 
-Without a model: the tests' tiny family (wide random weights, two experts), five arms. With one: that model alone.
+Without a model: the tests' tiny family (wide random weights, two experts), five arms. With a model: only that model.
 Every figure compares with one pass of all requests and arms at batch size 32: the largest difference between two
-log-probabilities of the same token, and the number of greedy answers that are other texts.
+log-probabilities of the same token, and the number of greedy answers whose texts differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which small changes to the code do the tests not notice? Runs the tests on many mutants, each with one change.
+"""Which small changes to the code do the tests miss? Runs the tests on many mutants, each with one change.
 
     python scripts/mutation.py fusion statistics ... [--sample N] [--only PART] [--results FILE]
 

@@ -3,8 +3,8 @@
     python scripts/speculation.py [--limit 16] [--repeats 5] [--tasks miniature_gsm ...] [--batch 1 8 32]
 
 Each row is the time of an arm's answers over that without drafts (median and range; the settings take turns), tokens of
-one pass of the base, and the share of drafted tokens that were right. "auto" is engine.speculate=auto, "6" drafts of up
-to six tokens, "sibling" drafts from the answers of the arm with another weight (1.5 for 1, say).
+one pass of the base, and the share of accepted drafts. "auto" is engine.speculate=auto, "6" drafts of up to six
+tokens, "sibling" drafts from the answers of the arm with another weight (such as 1.5 for 1).
 """
 
 from __future__ import annotations
