@@ -1,8 +1,5 @@
-"""torch.compile for a model that reads with static caches.
-
-On a CPU the whole model becomes one function, because its time goes to Python. On a GPU, where CUDA graphs already save
-that time, one layer is compiled for all, which takes seconds; a large model as a whole takes a minute.
-"""
+"""One layer of a model compiled by torch.compile for all its layers: seconds, where a large model as a whole takes a
+minute. The layers are then called one by one from Python, which CUDA graphs leave out."""
 
 from __future__ import annotations
 
@@ -14,15 +11,10 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from proxytune.compat.torch import allow_recompilations
 
-
-def compiled(model: nn.Module, layers: int) -> Callable[..., Any]:
-    """A function that runs the model, compiled as its device wants it; `layers` are those of its cache."""
-    allow_recompilations()
-    blocks = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers), None)
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    return by_layer(model, blocks) if on_gpu and blocks is not None else torch.compile(model)
+def blocks_of(model: nn.Module, layers: int) -> nn.ModuleList | None:
+    """The layers of a model whose cache has `layers` of them; None where they are not in one list."""
+    return next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers), None)
 
 
 def by_layer(model: nn.Module, blocks: nn.ModuleList) -> Callable[..., Any]:

@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from proxytune.models.compiled import compiled
+from proxytune.compat.torch import allow_recompilations
+from proxytune.models.compiled import blocks_of, by_layer
 from proxytune.models.graphs import Graphs
 from proxytune.models.member import KVState, Member
 
@@ -87,6 +88,8 @@ class StaticState:
         self.member = member
         self.compile = compile
         self.model: Callable[..., Any] = member.model
+        self._logits: Callable[[Tensor, Tensor], Tensor] = self._read
+        self.dtype, self.device = member.dtype, member.device
         self.columns = columns
         self.stream = torch.cuda.Stream(member.device) if graphs else None
         self.graphs = Graphs(self._forward, self.stream) if self.stream is not None else None
@@ -101,10 +104,6 @@ class StaticState:
     def rows(self) -> int:
         """B."""
         return len(self.slots)
-
-    @property
-    def device(self) -> torch.device:
-        return self.member.device
 
     def clear(self) -> None:
         """Forget all rows; the tensors and the recorded steps stay."""
@@ -166,26 +165,32 @@ class StaticState:
         counts = [tokens.shape[1]] * self.rows if mask is None else mask.sum(dim=1).tolist()
         if max(self.lengths) + tokens.shape[1] > self.columns:
             raise ValueError(f"{max(self.lengths)} + {tokens.shape[1]} tokens do not fit into {self.columns} columns")
-        size = bucket(max(self.slots) + 1)
-        slots = torch.tensor(self.slots)
-        padded, lengths = torch.full((size, tokens.shape[1]), PAD), torch.zeros(size, dtype=torch.long)
-        padded[slots], lengths[slots] = self.member.known(tokens.cpu()), torch.tensor(self.lengths)
+        padded, lengths = self._placed(self.member.known(tokens.cpu()))
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         with self._aside():
             # Copied before the step is under way: a copy from the host waits for all that its stream was given.
-            padded, lengths, slots = (tensor.to(self.member.device) for tensor in (padded, lengths, slots))
-            return self.member.aligned(self.step(padded, lengths)[slots])
+            slots = torch.tensor(self.slots, device=self.device)
+            logits = self.step(padded.to(self.device), lengths.to(self.device))
+            return self.member.aligned(logits[slots])
+
+    def _placed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [S, t] and lengths [S] of the slots up to the last one that has a row."""
+        size = bucket(max(self.slots) + 1)
+        padded, lengths = [[PAD] * tokens.shape[1]] * size, [0] * size
+        for slot, row, length in zip(self.slots, tokens.tolist(), self.lengths, strict=True):
+            padded[slot], lengths[slot] = row, length
+        return torch.tensor(padded), torch.tensor(lengths)
 
     def finish(self) -> None:
         """What is done next comes after what the state reads."""
         if self.stream is not None:
-            torch.cuda.current_stream(self.member.device).wait_stream(self.stream)
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _aside(self) -> AbstractContextManager[Any]:
         """On the state's own stream, after all that was asked for so far."""
         if self.stream is None:
             return nullcontext()
-        self.stream.wait_stream(torch.cuda.current_stream(self.member.device))
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self.stream)
 
     def step(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -202,16 +207,18 @@ class StaticState:
             return self._forward(tokens, lengths)
 
     def _forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        with self.member.active():
+            return self._logits(tokens, lengths)
+
+    def _read(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         at = lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         unseen = torch.arange(self.columns, device=tokens.device) > at[:, None, :, None]
-        dtype = self.member.dtype
-        mask = torch.zeros_like(unseen, dtype=dtype).masked_fill_(unseen, torch.finfo(dtype).min)
+        mask = torch.zeros_like(unseen, dtype=self.dtype).masked_fill_(unseen, torch.finfo(self.dtype).min)
         for layer in self.layers:
             layer.at = at
-        with self.member.active():
-            return self.model(
-                input_ids=tokens, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
-            ).logits
+        return self.model(
+            input_ids=tokens, attention_mask=mask, position_ids=at, past_key_values=self.cache, use_cache=True
+        ).logits
 
     @property
     def size(self) -> int:
@@ -224,7 +231,7 @@ class StaticState:
         if rows <= self.size:
             return
         if self.compile and not self.layers:
-            self.model = compiled(self.member.model, len(like))
+            self._compile(len(like))
         old, size = list(self.layers), self.size
         self.layers[:] = [SlotLayer(layer, bucket(rows), self.columns) for layer in like]
         for layer, before in zip(self.layers, old, strict=False):
@@ -233,9 +240,17 @@ class StaticState:
         if self.graphs is not None:
             self.graphs.clear()
 
+    def _compile(self, layers: int) -> None:
+        allow_recompilations()
+        blocks = blocks_of(self.member.model, layers)
+        if self.stream is not None and blocks is not None:
+            self.model = by_layer(self.member.model, blocks)
+        else:
+            self._logits = torch.compile(self._read)
+
     def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Each pair: from slot, to slot."""
-        source, target = torch.tensor(pairs, device=self.member.device).T
+        source, target = torch.tensor(pairs, device=self.device).T
         seen = slice(max(self.lengths))
         for layer in self.layers:
             for tensor in (layer.keys, layer.values):

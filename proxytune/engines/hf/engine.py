@@ -54,9 +54,9 @@ class HFEngine:
         It changes no token (docs/speculation.md).
 
         `compile` says how models read answers: false as they are; true with static caches and torch.compile, which
-        takes up to a minute for each model, and on a GPU as CUDA graphs; "auto" as graphs without torch.compile on a
-        GPU, which takes about a second, and as they are on a CPU. Models that do not fit a static cache are read as
-        they are. Logits are the same up to rounding.
+        takes seconds for each model, and on a GPU as CUDA graphs; "auto" as graphs without torch.compile on a GPU,
+        which takes about a second, and as they are on a CPU. Models that do not fit a static cache are read as they
+        are, and the log names them. Logits are the same up to rounding.
         """
         if batch_size is not None and batch_size < 1:
             raise UserError(
