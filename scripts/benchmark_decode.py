@@ -9,6 +9,8 @@
     static, dynamic   the engine without drafts, with the rules Static(1.0) and MatchKL()
     ... drafts        the same with engine.speculate=auto
     ... sibling       the same, drafting from the answers of another arm (alpha 0.5)
+    ... compiled      without drafts, with engine.compile=true; compiled in the round that warms up
+    ... compiled, drafts
 
 Every figure is a time over that of "base, generate". Families: random (8 layers of 512; small models 2 of 256) and the
 miniature, for its arithmetic and its summaries. `overhead` times the engine on models of one layer of width 64, and
@@ -22,6 +24,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -70,7 +73,11 @@ class Setting:
         self, arm: Arm, speculate: str, requests: Sequence[GenerateRequest] | None = None
     ) -> dict[int, tuple[int, ...]]:
         """What the engine answers, by the request's index."""
-        engine = HFEngine(self.ensemble, self.batch, speculate)
+        return self.answers_by(HFEngine(self.ensemble, self.batch, speculate), arm, requests)
+
+    def answers_by(
+        self, engine: HFEngine, arm: Arm, requests: Sequence[GenerateRequest] | None = None
+    ) -> dict[int, tuple[int, ...]]:
         asked = self.requests if requests is None else requests
         return {index: answer.tokens for index, _, answer in engine.generate(asked, [arm])}
 
@@ -153,6 +160,15 @@ def contenders(setting: Setting) -> Calls:
     return calls
 
 
+def compiled(setting: Setting) -> Calls:
+    calls: Calls = {}
+    for drafts, speculate in (("", "off"), (", drafts", "auto")):
+        engine = HFEngine(setting.ensemble, setting.batch, speculate, compile=True)
+        for name, rule in (("static", Static(1.0)), ("dynamic", MatchKL())):
+            calls[f"{name}, compiled{drafts}"] = partial(setting.answers_by, engine, setting.arm(rule))
+    return calls
+
+
 def agreement(setting: Setting) -> str:
     """How many answers of the static arm are those of the papers' loop, without drafts and with them."""
     arm = setting.arm(Static(1.0))
@@ -176,12 +192,12 @@ def decode(
     figures: dict[str, object] = {}
     for batch in batches:
         setting = Setting(ensemble, expert, requests[: max(batch, 4)], batch)
-        seconds = timed(repeats, time.process_time, **contenders(setting))
+        seconds = timed(repeats, time.process_time, **contenders(setting), **compiled(setting))
         over = {call: ratio(seconds, call, "base, generate") for call in seconds}
         figures[f"batch {batch}"] = {call: [one["ratio"], one["range"]] for call, one in over.items()}
         print(f"batch {batch}: answers equal to the papers' loop, without and with drafts: {agreement(setting)}")
         for call, one in over.items():
-            print(f"    {call:20} {one['ratio']:6.2f} {one['range']}", flush=True)
+            print(f"    {call:25} {one['ratio']:6.2f} {one['range']}", flush=True)
     return figures
 
 
