@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_engine_generate import PROMPTS
+from test_speculation import LONG, SIX, kin, spoken
 
 from proxytune.engines.hf import HFEngine, work
 from proxytune.engines.hf.batching import Batches, Pending, is_out_of_memory
@@ -25,6 +26,7 @@ from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
 from proxytune.models.costs import MACHINES, StepCost
 from proxytune.models.distinct import DistinctMembers
+from proxytune.models.drafting import CONFIDENT
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.static_state import COLUMNS
 from proxytune.record import ArmCost, Bandwidth, Drafts, TaskCosts
@@ -301,6 +303,44 @@ def test_a_draft_ends_where_the_answers_of_all_arms_end():
     other.stops["base"].reached = lambda tokens: "stop" if tokens[-2:] == (7, 8) else None
     work._append(other, (7, 8, 9))
     assert (other.draft, other.ended, other.reading) == ((7, 8), True, (20, 7))
+
+
+def test_the_expert_that_leads_most_long_answers_drafts_if_that_pays(family):
+    short = GenerateRequest(Prompt((5, 6)), 4)
+    every = [branch(*ROLES), branch(*ROLES), branch(*ROLES), *(branch(*ROLES, request=short) for _ in range(3))]
+    leading = dict(zip(every, ["expert:math"] * 2 + ["expert:trivia"] * 4, strict=True))
+    some = drafting()
+    some.plans = planned(family, 5)
+    role, plans = some._prepare(every, leading)
+    assert (role, plans["expert"].role) == ("expert:math", "expert:math")
+    assert some._prepare(every, {}) == (None, some.plans.make(every, None))
+    some.plans = planned(family, None, (0, 50, 0))
+    assert some._prepare(every, leading)[0] is None
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_expert_drafts_on_while_it_is_confident_and_has_room(rows):
+    every = [branch(*ROLES, tokens=(20,), most=2) for _ in range(rows)]
+
+    def drafted(share: float) -> list[int]:
+        """The rows to be read on, where the likeliest token, 3, has this probability."""
+        probabilities = torch.tensor([[(1 - share) / 3] * 3 + [share]]).expand(rows, 4)
+        return list(drafting()._next(every, range(rows), probabilities.log(), Noise(4)))
+
+    assert drafted(CONFIDENT - 0.01) == drafted(math.nan) == [] and every[0].draft == ()
+    assert drafted(CONFIDENT + 0.01) == drafted(0.9) == list(range(rows))
+    assert drafted(0.9) == [] and every[-1].draft == (3, 3), "as many as it may"
+    ending = branch(*ROLES, tokens=(20,), most=2)
+    assert list(drafting()._next([ending], [0], torch.eye(4)[2:3] * 9, Noise(4))) == []
+    assert (ending.draft, ending.ended) == ((2,), True)
+
+
+@pytest.mark.parametrize("batch_size", [1, 6])
+def test_an_expert_that_is_the_base_drafts_what_the_base_says(batch_size, monkeypatch):
+    """Prompts and answers of several lengths, greedy and sampled: no draft is wrong."""
+    monkeypatch.setattr("proxytune.engines.hf.plans.DRAFTERS", ("expert",))
+    engine, _ = spoken(kin(0.0), LONG, SIX[2:3], 3, batch_size)
+    assert engine.meter.accepted == engine.meter.drafted > 60
 
 
 def test_texts_that_may_be_followed_are_those_of_the_request_and_of_the_other_arms():
