@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import engine_reference
 import pandas as pd
 import pytest
+import torch
 
 from proxytune.cli import main
 from proxytune.engines.hf import HFEngine
@@ -21,7 +23,7 @@ from proxytune.experiment.answers.store import AnswerStore, decode, encode
 from proxytune.experiment.answers.tracing import Tracing
 from proxytune.experiment.lm_eval.arm_model import ItemAnswer
 from proxytune.experiment.traces import write_traces
-from proxytune.fusion import Static
+from proxytune.fusion import Fused, Static
 from proxytune.fusion.arm import Arm
 from proxytune.fusion.match_kl import MatchKL
 from proxytune.models.ensemble import Ensemble
@@ -84,6 +86,28 @@ def test_a_trace_has_what_each_token_was_chosen_from(family: Ensemble, options: 
                 assert [p for _, p in top] == pytest.approx(
                     [probabilities[step, token].item() for token, _ in top], abs=2e-5
                 )
+
+
+class First:
+    """A rule that finds tokens 0 and 1 likely, and 0 a little more."""
+
+    id, formula, paper = "first", "0", "none"
+
+    def fuse(self, base, experts, antiexpert):
+        logits = torch.zeros_like(base)
+        logits[..., 0], logits[..., 1] = 9.0, 8.5
+        return Fused(logits, torch.zeros(experts.shape[:-1]))
+
+
+def test_the_trace_of_token_zero_is_its_own_to_six_decimals(family: Ensemble):
+    request = GenerateRequest(Prompt((5, 6)), 3, trace="full")
+    [(_, _, answer)] = HFEngine(family).generate([request], [Arm("first", rule=First(), experts=(MATH,))])
+    rest = family.vocab_size - 2
+    assert answer.tokens == (0, 0, 0)
+    assert answer.trace.p == (round(1 / (1 + math.exp(-0.5) + rest * math.exp(-9)), 6),) * 3
+    assert [token for token, _ in answer.trace.top["fused"][0][:2]] == [0, 1]
+    base = [p for step in answer.trace.top["base"] for _, p in step]
+    assert base == [round(p, 6) for p in base] != [round(p, 5) for p in base]
 
 
 def test_a_trace_changes_no_answer(family: Ensemble):
