@@ -81,7 +81,7 @@ def one_per_expert(rule: Weighted, experts: int) -> tuple[float, ...]:
 def everywhere(weights: Sequence[float], base: Tensor) -> Tensor:
     """The T weights at each position of `base` [..., V]: [T, ...], float32."""
     if len(set(weights)) == 1:
-        return torch.full((len(weights), *base.shape[:-1]), weights[0], device=base.device)
+        return torch.full((len(weights), *base.shape[:-1]), weights[0], dtype=torch.float32, device=base.device)
     column = torch.tensor(weights, dtype=torch.float32, device=base.device)
     return column.view(-1, *[1] * (base.ndim - 1)).expand(-1, *base.shape[:-1])
 
