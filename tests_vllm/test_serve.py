@@ -178,7 +178,7 @@ def test_stock_lm_eval_against_the_server_gives_the_scores_of_the_slow_loop(serv
         ({"model": "proxy", "xargs": {"weights": "x"}}, 400, "Static.weights must be a finite number"),
         ({"model": "proxy", "xargs": {"weights": [1, 2]}}, 400, "Static.weights has 2 numbers for 1 experts"),
         ({"model": "proxy", "xargs": {"weigths": 1}}, 400, "Did you mean 'weights'?"),
-        ({"model": "base", "xargs": {"weights": 1}}, 400, "arm 'base' is one model alone"),
+        ({"model": "base", "xargs": {"weights": 1}}, 400, "arm 'base' is a single model"),
         ({"model": "proxy", "xargs": {"arm": "base"}}, 400, "give the arm's name as model"),
     ],
 )
