@@ -279,7 +279,7 @@ REPEATED = GenerateRequest(Prompt((5, 6, 7, 8, 9, 10, 11, 12, 5, 6)), 40)
         (("base",), REQUEST, (20, 21), [], None, ()),
         (("base",), GenerateRequest(REPEATED.prompt, 5), (7, 8), [], "ngram", (9, 10)),  # room for three, one is chosen
         (("base",), GenerateRequest(REPEATED.prompt, 5), (7, 8, 9), [], "ngram", (10,)),
-        (("base",), GenerateRequest(REPEATED.prompt, 5), (7, 8, 9, 10), [], None, ()),
+        (ROLES, GenerateRequest(REPEATED.prompt, 5), (7, 8, 9, 10), [], None, ()),
         (("base",), GenerateRequest(REPEATED.prompt, 4), (7,), [], None, ()),
     ],
 )

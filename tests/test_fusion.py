@@ -478,6 +478,14 @@ def test_an_expert_that_adds_a_constant_gets_the_smallest_weight():
         assert (rule.fuse(base, (antiexpert + 3.7)[None], antiexpert).weights == rule.low).all()
 
 
+def test_an_expert_that_differs_where_the_base_masks_alone_gets_the_smallest_weight():
+    base, _, antiexpert = trio(21, 1, 10, 50)
+    base[:, 7] = -torch.inf
+    expert = (antiexpert + 3.7).index_add(1, torch.tensor([7]), torch.full((10, 1), 5.0))
+    for rule in (MatchKL(low=-1, high=1), MatchKL(low=-1, high=1, solver="grid")):
+        assert (rule.fuse(base, expert[None], antiexpert).weights == -1).all()
+
+
 def test_weights_may_come_from_a_config():
     config = OmegaConf.create({"weights": [0.5, 1], "low": 0})
     assert Static(config.weights) == Static((0.5, 1.0))
