@@ -194,6 +194,20 @@ def test_about_three_of_the_points_are_evaluated():
     assert evaluated < 3.6 * 64
 
 
+def test_no_point_is_evaluated_twice_where_zero_is_none_of_them():
+    start, asked = answered(best_point((0.01, 0.01), [0.5, 1.0]), lambda w: (w * w, w * w))
+    assert (asked, start.best) == ([1.0, 0.5], 0.5)
+
+
+def test_one_step_polishes_most_rows_where_differences_are_small():
+    base, experts, antiexpert = trio(20, 1, 64, 200, change=1.0)
+    d = experts - antiexpert
+    target = definition(antiexpert, d, torch.ones(1, 64))
+    with mock.patch.object(Tilt, "line", autospec=True, side_effect=Tilt.line) as asked:
+        line_search(Tilt(base, d, reach=2.0), target, torch.tensor(EXACT.points))
+    assert sum(call.args[1].shape[1] for call in asked.call_args_list) < 1.5 * 64
+
+
 def test_a_joint_search_ends_where_the_loss_hardly_falls_any_more():
     """Divergences w and w, of which the first should be 0 and the second 1."""
     (w, loss), asked = answered(descend((0.0, 1.0), [0.2], 0.0, 2.0), lambda w: (w, w, 1.0, 1.0))
