@@ -73,7 +73,9 @@ def test_a_rule_is_a_value_that_says_what_it_is(id, kind):
 @every_rule
 def test_shapes_and_types(rule):
     T = 2 if "experts" in inputs_of(rule) else 0
-    for shape, dtype in itertools.product([(13,), (4, 13), (2, 3, 13), (0, 13)], [torch.float32, torch.float64]):
+    for shape, dtype in itertools.product(
+        [(13,), (4, 13), (2, 3, 13), (0, 13), (4, 1)], [torch.float32, torch.float64]
+    ):
         fused = answer(rule, each(some_logits(0, *shape), lambda x, dtype=dtype: x.to(dtype)))
         assert fused.logits.shape == shape and fused.weights.shape == (T, *shape[:-1])
         assert fused.logits.dtype == fused.weights.dtype == torch.float32

@@ -147,7 +147,8 @@ def test_points_are_searched_on_each_side_of_zero_that_has_any():
 
 
 @pytest.mark.parametrize(
-    ("here", "there"), [((0.0, 0.0), (3.0, 4.0)), ((1.0, 2.0), (0.5, 7.0)), ((2.0, 2.0), (2.0, 2.0))]
+    ("here", "there"),
+    [((0.0, 0.0), (3.0, 4.0)), ((1.0, 2.0), (0.5, 7.0)), ((1.5, 1.0), (1.8, 1.4)), ((2.0, 2.0), (2.0, 2.0))],
 )
 def test_the_share_of_the_way_that_comes_nearest_to_the_target(here, there):
     shares = torch.linspace(0, 1, 10_001, dtype=torch.float64)
@@ -162,7 +163,10 @@ def test_a_short_newton_step_is_the_last_where_differences_are_small(narrow):
     """Both divergences are w^2; the target is theirs at 1/2."""
     start = Start(0.502, 0.0, 1.0, 1.0, 2.0)
     end, asked = answered(polish((0.25, 0.25), start, narrow), lambda w: (w * w, w * w, 2 * w, 2 * w, 2.0, 2.0))
-    assert (len(asked), end.w) == (1, 0.502) if narrow else (len(asked) in (2, 3, 4), pytest.approx(0.5, abs=1e-6))
+    if narrow:
+        assert (len(asked), end.w) == (1, 0.502)
+    else:
+        assert 2 <= len(asked) <= 4 and end.w == pytest.approx(0.5, abs=1e-6)
     assert (end.newton is not None) == narrow and end.loss == pytest.approx(2 * (end.w**2 - 0.25) ** 2)
 
 
@@ -212,6 +216,8 @@ def test_a_joint_search_ends_where_the_loss_hardly_falls_any_more():
     """Divergences w and w, of which the first should be 0 and the second 1."""
     (w, loss), asked = answered(descend((0.0, 1.0), [0.2], 0.0, 2.0), lambda w: (w, w, 1.0, 1.0))
     assert (w[0], loss) == pytest.approx((0.5, 0.5), abs=1e-3) and len(asked) <= 4
+    assert len(answered(descend((0.2, 0.2), [0.2], 0.0, 2.0), lambda w: (w, w, 1.0, 1.0))[1]) == 1, "it is there"
+    assert len(answered(descend((-1.0, 0.0), [0.0], 0.0, 2.0), lambda w: (w, w, 1.0, 1.0))[1]) <= 10, "it is held"
 
 
 # base, expert - antiexpert, antiexpert; where L has its local minima, and which of them is the lower one
@@ -365,7 +371,7 @@ def damped_step(jacobian: list[tuple[float, float]], gap: tuple[float, float], d
 
 @pytest.mark.parametrize("damping", [1e-3, 10.0])
 def test_a_joint_step_leaves_weights_at_a_bound_that_would_leave_it(damping):
-    gap, outwards, free, inwards = (0.1, -0.05), (0.3, 0.1), (0.2, 0.4), (-0.3, 0.2)  # slopes 0.025, 0, -0.04
+    gap, outwards, free, inwards = (0.1, -0.05), (0.1, -0.4), (0.2, 0.4), (-0.1, 0.4)  # slopes 0.03, 0, -0.03
 
     def step(*weights: tuple[float, tuple[float, float]]) -> list[float]:
         return _step(Place([w for w, _ in weights], 0.0, gap, [row for _, row in weights]), damping, 0.0, 2.0)

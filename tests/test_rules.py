@@ -192,6 +192,7 @@ def test_a_step_divides_the_range_up_to_a_millionth_of_a_step_or_of_all_steps(st
         assert len(MatchKL(high=1.0, step=1 / (steps * (1 + sign * 0.9e-6))).points) == steps + 1
         with pytest.raises(ValueError, match="must divide high - low = 1 into whole steps"):
             MatchKL(high=1.0, step=1 / (steps * (1 + sign * 1.1e-6)))
+    assert MatchKL(high=0.9e-6 / steps, step=1 / steps).points == (0.0,)
 
 
 def test_grids_have_a_largest_size():
