@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits, match_kl
+from proxytune.fusion.solvers import tilt as tilts
 from proxytune.fusion.solvers.joint import NEARLY, Place, _step, descend
 from proxytune.fusion.solvers.search import (
     End,
@@ -100,6 +101,16 @@ def test_divergences_are_exactly_zero_where_nothing_moves():
     base, experts, antiexpert = trio(3, 2, 5, 1000)
     tilt = Tilt(base, experts - antiexpert, reach=2.0)
     assert torch.equal(tilt.divergences(torch.zeros(2, 5)), torch.zeros(2, 5))
+
+
+def test_rows_of_extreme_logits_are_the_same_in_parts(monkeypatch):
+    base, experts, antiexpert = trio(22, 1, 6, 40)
+    tilt = Tilt(base * torch.logspace(0, 3, 6)[:, None], 30 * (experts - antiexpert), reach=2.0)
+    assert tilt.extreme is not None
+    whole = tilt.divergences(torch.full((1, 6), 1.5))
+    for module in (logits, tilts):
+        monkeypatch.setattr(module, "CACHED", 2 * 40)
+    assert torch.equal(tilt.divergences(torch.full((1, 6), 1.5)), whole)
 
 
 # Search
