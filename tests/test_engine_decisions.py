@@ -26,7 +26,7 @@ from proxytune.fusion import Static
 from proxytune.fusion.arm import Arm
 from proxytune.models.costs import MACHINES, StepCost
 from proxytune.models.distinct import DistinctMembers
-from proxytune.models.drafting import CONFIDENT
+from proxytune.models.drafting import CONFIDENT, Grams
 from proxytune.models.ensemble import Ensemble
 from proxytune.models.static_state import COLUMNS
 from proxytune.record import ArmCost, Bandwidth, Drafts, TaskCosts
@@ -325,13 +325,14 @@ def test_an_expert_drafts_on_while_it_is_confident_and_has_room(rows):
     def drafted(share: float) -> list[int]:
         """The rows to be read on, where the likeliest token, 3, has this probability."""
         probabilities = torch.tensor([[(1 - share) / 3] * 3 + [share]]).expand(rows, 4)
-        return list(drafting()._next(every, range(rows), probabilities.log(), Noise(4)))
+        grown = drafting()._grow(every, dict.fromkeys(range(rows), ()), probabilities.log()[:, None], Noise(4))
+        return [row for row, (_, goes_on) in grown.items() if goes_on]
 
     assert drafted(CONFIDENT - 0.01) == drafted(math.nan) == [] and every[0].draft == ()
     assert drafted(CONFIDENT + 0.01) == drafted(0.9) == list(range(rows))
     assert drafted(0.9) == [] and every[-1].draft == (3, 3), "as many as it may"
     ending = branch(*ROLES, tokens=(20,), most=2)
-    assert list(drafting()._next([ending], [0], torch.eye(4)[2:3] * 9, Noise(4))) == []
+    assert drafting()._grow([ending], {0: ()}, torch.eye(4)[2:3, None] * 9, Noise(4)) == {0: (1, False)}
     assert (ending.draft, ending.ended) == ((2,), True)
 
 
@@ -351,10 +352,44 @@ def test_texts_that_may_be_followed_are_those_of_the_request_and_of_the_other_ar
 
 
 def test_the_logits_of_an_expert_that_drafts_stand_in_the_order_of_their_places():
-    """Others have read three tokens at once, in columns 0 to 2; the expert one, and then in columns 3 and 4."""
-    logits = torch.arange(5.0).expand(2, 5)[..., None]
-    moved = _in_order(logits, [branch(drafter="expert"), branch(drafter="ngram")], first=3)
-    assert moved[..., 0].tolist() == [[0, 3, 4, 1, 2], [0, 1, 2, 3, 4]]
+    """Another row has read three tokens at once, in columns 0 to 2; that of the expert one, and then in 3 and 5."""
+    logits = torch.arange(6.0).expand(2, 6)[..., None]
+    moved = _in_order([logits[:, :3], logits[:, 3:]], [[0, 3, 5], [0, 1, 2]])
+    assert moved[..., 0].tolist() == [[0, 3, 5], [0, 1, 2]]
+    assert _in_order([logits[:, :2]], [[0, 1], [0]])[..., 0].tolist() == [[0, 1], [0, 0]]
+    assert _in_order([logits[:, :1], logits[:, 1:3]], [[0, 1, 2]] * 2).tolist() == logits[:, :3].tolist()
+
+
+def test_a_guess_is_what_followed_the_longest_known_end_in_the_latest_answer():
+    past = Grams()
+    for text in ((1, 2, 3, 4, 5), (9, 3, 4, 6, 7), (8, 8)):
+        past.add(text)
+    assert past.after((0, 3, 4), 9) == (6, 7), "the latest"
+    assert past.after((0, 2, 3, 4), 9) == (5,), "the longest"
+    assert past.after((1, 2), 2) == (3, 4) and past.after((1, 2), 0) == ()
+    assert past.after((4, 5), 9) == past.after((8, 8), 9) == past.after((4,), 9) == (), "nothing follows, or is known"
+
+
+@pytest.mark.parametrize(
+    ("guess", "most", "drafted", "places"),
+    [((7, 8), 6, (7, 8, 9), (3, True)), ((7, 5), 6, (7, 8), (2, True)), ((), 6, (7,), (1, True)),
+     ((7, 8), 1, (7,), (2, False)), ((7, 8), 2, (7, 8), (3, False))],
+)  # fmt: skip
+def test_an_expert_reads_of_a_guess_what_it_would_have_drafted(guess, most, drafted, places):
+    one = branch("base", tokens=(20,), most=most)
+    chosen = [(7, 0.9), (8, 0.9), (9, 0.9)][: 1 + len(guess)]
+    assert (drafting()._extend(one, guess, chosen), one.draft) == (places, drafted)
+    unsure, ends = branch("base", tokens=(20,), most=6), branch("base", tokens=(20,), most=6)
+    assert (drafting()._extend(unsure, (7, 8), [(7, 0.9), (8, 0.1), (9, 0.9)]), unsure.draft) == ((2, False), (7,))
+    assert (drafting()._extend(ends, (2, 8), [(2, 0.9), (8, 0.9), (9, 0.9)]), ends.ended) == ((1, False), True)
+
+
+def test_guesses_are_read_while_they_pay(family):
+    plans = planned(family, None)
+    assert plans.guess("expert:math", 1) == 8
+    for _ in range(40):
+        plans.guessed.note(4, 0, False)
+    assert plans.guess("expert:math", 1) == 0
 
 
 def test_the_expert_with_the_largest_weight_drafts(family):

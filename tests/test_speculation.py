@@ -131,6 +131,25 @@ def test_the_base_reads_fewer_times(near):
     assert len(rows["expert:math"]) - plain["expert:math"] <= engine.meter.drafted - engine.meter.accepted
 
 
+def test_the_expert_reads_at_once_what_an_earlier_answer_has():
+    ensemble, rows = counting(kin(0.001))
+    first = [GenerateRequest(Prompt(prompt), 30) for prompt in PROMPTS[:3]]
+    spoken(ensemble, first, SIX[2:3], 6, 1)
+    alone = len(rows["expert:math"])
+    rows["expert:math"].clear()
+    found = spoken(ensemble, [*first, *first], SIX[2:3], 6, 1)[1]
+    assert len(rows["expert:math"]) < 1.5 * alone
+    assert [found[i, "proxy"].tokens for i in range(3)] == [found[i + 3, "proxy"].tokens for i in range(3)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_guesses_from_earlier_answers_are_right_and_wrong(near, batch_size):
+    first = [GenerateRequest(Prompt(prompt), 30) for prompt in PROMPTS[:3]]
+    asked = [*first, *[replace(one, prompt=Prompt((9, *one.prompt.tokens))) for one in first], *SAMPLED[:3]]
+    found, plain = (spoken(near, asked, SIX[2:4], speculate, batch_size)[1] for speculate in (6, 0))
+    assert_same(found, plain)
+
+
 def test_stop_strings_and_ends_inside_a_draft(near):
     """Every token of an answer in turn is what ends it, as a stop string over a border of tokens or as an end token."""
     request = GenerateRequest(Prompt(PROMPTS[0]), 24)

@@ -43,6 +43,27 @@ def follow(tokens: Sequence[int], answers: Sequence[Sequence[int]], most: int) -
     return look_up(tokens, answers, most)
 
 
+class Grams:
+    """What followed the last few tokens in the texts so far; of several places the one that was added last counts."""
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
+        """By the tokens: a text, and where in it they end."""
+
+    def add(self, text: tuple[int, ...]) -> None:
+        for end in range(SHORTEST, len(text)):
+            for length in range(SHORTEST, min(LONGEST, end) + 1):
+                self._after[text[end - length : end]] = text, end
+
+    def after(self, tokens: tuple[int, ...], most: int) -> tuple[int, ...]:
+        """At most `most` tokens that followed the last few of `tokens`, by as many of these as are known."""
+        for length in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
+            if (found := self._after.get(tokens[-length:])) is not None:
+                text, end = found
+                return text[end : end + most]
+        return ()
+
+
 def _packed(tokens: Sequence[int]) -> bytes:
     return array("I", tokens).tobytes()
 

@@ -253,6 +253,7 @@ class Decoding:
     def _answer(self, branch: Branch, tokens: tuple[int, ...], arm: Arm, finish: str) -> Finished:
         index = branch.pending.index
         self.answers[index].append(tokens)
+        self.drafting.learn(branch.pending.request, tokens)
         steps = self.weights.pop((index, arm.name), [])
         generated = Generated(
             tokens=tokens,

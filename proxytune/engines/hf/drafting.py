@@ -1,7 +1,9 @@
 """Speculation: drafts that all members of a branch verify in one pass. Answers are those without it.
 
     sibling   another arm's answer to the same request: of this call, or one that the request brings
-    expert    the expert reads on by itself while it is confident; its passes are needed for the fused logits anyway
+    expert    the expert reads on by itself while it is confident; its passes are needed for the fused logits anyway.
+              Where earlier answers to other requests had the same last tokens, it reads what followed there in one
+              pass, and keeps as much as it would have drafted
     ngram     what followed the same tokens earlier in the prompt or the answer
 
 Shapes: B rows of one member, t positions read, V vocabulary.
@@ -10,7 +12,8 @@ Shapes: B rows of one member, t positions read, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -19,9 +22,10 @@ from proxytune.engines.hf.branch import Branch
 from proxytune.engines.hf.kv import KVStates
 from proxytune.engines.hf.plans import Plan, Plans
 from proxytune.engines.hf.sampling import Noise, choose_with_confidence
+from proxytune.engines.requests import GenerateRequest
 from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
-from proxytune.models.drafting import CONFIDENT, SHORT, follow, look_up
+from proxytune.models.drafting import CONFIDENT, LONGEST, SHORT, Grams, follow, look_up
 
 Answers = Mapping[int, Sequence[tuple[int, ...]]]
 """The tokens of finished answers by request index."""
@@ -38,6 +42,8 @@ class Drafting:
         self.states = states
         self.ends = ends
         self.plans = Plans(members, most)
+        self.past = Grams()
+        """Of the answers so far."""
 
     def read(
         self, branches: Sequence[Branch], answers: Answers, leading: Mapping[Branch, str], noise: Noise
@@ -56,6 +62,11 @@ class Drafting:
             logits[role] = self._draft_on(role, rows.pop(role), noise)
         reading = {role: [branch.reading for branch in some] for role, some in rows.items()}
         return logits | (self.states.read(reading) if reading else {})
+
+    def learn(self, request: GenerateRequest, tokens: tuple[int, ...]) -> None:
+        """An answer to the request, whose tokens others may have as well."""
+        if self.plans.most != 0:
+            self.past.add((*request.prompt.tokens[-LONGEST:], *tokens))
 
     def note(self, branch: Branch, accepted: Sequence[int]) -> None:
         """The number of tokens of the branch's draft that each of its arms accepted."""
@@ -106,34 +117,72 @@ class Drafting:
         return tokens[-1] in self.ends[arm.name] or branch.stops[arm.base].reached(tokens) is not None
 
     def _draft_on(self, role: str, branches: Sequence[Branch], noise: Noise) -> Tensor:
-        """The role reads its rows, and on in those that it drafts for, token by token while it is confident."""
+        """The role reads its rows, and on in those that it drafts for while it is confident: logits [B, t, V].
+
+        With its last token it reads a guess of what follows, and of this keeps what it would have drafted itself.
+        """
         reading: list[Sequence[int]] = [branch.reading for branch in branches]
         drafting = [row for row, branch in enumerate(branches) if branch.drafter == "expert"]
-        parts = [self.states.read({role: reading})[role]]
-        first = parts[0].shape[1]
-        while drafting:
-            reading = [()] * len(branches)
-            last = parts[-1][:, 0 if len(parts) == 1 else -1]
-            last = last if len(drafting) == len(branches) else last[drafting]
-            drafting = list(self._next(branches, drafting, last.float(), noise))
-            for row in drafting:
-                reading[row] = branches[row].draft[-1:]
-            if drafting:
-                parts.append(self.states.read({role: reading})[role])
-        logits = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        return logits if first == 1 or len(parts) == 1 else _in_order(logits, branches, first)
+        parts, columns = list[Tensor](), [list[int]() for _ in branches]
+        # A static state records a step for each number of tokens.
+        first, most = 0, self.plans.guess(role, len(branches)) if self.states.static is None else 0
+        while True:
+            guesses = {row: self._guess(branches[row], most) for row in drafting}
+            read = [(*tokens, *guesses.get(row, ())) for row, tokens in enumerate(reading)]
+            parts.append(self.states.read({role: read})[role])
+            grown = self._grow(branches, guesses, parts[-1], noise)
+            drafting = [row for row, (_, goes_on) in grown.items() if goes_on]
+            used = [grown[row][0] if row in grown else len(tokens) for row, tokens in enumerate(reading)]
+            self.states.forget(role, [len(tokens) - n for tokens, n in zip(read, used, strict=True)])
+            for row, n in enumerate(used):
+                columns[row] += range(first, first + n)
+            if not drafting:
+                return _in_order(parts, columns)
+            first += parts[-1].shape[1]
+            reading = [branch.draft[-1:] if row in drafting else () for row, branch in enumerate(branches)]
 
-    def _next(self, branches: Sequence[Branch], rows: Sequence[int], logits: Tensor, noise: Noise) -> Iterator[int]:
-        """Adds the token that follows by `logits` [n, V] to the draft of `rows` [n]; those rows that are to be read."""
-        some = [branches[row] for row in rows]
-        steps = [(branch.pending.request, len(branch.tokens) + len(branch.draft)) for branch in some]
-        tokens, sure = choose_with_confidence(logits, steps, noise)
-        for row, branch, token, confident in zip(rows, some, tokens.tolist(), sure.tolist(), strict=True):
+    def _guess(self, branch: Branch, most: int) -> tuple[int, ...]:
+        """What followed the last tokens in earlier answers, at most as much as may be drafted."""
+        end = (*branch.pending.request.prompt.tokens[-LONGEST:], *branch.tokens[-LONGEST:], *branch.draft[-LONGEST:])
+        return self.past.after(end, min(most, branch.most - len(branch.draft)))
+
+    def _grow(
+        self,
+        branches: Sequence[Branch],
+        guesses: Mapping[int, tuple[int, ...]],
+        logits: Tensor,
+        noise: Noise,
+    ) -> dict[int, tuple[int, bool]]:
+        """Adds what follows by `logits` [B, t, V] to the drafts of the rows with `guesses`; `_extend` of each row."""
+        if not guesses:
+            return {}
+        places = [(row, n) for row, guess in guesses.items() for n in range(1 + len(guess))]
+        index, whole = [row * logits.shape[1] + n for row, n in places], logits.flatten(0, 1)
+        steps = [(branches[row].pending.request, _length(branches[row]) + n) for row, n in places]
+        some = whole if index == list(range(len(whole))) else whole[index]
+        tokens, sure = choose_with_confidence(some.float(), steps, noise)
+        chosen = iter(zip(tokens.tolist(), sure.tolist(), strict=True))
+        grown = {}
+        for row, guess in guesses.items():
+            grown[row] = self._extend(branches[row], guess, list(islice(chosen, 1 + len(guess))))
+            self.plans.guessed.note(len(guess), grown[row][0] - 1, False)
+        return grown
+
+    def _extend(self, branch: Branch, guess: Sequence[int], chosen: Sequence[tuple[int, float]]) -> tuple[int, bool]:
+        """Adds to the draft what the expert chooses, as long as this is what was guessed, and a token more.
+
+        `chosen` are its token and confidence at each place. Returns the places that this takes, and whether it goes on.
+        """
+        for n, (token, confident) in enumerate(chosen, start=1):
             # A comparison with NaN is false.
-            if confident >= CONFIDENT and len(branch.draft) < branch.most:
-                self._append(branch, (token,))
-                if not branch.ended:
-                    yield row
+            if not confident >= CONFIDENT or len(branch.draft) >= branch.most:
+                return n, False
+            self._append(branch, (token,))
+            if branch.ended:
+                return n, False
+            if n > len(guess) or token != guess[n - 1]:
+                return n, True
+        raise AssertionError("after the last token of a guess there is a place")
 
 
 def _texts(branches: Sequence[Branch], answers: Answers) -> Mapping[int, list[tuple[int, ...]]]:
@@ -147,10 +196,16 @@ def _texts(branches: Sequence[Branch], answers: Answers) -> Mapping[int, list[tu
     return texts
 
 
-def _in_order(logits: Tensor, branches: Sequence[Branch], first: int) -> Tensor:
-    """`logits` [B, t, V] with those of the expert's rows, which begin in column 0 and go on in column `first`, moved
-    to the columns of their places."""
-    width = logits.shape[1]
-    own = [0, *range(first, width), *range(1, first)]
-    columns = [own if branch.drafter == "expert" else list(range(width)) for branch in branches]
-    return logits.take_along_dim(torch.tensor(columns, device=logits.device)[..., None], dim=1)
+def _length(branch: Branch) -> int:
+    """The tokens of the branch with its draft."""
+    return len(branch.tokens) + len(branch.draft)
+
+
+def _in_order(parts: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> Tensor:
+    """Of the logits of several passes, [B, t, V] side by side, the `columns` of each row, from the first on."""
+    logits = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
+    width = max(map(len, columns))
+    padded = [[*some, *[0] * (width - len(some))] for some in columns]
+    if all(some == list(range(logits.shape[1])) for some in padded):
+        return logits
+    return logits.take_along_dim(torch.tensor(padded, device=logits.device)[..., None], dim=1)

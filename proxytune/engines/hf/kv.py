@@ -66,11 +66,18 @@ class KVStates:
             state = self.states[role]
             if kept != list(range(state.rows)):
                 state.select(torch.tensor(kept))
-            if forgotten and any(forgotten[role]):
-                if isinstance(state, StaticState):
-                    state.forget(forgotten[role])
-                else:
-                    forget(state, forgotten[role])
+            if forgotten:
+                self.forget(role, forgotten[role])
+
+    def forget(self, role: str, tokens: Sequence[int]) -> None:
+        """Of each row of the role, so many of the last tokens count as never read."""
+        state = self.states[role]
+        if not any(tokens):
+            return
+        if isinstance(state, StaticState):
+            state.forget(tokens)
+        else:
+            forget(state, tokens)
 
     def read(self, tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
         """The roles that are named read on, as `extend` says; some of their sequences, not all, may be empty."""

@@ -36,6 +36,8 @@ class Plans:
         self.members = members
         self.most = most
         self.acceptance = {name: Acceptance() for name in DRAFTERS}
+        self.guessed = Acceptance()
+        """How often the expert would have drafted what it was given as a guess."""
         self.costs = {role: step_cost(members.ensemble[role]) for role in members.roles} if most != 0 else {}
 
     def note(self, branch: Branch, accepted: Sequence[int]) -> None:
@@ -45,6 +47,15 @@ class Plans:
         short = branch.drafter == "expert" and len(branch.draft) < branch.most and not branch.ended
         for count in accepted:
             self.acceptance[branch.drafter].note(len(branch.draft), count, short)
+
+    def guess(self, role: str, rows: int) -> int:
+        """How many tokens of a guess the expert `role` should read along with each of `rows` that it drafts for."""
+        tokens, best, pays = 0.0, 0.0, 0
+        for most in range(MOST + 1):
+            tokens += self.guessed.right**most
+            if (gain := tokens / self.costs[role].of(rows * (1 + most))) > best:
+                best, pays = gain, most
+        return pays
 
     def make(self, branches: Sequence[Branch], role: str | None) -> dict[str, Plan]:
         """The drafters that may draft for `branches`, the best first; `role` is the expert that would draft."""
