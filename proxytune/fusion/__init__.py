@@ -1,4 +1,4 @@
-"""Fusion rules: pure tensor maths, importing torch only. A rule is one file here and one YAML in `conf/fusion`."""
+"""Fusion rules: pure tensor maths that imports only torch. A rule is one file here and one YAML in `conf/fusion`."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -10,7 +10,7 @@ from proxytune.fusion.static import Static
 
 
 def _rules() -> dict[str, type[Rule]]:
-    """Every class with `id` and `fuse` in the files of this folder, by its id."""
+    """Every class with `id` and `fuse` in the files of this folder, keyed by its id."""
     rules: dict[str, type[Rule]] = {}
     for name in sorted(module.name for module in iter_modules(__path__) if not module.ispkg):
         module = import_module(f"{__name__}.{name}")
@@ -20,6 +20,6 @@ def _rules() -> dict[str, type[Rule]]:
 
 
 RULES = _rules()
-"""Every rule by its id."""
+"""Every rule, keyed by its id."""
 
 __all__ = ["RULES", "Fused", "MatchKL", "Rule", "Static"]

@@ -13,7 +13,7 @@ from proxytune.fusion.rule import Fused, Rule, fuse, inputs_of
 
 @dataclass(frozen=True)
 class Arm:
-    """One model alone (`rule` is None and `base` is its role), or a rule over the roles that the rule takes.
+    """A single model (`rule` is None and `base` is its role), or a rule and the roles that it takes.
 
     Roles are the keys of an `Ensemble`: "base", "antiexpert", "expert:<name>", "tuned:<name>".
     """
@@ -24,13 +24,13 @@ class Arm:
     experts: tuple[str, ...] = ()
     antiexpert: str = "antiexpert"
     inputs: tuple[str, ...] = field(init=False, repr=False, compare=False)
-    """What the rule takes: "base", and maybe "experts" and "antiexpert"."""
+    """What the rule takes: "base", optionally "experts" and "antiexpert"."""
     roles: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """The members that must run for this arm."""
 
     def __post_init__(self) -> None:
-        """Raises ValueError for something else than a rule, for a rule without the experts that it takes, and for
-        experts that nothing takes."""
+        """Raises ValueError if `rule` is not a rule, if its experts are missing, and if experts are given that nothing
+        takes."""
         inputs = ("base",) if self.rule is None else inputs_of(self.rule)
         if ("experts" in inputs) != bool(self.experts):
             what = "one model alone takes none" if self.rule is None else f"its rule takes {', '.join(inputs)}"
@@ -41,7 +41,7 @@ class Arm:
 
     @property
     def kind(self) -> str:
-        """ "fused" for an arm with a rule, else the role of its model without the name."""
+        """ "fused" for an arm with a rule, else the role of its model without the name ("expert", "tuned", ...)."""
         return "fused" if self.rule is not None else self.base.partition(":")[0]
 
     def answer(self, logits: Mapping[str, Tensor]) -> Fused:

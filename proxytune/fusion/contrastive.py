@@ -1,4 +1,4 @@
-"""Contrastive decoding: a large model against a small one, without experts. Shapes: V tokens, `...` any rows."""
+"""Contrastive decoding: a large model against a small one, without experts. Shapes: V tokens, `...` any batch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Contrastive:
     """log p_base - log p_antiexpert among the tokens with p_base >= min_p * max p_base; every other token gets -inf.
 
     Li et al. 2023, section 3: their expert is our base, their amateur our antiexpert, their alpha our `min_p`. With
-    `min_p` 1 only the base's likeliest token is left; with 0 the logits are the plain difference.
+    `min_p` 1 only the base's most likely token remains; with 0 the logits are the plain difference.
 
-    A token that the base masks with -inf stays masked. A token that the antiexpert masks has nothing to be compared
-    with: its difference counts as 0. A scored continuation with an implausible token has log-probability -inf.
+    A token that the base masks with -inf stays masked. If the antiexpert masks a token, there is nothing to compare
+    with and its difference counts as 0. A scored continuation with an implausible token has log-probability -inf.
     """
 
     min_p: float = 0.1
-    """The least probability of a token, as a share of the base's largest one; 0 (keeps all) to 1."""
+    """The minimum probability of a token, as a fraction of the base's largest; from 0 (keeps all tokens) to 1."""
 
     id: ClassVar[str] = "contrastive"
     formula: ClassVar[str] = "log p_base - log p_antiexpert where p_base >= min_p max p_base"
@@ -36,7 +36,7 @@ class Contrastive:
         check_share(self, "min_p", zero=True)
 
     def fuse(self, base: Tensor, antiexpert: Tensor) -> Fused:
-        """The contrast [..., V], and no weights [0, ...]. Raises ValueError for shapes that differ."""
+        """The contrast [..., V] and empty weights [0, ...]. Raises ValueError if the shapes differ."""
         if base.ndim < 1 or antiexpert.shape != base.shape:
             shapes = f"{list(base.shape)} and {list(antiexpert.shape)}"
             raise ValueError(f"logits must be base [..., V] and antiexpert [..., V], got {shapes}")

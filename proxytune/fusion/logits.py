@@ -1,4 +1,4 @@
-"""What every rule does with raw logits. Shapes: n rows, V tokens, T experts, `...` any rows and positions."""
+"""Operations on raw logits that all rules share. Shapes: n rows, V tokens, T experts, `...` any batch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 BATCH, BATCH_ELSEWHERE = 2**21, 2**24
-"""Logits searched together on a CPU and on other devices: enough to hide what a search costs beside its arithmetic,
-few enough to fit into memory beside a model."""
+"""The number of logits per search on a CPU and on other devices: large enough to hide the overhead of a search, small
+enough to fit into memory next to a model."""
 CACHED = 2**17
-"""Logits per CPU core worked on together: with what is computed from them they fit its cache."""
+"""The number of logits per CPU core and slice: these and the intermediate results fit into the core's cache."""
 
 
 def check_shapes(base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
@@ -26,12 +26,12 @@ def check_shapes(base: Tensor, experts: Tensor, antiexpert: Tensor) -> None:
 
 
 def batches(logits: Tensor, experts: int = 1) -> Iterator[slice]:
-    """Cuts [n, V] into slices of rows to search together, each with the differences of so many experts."""
+    """Slices of the rows of `logits` [n, V], one per search; each row has the differences of `experts` experts."""
     return _slices(logits, (BATCH if logits.device.type == "cpu" else BATCH_ELSEWHERE) // experts)
 
 
 def cached(logits: Tensor) -> Iterator[slice]:
-    """Cuts [n, V] into slices of rows that stay in a CPU's cache; on other devices all rows are one slice."""
+    """Slices of the rows of `logits` [n, V] that fit into a CPU's cache; on other devices a single slice."""
     return _slices(logits, CACHED * torch.get_num_threads() if logits.device.type == "cpu" else logits.numel())
 
 
@@ -41,15 +41,15 @@ def _slices(logits: Tensor, together: int) -> Iterator[slice]:
 
 
 def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
-    """expert - antiexpert, and the antiexpert, over the tokens that both know; float32.
+    """(expert - antiexpert, antiexpert) over the tokens that both know; float32.
 
-    Both are [..., V]; or the expert is [T, ..., V], and so is the antiexpert then where a token is masked. At tokens
-    that either of them masks with -inf the difference is 0 and the antiexpert -inf.
+    Both arguments are [..., V], or the expert is [T, ..., V]; in that case the returned antiexpert is also [T, ..., V]
+    if a token is masked. If either model masks a token with -inf, its difference is 0 and its antiexpert logit -inf.
     """
     antiexpert = antiexpert.float()
     d = expert.float() - antiexpert
-    # Boolean masks cost more than all the rest, and most logits have no mask: then one sum says so. On a GPU the host
-    # would wait for it.
+    # Boolean masks cost more than the rest of this function, and most logits have no mask. On a CPU one sum detects
+    # that. On a GPU this check would make the host wait.
     if d.device.type == "cpu" and math.isfinite(d.sum().item()):
         return d, antiexpert
     masked = torch.isneginf(expert) | torch.isneginf(antiexpert)
@@ -57,11 +57,11 @@ def compare(expert: Tensor, antiexpert: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add(terms: Iterable[Tensor]) -> Tensor:
-    """The sum in the order of the terms. `x.sum(0)` of 5 and more has an order that depends on the other dimensions."""
+    """The sum in the order of the terms. The order of `x.sum(0)` over 5 or more depends on the other dimensions."""
     return reduce(torch.add, terms)
 
 
 def shift(base: Tensor, differences: Iterable[Tensor], weights: Iterable[Tensor], out: Tensor) -> None:
-    """out = base + sum_t weights_t differences_t: [n, V] from [n, V], T times [n, V] and T times [n]."""
+    """out = base + sum_t weights_t differences_t, with base and out [n, V], T differences [n, V] and T weights [n]."""
     for d, weight in zip(differences, weights, strict=True):
         base = torch.addcmul(base, d, weight[:, None], out=out)

@@ -1,4 +1,4 @@
-"""Weights chosen per token, so that the large model moves as far as the small one did when it was tuned."""
+"""Weights chosen per token so that fusion moves the large model as far as tuning moved the small one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from proxytune.fusion.solvers.tilt import Tilt
 SOLVERS = ("exact", "grid")
 EXPERTS = ("one_at_a_time", "joint")
 MAX_STEPS = 10_000
-"""Finer grids are refused: they gain nothing, and their points alone would fill the memory."""
+"""Finer grids are refused: they gain nothing, and their points would not fit into memory."""
 MAX_COMBINATIONS = 10_000
 """Joint grid searches larger than this are refused: they would take minutes per token."""
 KERNEL_POINTS = 128
-"""More points than that are searched without the Triton kernel, which holds them in registers."""
+"""Larger grids are searched without the Triton kernel, which keeps the points in registers."""
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,28 @@ class MatchKL:
     over [low, high]. `solver="grid"` with `experts="one_at_a_time"` is the published algorithm: every multiple of
     `step` from `low` to `high`, both included, for one expert at a time with the others at 0; the first minimum wins.
 
-    `solver="exact"` finds the best of the same points without trying all of them and goes on to the continuous
-    optimum beside it, from the derivatives of log sum P exp(alpha d). Its loss is never above the grid's, up to
-    float32 rounding.
+    `solver="exact"` finds the best of the same points without evaluating all of them and then refines it to
+    the continuous optimum nearby, using the derivatives of log sum P exp(alpha d). Its loss never exceeds the grid's,
+    up to float32 rounding.
 
-    `experts="joint"` moves all weights together. L sees the experts only through their mean divergences, two numbers,
+    `experts="joint"` optimises all weights together. L depends on the experts only through their two mean divergences,
     so with several experts many weights are equally good. `grid` takes the first of them in lexicographic order.
-    `exact` starts from the best equal weights and goes to a minimum by shortest steps, so equal experts get equal
-    weights; where that does not reach the mean divergences it starts again from the best expert alone and takes what
-    is lower by more than 0.001 %. With one expert `joint` is `one_at_a_time`.
+    `exact` descends from the best equal weights by steps of minimum norm, so equal experts get equal weights. If the
+    result does not reach the mean divergences, it restarts from the best single expert and keeps that result if its
+    loss is lower by more than 0.001 %. With one expert `joint` is identical to `one_at_a_time`.
 
-    Ties: an expert that differs from the antiexpert by a constant, or not at all, changes nothing, so every weight
-    is equally good and it gets `low`.
+    Ties: an expert that equals the antiexpert up to a constant changes nothing. Every weight is equally good, and it
+    gets `low`.
 
-    Masks: a token that the base masks with -inf stays masked. Where an expert or the antiexpert masks a token, that
-    pair says nothing about it: its difference counts as 0, and Q_t and Q are taken over the tokens that both know.
-    Mask with -inf, not with a large negative number. NaN or +inf in a row of any model makes the row's weights and
-    fused logits NaN.
+    Masks: a token that the base masks with -inf stays masked. If an expert or the antiexpert masks a token, that
+    pair carries no information about it: its difference counts as 0, and Q_t and Q are restricted to the tokens that
+    both know. Mask with -inf, not with a large negative number. NaN or +inf in a row of any model makes the row's
+    weights and fused logits NaN.
 
-    On a GPU the exact search for one expert at a time is one Triton kernel (`solvers/kernel.py`), which comes to the
-    same loss up to rounding.
+    On a GPU the exact search for one expert at a time is a single Triton kernel (`solvers/kernel.py`), which reaches
+    the same loss up to rounding.
 
-    On a CPU a row's result is the same, to the last bit, alone and among others (not checked elsewhere).
+    On a CPU a row's result is bitwise independent of the other rows in its batch (not checked on other devices).
     """
 
     low: float = 0.0
@@ -72,7 +72,7 @@ class MatchKL:
     solver: str = "exact"
     """"exact" (continuous optimum) or "grid" (the published search)."""
     step: float = 0.1
-    """Distance of the points, for both solvers; must divide high - low. No effect when low = high."""
+    """Spacing of the points, for both solvers; must divide high - low. No effect when low = high."""
     experts: str = "one_at_a_time"
     """"one_at_a_time" (at most one expert is active per position) or "joint"; no effect with one expert."""
 
@@ -111,9 +111,9 @@ class MatchKL:
 
     @torch.no_grad()
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
-        """Fused logits [..., V] and the weights chosen [T, ...]; no gradient flows through either.
+        """Fused logits [..., V] and the chosen weights [T, ...]; no gradient flows through either.
 
-        Raises ValueError for shapes that do not fit, and for a joint grid of more than MAX_COMBINATIONS points.
+        Raises ValueError for mismatched shapes, and for a joint grid of more than MAX_COMBINATIONS points.
         """
         check_shapes(base, experts, antiexpert)
         self._check_size(len(experts))
@@ -133,7 +133,7 @@ class MatchKL:
 
     @torch.no_grad()
     def loss(self, base: Tensor, experts: Tensor, antiexpert: Tensor, weights: Tensor) -> Tensor:
-        """L in nats squared, [...], at `weights` [T, ...]; the logits as in `fuse`."""
+        """L in nats squared, [...], at `weights` [T, ...]; logits as in `fuse`."""
         check_shapes(base, experts, antiexpert)
         if weights.shape != experts.shape[:-1]:
             raise ValueError(f"weights must be {list(experts.shape[:-1])} like the experts, got {list(weights.shape)}")
@@ -157,7 +157,7 @@ class MatchKL:
         return weights.masked_fill((targets.sum((0, 1)) + tilt.psi0).isnan(), torch.nan)
 
     def _one_at_a_time(self, tilt: Tilt, targets: Tensor, points: Tensor) -> Tensor:
-        """Weights [T, n] of which at most one per row is not 0."""
+        """Weights [T, n], at most one of them nonzero per row."""
         experts = len(tilt.d)
         if self.solver == "grid":
             weights, losses = grid_search(tilt.lines(), targets.repeat(1, 1, experts), points)
@@ -172,7 +172,7 @@ class MatchKL:
         return joint_search(tilt, _mean(targets), points)
 
     def _kernel(self, base: Tensor, experts: int) -> ModuleType | None:
-        """The search in one Triton kernel, on a GPU where Triton is installed, for the searches that it has."""
+        """The Triton kernel, if Triton is installed, the logits are on a GPU and the kernel implements this search."""
         one = self.experts == "one_at_a_time" or experts == 1
         has = self.solver == "exact" and one and 2 <= len(self.points) <= KERNEL_POINTS and base.numel() > 0
         if not has or base.device.type != "cuda" or find_spec("triton") is None:
@@ -196,13 +196,13 @@ class _Batch:
         self.d, self.antiexpert = compare(experts, antiexpert)
 
     def tilt(self, reach: float) -> Tilt:
-        """The base moved by the differences."""
+        """The base shifted by the weighted differences."""
         return Tilt(self.base, self.d, reach)
 
     def targets(self, tilt: Tilt) -> Tensor:
-        """[2, T, n]: KL(Q_t || Q) and KL(Q || Q_t), `tilt` being the base's.
+        """[2, T, n]: KL(Q_t || Q) and KL(Q || Q_t); `tilt` is the base's.
 
-        An expert is the antiexpert moved by its own difference.
+        An expert is the antiexpert shifted by the expert's own difference.
         """
         lines = tilt.lines()
         antiexpert = self.antiexpert.expand_as(self.d).flatten(0, 1)
@@ -218,7 +218,7 @@ def _batches(base: Tensor, experts: Tensor, antiexpert: Tensor) -> Iterator[tupl
 
 
 def _mean(targets: Tensor) -> Tensor:
-    """Of all experts: [2, n] from [2, T, n]."""
+    """The mean over the experts: [2, n] from [2, T, n]."""
     first, *others = targets.unbind(1)
     return add((first, *others)) / targets.shape[1] if others else first
 

@@ -1,4 +1,4 @@
-"""A mixture of distributions: probabilities are averaged, not logits. Shapes: V tokens, T experts, `...` any rows."""
+"""A mixture of distributions: probabilities are averaged, not logits. Shapes: V tokens, T experts, `...` any batch."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from proxytune.fusion.static import check_weights, everywhere, one_per_expert
 class Mixture:
     """p = (1 - sum_t w_t) p_base + sum_t w_t p_expert_t, a linear interpolation of the models' distributions.
 
-    Khandelwal et al. 2020, eq. 3, interpolate a model and a datastore so. The logits are base + log(p / p_base), and
-    weight 0 gives exactly the base.
+    Khandelwal et al. 2020, eq. 3, interpolate a model and a datastore in this way. The logits are base + log(p /
+    p_base). Weight 0 gives exactly the base.
 
-    A token that the base masks with -inf stays masked; one that an expert masks has probability 0 in that expert. NaN
-    or +inf in a row makes the row NaN.
+    A token that the base masks with -inf stays masked. A token that an expert masks has probability 0 in that expert.
+    NaN or +inf in a row makes the row NaN.
     """
 
     weights: float | tuple[float, ...] = 0.5
-    """The share of each expert: one number for every expert, or one per expert; 0 or more, together at most 1."""
+    """The mixing weights: one number for all experts, or a list with one per expert; each >= 0, their sum <= 1."""
 
     id: ClassVar[str] = "mixture"
     formula: ClassVar[str] = "base + log((1 - sum_t w_t) + sum_t w_t p_expert_t / p_base)"
@@ -43,7 +43,7 @@ class Mixture:
     def fuse(self, base: Tensor, experts: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...].
 
-        Raises ValueError for shapes that do not fit, another number of experts than of weights, and shares above 1.
+        Raises ValueError for mismatched shapes, for a list of another length than the experts, and for a sum above 1.
         """
         if base.ndim < 1 or experts.shape[1:] != base.shape or len(experts) < 1:
             shapes = f"{list(base.shape)} and {list(experts.shape)}"
@@ -54,7 +54,7 @@ class Mixture:
             raise ValueError(f"Mixture.weights={self.weights} for {len(experts)} experts are together above 1")
         base = base.float()
         own, masked = base.log_softmax(dim=-1), base.isneginf()
-        # float64: in float32 the last bit of logaddexp depends on where in memory a token stands.
+        # float64: in float32 the last bit of logaddexp depends on a token's position in memory.
         parts = [torch.full_like(base, _log(rest), dtype=torch.float64)]
         for weight, expert in zip(weights, experts, strict=True):
             ratio = (expert.float().log_softmax(dim=-1) - own).masked_fill(masked, 0.0)

@@ -1,4 +1,4 @@
-"""Plausible tokens, and rules among them alone: DExperts' filter. Shapes: V tokens, `...` any rows."""
+"""Rules restricted to plausible tokens, as in DExperts. Shapes: V tokens, `...` any batch."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from proxytune.fusion.static import Static
 
 @dataclass(frozen=True)
 class Plausible(Static):
-    """Static weights among the tokens that the base finds plausible; every other token gets -inf.
+    """Static weights over the tokens that the base finds plausible; every other token gets -inf.
 
     Liu et al. 2021 filter the base's distribution by top-p before they shift it; Li et al. 2023 keep the tokens with
-    p >= min_p * max p. A token must pass both filters. `min_p` 0 and `top_p` 1 keep all tokens: exactly `Static`.
-    Weight 0 is the base with its implausible tokens masked.
+    p >= min_p * max p. A token must pass both filters. `min_p` 0 and `top_p` 1 keep all tokens, which is exactly
+    `Static`. Weight 0 is the base with its implausible tokens masked.
 
-    Masks and NaN as in `Static`. A scored continuation with an implausible token has log-probability -inf.
+    Masks and NaN are treated as in `Static`. A scored continuation with an implausible token has log-probability -inf.
     """
 
     min_p: float = 0.0
-    """The least probability of a token, as a share of the largest one; 0 (keeps all) to 1 (the likeliest alone)."""
+    """The minimum probability of a token, as a fraction of the largest; 0 (keeps all) to 1 (only the most likely)."""
     top_p: float = 0.9
-    """The fewest likeliest tokens whose probability reaches this are kept; above 0, 1 keeps all."""
+    """Keeps the smallest set of most likely tokens whose total probability reaches this; above 0; 1 keeps all."""
 
     id: ClassVar[str] = "plausible"
     formula: ClassVar[str] = "base + sum_t w_t (expert_t - antiexpert) where p_base >= min_p max p_base and in top-p"
@@ -40,21 +40,21 @@ class Plausible(Static):
         _check_filters(self)
 
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
-        """Fused logits [..., V] and the weights [T, ...]; raises ValueError as `Static.fuse` does."""
+        """Fused logits [..., V] and the weights [T, ...]; raises the errors of `Static.fuse`."""
         return among_plausible(super().fuse(base, experts, antiexpert), base, self.min_p, self.top_p)
 
 
 @dataclass(frozen=True)
 class Filtered:
-    """Any rule among the tokens that the base finds plausible, as in `Plausible`; every other token gets -inf.
+    """Any rule over the tokens that the base finds plausible, as in `Plausible`; every other token gets -inf.
 
-    The weights, masks and NaN are those of the rule itself. `min_p` 0 and `top_p` 1 are exactly the rule.
+    Weights, masks and NaN are those of the rule itself. `min_p` 0 and `top_p` 1 give exactly the rule.
     """
 
     rule: str = "static"
     """The id of the rule."""
     parameters: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
-    """Those of the rule that are not its defaults: a mapping, which is kept as pairs."""
+    """The rule's parameters that differ from its defaults: a mapping, stored as pairs."""
     min_p: float = 0.0
     """As in `Plausible`."""
     top_p: float = 0.9
@@ -65,7 +65,7 @@ class Filtered:
     paper: ClassVar[str] = "Liu et al. 2021 (arXiv 2105.03023); Li et al. 2023 (arXiv 2210.15097)"
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an unknown rule, for parameters that do not fit it, and for shares out of range."""
+        """Raises ValueError for an unknown rule, for invalid parameters of the rule, and for filters out of range."""
         _check_filters(self)
         pairs = sorted((name, _kept(value)) for name, value in dict(self.parameters).items())
         object.__setattr__(self, "parameters", tuple(pairs))
@@ -76,14 +76,14 @@ class Filtered:
         return inputs_of(self._made)
 
     def fuse(self, base: Tensor, *others: Tensor) -> Fused:
-        """Fused logits [..., V] and the weights [T, ...]; takes what the rule takes and raises what it raises."""
+        """Fused logits [..., V] and the weights [T, ...]; has the arguments and the errors of the rule."""
         logits = dict(zip(self.inputs, (base, *others), strict=True))
         return among_plausible(fuse(self._made, **logits), base, self.min_p, self.top_p)
 
     @cached_property
     def _made(self) -> Rule:
         """The rule itself."""
-        from proxytune.fusion import RULES  # which finds this class too
+        from proxytune.fusion import RULES  # here, because RULES also collects this class
 
         if self.rule not in RULES or self.rule == self.id:
             known = ", ".join(name for name in RULES if name != self.id)
@@ -112,8 +112,8 @@ def mask_rare(logits: Tensor, min_p: float) -> Tensor:
 
 
 def nucleus(logits: Tensor, top_p: Tensor | float) -> Tensor:
-    """`logits` [..., V] with -inf outside the fewest likeliest tokens whose probability reaches `top_p` [...] or one
-    for all. Of equally likely tokens the smaller ids are kept."""
+    """`logits` [..., V] with -inf outside the smallest set of most likely tokens whose total probability reaches
+    `top_p`, [...] or one number. Among equally likely tokens the smaller ids are kept."""
     top_p = torch.as_tensor(top_p, dtype=logits.dtype, device=logits.device)
     if bool((top_p >= 1).all()):
         return logits

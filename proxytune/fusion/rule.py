@@ -1,4 +1,4 @@
-"""What a fusion rule is, and the one way to call it. Shapes: V tokens, T experts, `...` any rows and positions."""
+"""The interface of fusion rules and the function that calls them. Shapes: V tokens, T experts, `...` any batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 INPUTS = ("base", "experts", "antiexpert")
-"""What a rule may take, and what it takes unless it has `inputs`."""
+"""The arguments that a rule may take; a rule without `inputs` takes all of them."""
 _TRIAL_TOKENS = 1000
 _DEPENDS_ON_LOGITS = (ArithmeticError, IndexError, RuntimeError)
-"""Errors of a trial that real logits may not raise: too few tokens, or a division by what is 0 for equal logits."""
+"""Errors of a trial call that real logits may avoid: too few tokens, or a division by 0 because logits are equal."""
 
 
 class Fused(NamedTuple):
-    """The fused logits, and the weight that the rule gave each expert."""
+    """The fused logits and the weight that the rule gave each expert."""
 
     logits: Tensor
     """[..., V], float32, not normalised."""
@@ -30,27 +30,27 @@ class Fused(NamedTuple):
 
 
 class RuleBug(ValueError):
-    """A rule raised what no logits can make right: the rule, the error and its place in one line."""
+    """A rule raised an error that does not depend on the logits: the rule, the error and its location, in one line."""
 
 
 @runtime_checkable
 class Rule(Protocol):
     """Turns the logits of several models into fused logits.
 
-    A rule works on each position alone and keeps no history, so that decoding step by step, verifying several
-    tokens at once and teacher forcing all give the same answer.
+    A rule treats each position independently and keeps no history. Decoding step by step, verifying several tokens at
+    once and teacher forcing therefore give the same result.
 
     `fuse(base, experts, antiexpert)` takes the logits of the base and the antiexpert, [..., V], and of the experts,
-    [T, ..., V], in any float type, and computes in float32. A rule that takes fewer of them names what it takes, in
-    the order of its arguments: `inputs: ClassVar[tuple[str, ...]] = ("base", "antiexpert")`. Every rule takes the base.
+    [T, ..., V], in any float type, and computes in float32. A rule that takes fewer of them lists them in the
+    order of its arguments: `inputs: ClassVar[tuple[str, ...]] = ("base", "antiexpert")`. Every rule takes the base.
     """
 
     id: ClassVar[str]
-    """Short name, as in `conf/fusion/<id>.yaml`."""
+    """The short name, as in `conf/fusion/<id>.yaml`."""
     formula: ClassVar[str]
     """The rule in one line of plain text."""
     paper: ClassVar[str]
-    """Where it comes from: authors, year, arXiv number."""
+    """Its source: authors, year, arXiv number."""
 
     def fuse(self, *args: Any, **kwargs: Any) -> Fused:
         """The fused logits [..., V] and the weights [T, ...] (T = 0 for a rule without experts)."""
@@ -58,7 +58,7 @@ class Rule(Protocol):
 
 
 def inputs_of(rule: Rule) -> tuple[str, ...]:
-    """What `rule.fuse` takes, in order. Raises ValueError for something else than a rule, or unknown inputs."""
+    """The arguments of `rule.fuse`, in order. Raises ValueError if `rule` is not a rule or has unknown inputs."""
     if isinstance(rule, type) or not hasattr(rule, "fuse"):
         raise ValueError(f"{rule!r} is not a rule: give an object with fuse(), such as MatchKL() or Static(1.0)")
     inputs = tuple(getattr(rule, "inputs", INPUTS))
@@ -68,7 +68,7 @@ def inputs_of(rule: Rule) -> tuple[str, ...]:
 
 
 def fuse(rule: Rule, **logits: Tensor) -> Fused:
-    """What `rule` makes of `logits`, given in the order of `inputs_of(rule)`. Raises ValueError if it does not fit."""
+    """Calls `rule` on `logits`, in the order of `inputs_of(rule)`. Raises ValueError for a result that does not fit."""
     fused = rule.fuse(*logits.values())
     base, experts = logits["base"].shape, logits["experts"].shape[:1] if "experts" in logits else (0,)
     expected = (base, (*experts, *base[:-1]))
@@ -81,11 +81,11 @@ def fuse(rule: Rule, **logits: Tensor) -> Fused:
 
 
 def try_out(rule: Rule, experts: int) -> None:
-    """Calls the rule once, on zeros over 1,000 tokens, so that its mistakes show before any model loads.
+    """Calls the rule once, on zeros over 1,000 tokens, to find its mistakes before any model loads.
 
-    Raises ValueError for a number of experts that the rule refuses and for an answer that is not one of a rule, and
-    RuleBug for any other error. A rule may need the real vocabulary, or logits that differ: an ArithmeticError,
-    IndexError or RuntimeError (torch's for shapes) is a warning in the log instead, and real logits decide.
+    Raises ValueError if the rule refuses the number of experts or returns something other than a `Fused` of the right
+    shapes, and RuleBug for any other error. A rule may need the real vocabulary, or logits that differ. Therefore an
+    ArithmeticError, IndexError or RuntimeError (torch's error for shapes) is only logged as a warning.
     """
     logits = torch.zeros(3, _TRIAL_TOKENS)
     inputs = {name: logits.expand(experts, *logits.shape) if name == "experts" else logits for name in inputs_of(rule)}
@@ -105,7 +105,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Where the rule's own code raised the error, torch's code left out; empty for a call that does not fit `fuse`."""
+    """Where the rule's own code, not torch's, raised the error; empty if the call does not match `fuse`."""
     torchs = str(Path(torch.__file__).parent)
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith(torchs)]
@@ -114,7 +114,7 @@ def _place(error: Exception) -> str:
 
 @cache
 def _warn_once(message: str) -> None:
-    """A rule is tried out for every task and again by the run."""
+    """Rules are tried for every task and again by the run; each warning is logged once."""
     log.warning(message)
 
 

@@ -21,12 +21,12 @@ class Static:
     Proxy-tuning is `Static(1.0)` (Liu et al. 2024, eq. 1); Mitchell et al. 2024 interpolate two behaviours with
     `Static((x, 1 - x))`. Weight 0 gives exactly the base, and so does an expert that equals the antiexpert.
 
-    A token that the base masks with -inf stays masked. Where an expert or the antiexpert masks a token, that pair's
+    A token that the base masks with -inf stays masked. If an expert or the antiexpert masks a token, that pair's
     difference counts as 0. NaN stays NaN at its token.
     """
 
     weights: float | tuple[float, ...] = 1.0
-    """One number for every expert, or one per expert; any finite number, negative ones steer away."""
+    """One number for all experts, or a list with one per expert; finite; negative weights steer away from it."""
 
     id: ClassVar[str] = "static"
     formula: ClassVar[str] = "base + sum_t w_t (expert_t - antiexpert)"
@@ -38,7 +38,7 @@ class Static:
     def fuse(self, base: Tensor, experts: Tensor, antiexpert: Tensor) -> Fused:
         """Fused logits [..., V] and the weights [T, ...].
 
-        Raises ValueError for shapes that do not fit, and for another number of experts than of weights.
+        Raises ValueError for mismatched shapes, and for a list of weights of another length than the experts.
         """
         check_shapes(base, experts, antiexpert)
         weights = one_per_expert(self, len(experts))
@@ -56,8 +56,8 @@ class Weighted(Protocol):
 
 
 def check_weights(rule: Weighted) -> float | tuple[float, ...]:
-    """The rule's weights as floats; raises ValueError unless they are a finite number or a list of such."""
-    weights: Any = rule.weights  # from a config it may be any sequence, or anything else
+    """The rule's weights as floats; raises ValueError unless they are a finite number or a list of finite numbers."""
+    weights: Any = rule.weights  # from a config it may be any sequence, or any other value
     several = isinstance(weights, Sequence) and not isinstance(weights, str)
     numbers = list(weights) if several else [weights]
     if not numbers or not all(_finite(number) for number in numbers):
@@ -67,7 +67,7 @@ def check_weights(rule: Weighted) -> float | tuple[float, ...]:
 
 
 def one_per_expert(rule: Weighted, experts: int) -> tuple[float, ...]:
-    """The rule's weight for each of the experts; raises ValueError for a list of another length."""
+    """The rule's weight for each expert; raises ValueError for a list of another length."""
     if isinstance(rule.weights, float):
         return (rule.weights,) * experts
     if len(rule.weights) != experts:

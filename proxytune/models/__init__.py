@@ -1,4 +1,4 @@
-"""Members of a family, what they come from, and the one step that runs them. Modules load when first used."""
+"""The members of a family, their sources, and the single step that runs them. Modules load when first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

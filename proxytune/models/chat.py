@@ -34,40 +34,40 @@ PUBLISHED = {
         " {{ messages[-1].content }} [/INST]"
     ),
 }
-"""Templates that published code writes in place of the model's own: https://github.com/alisawuffles/proxy-tuning has no
-blank before <<SYS>> and one after the system prompt, for the expert of proxy-tuning only."""
+"""Templates that published code uses instead of the model's own. https://github.com/alisawuffles/proxy-tuning has no
+blank before <<SYS>> and one after the system prompt, and only for the expert of proxy-tuning."""
 
 
 @strict_dataclass("chat")
 class Chat:
-    """How a chat model is asked what the others read as a plain prompt, as in Liu et al. 2024 (arXiv 2401.08565)."""
+    """How a chat model is given what other members read as a plain prompt, as in Liu et al. 2024 (arXiv 2401.08565)."""
 
     system_prompt: str | None = None
-    """a text: the system turn, or null for none, and the template puts in its own default if it has one"""
+    """a text: the system turn, or null for none; the template then inserts its own default if it has one"""
     user_prefix: str = ""
-    """a text that stands before what the user asks ("Complete the following: ", say)"""
+    """a text that precedes the user's question (such as "Complete the following: ")"""
     response_prefixes: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
-    """a list of texts: ends of the plain prompt ("Answer:", say) that are not asked but begin the model's turn"""
+    """a list of texts: endings of the plain prompt (such as "Answer:") that move to the start of the model's turn"""
 
     template: str | None = None
     """a name among the model's chat templates, "liu2024" (the framing in that paper's code), or null: the model's own,
     which is "default" where it has several"""
     date: Annotated[str, AfterValidator(_date)] = "2024-07-26"
-    """a date like "2024-07-26": what a template that names today's date is told, so that prompts are alike every day"""
+    """a date like "2024-07-26": today's date for templates that mention it, so that prompts are the same every day"""
 
     def split(self, prompt: str) -> tuple[str, str]:
-        """What the user asks, and what begins the model's turn ("" if the prompt ends in none of the prefixes)."""
+        """The user's question, and the start of the model's turn ("" if the prompt ends in none of the prefixes)."""
         prefix = next((p for p in self.response_prefixes if prompt.endswith(p)), "")
         return self.user_prefix + prompt.removesuffix(prefix).strip(), prefix
 
     def strftime(self, form: str) -> str:
-        """`date` in a form of `time.strftime`: templates know today's date as `strftime_now`."""
+        """`date` formatted as by `time.strftime`; templates call this as `strftime_now`."""
         return date.fromisoformat(self.date).strftime(form)
 
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """Turns a plain prompt into the text that a chat model reads: `Member.render`. Equal ones render equally."""
+    """Turns a plain prompt into the text that a chat model reads: `Member.render`. Equal objects render equally."""
 
     chat: Chat
     template: str
@@ -75,7 +75,7 @@ class ChatPrompt:
 
     @classmethod
     def of(cls, chat: Chat, tokenizer: PreTrainedTokenizerBase, role: str) -> ChatPrompt:
-        """Raises UserError where the model has no such chat template, or one that refuses the system prompt."""
+        """Raises UserError if the model has no such chat template, or if the template refuses the system prompt."""
         prompt = cls(chat, _template(chat, tokenizer, role), tokenizer)
         try:
             prompt("")
@@ -84,7 +84,7 @@ class ChatPrompt:
         return prompt
 
     def __call__(self, prompt: str) -> str:
-        """The rendered turns, without a beginning-of-sequence token where tokenising the text adds it anyway."""
+        """The rendered turns, without the beginning-of-sequence token if the tokenizer adds it to every text."""
         asked, prefix = self.chat.split(prompt)
         system = [] if self.chat.system_prompt is None else [{"role": "system", "content": self.chat.system_prompt}]
         text = self.tokenizer.apply_chat_template(

@@ -1,4 +1,4 @@
-"""Seconds of what models and rules do, also on a GPU, which is still at work when a call returns."""
+"""Times models and rules, also on a GPU, which may still be working when a call returns."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from functools import cache
 import torch
 
 _KEPT = 4096
-"""Pairs of CUDA events before the oldest, long past, are read."""
+"""The number of pairs of CUDA events at which the older half, finished long ago, is read."""
 _COPIED = 2**26
-"""Bytes of the copy that measures a memory: more than the caches of a core hold."""
+"""Bytes of the copy that measures memory bandwidth: more than a core's caches hold."""
 
 
 class Clock:
-    """Seconds by key while it is running; stopped, it costs nothing."""
+    """Sums up seconds by key while it is running; costs nothing when stopped."""
 
     def __init__(self) -> None:
         self.running = False
         self.counts: Counter[Hashable] = Counter()
-        """How often each key was timed since the last reading."""
+        """How often each key was timed since the last `read`."""
         self._seconds: dict[Hashable, float] = defaultdict(float)
         self._events: list[tuple[Hashable, torch.cuda.Event, torch.cuda.Event]] = []
 
     def time(self, key: Hashable, device: torch.device) -> AbstractContextManager[None]:
-        """The time on `device` of what is within is added to that of `key`."""
+        """A context manager that adds the time of its body on `device` to that of `key`."""
         if not self.running:
             return nullcontext()
         self.counts[key] += 1
         return self._on_gpu(key, device) if device.type == "cuda" else _Here(self._seconds, key)
 
     def read(self) -> dict[Hashable, float]:
-        """The seconds since the last reading; waits for the GPUs."""
+        """The seconds since the last `read`; waits for the GPUs."""
         self._settle(len(self._events))
         self.counts = Counter()
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
@@ -52,7 +52,7 @@ class Clock:
             self._settle(_KEPT // 2)
 
     def _settle(self, count: int) -> None:
-        """The oldest `count` events become seconds."""
+        """Converts the oldest `count` pairs of events to seconds."""
         for key, start, end in self._events[:count]:
             end.synchronize()
             self._seconds[key] += start.elapsed_time(end) / 1000
@@ -60,7 +60,7 @@ class Clock:
 
 
 class _Here:
-    """Adds the time of what is within to `seconds[key]`. Not a generator, which costs three times as much."""
+    """Adds the time of its body to `seconds[key]`. A generator would cost three times as much."""
 
     __slots__ = ("key", "seconds", "start")
 
@@ -76,7 +76,7 @@ class _Here:
 
 @cache
 def copy_speed(device: torch.device) -> float | None:
-    """Bytes per second that a copy in the memory of `device` reads and writes, the best of three; None if it fails."""
+    """Bytes per second that a copy on `device` reads and writes, best of three; None if memory is short."""
     try:
         source = torch.ones(_COPIED, dtype=torch.uint8, device=device)
         target = torch.ones_like(source)

@@ -1,5 +1,5 @@
-"""One layer of a model compiled by torch.compile for all its layers: seconds, where a large model as a whole takes a
-minute. The layers are then called one by one from Python, which CUDA graphs leave out."""
+"""Compiles one layer of a model with torch.compile and uses it for all layers. This takes seconds; compiling a large
+model as a whole takes a minute. Python then calls the layers one by one, an overhead that CUDA graphs remove."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 
 def blocks_of(model: nn.Module, layers: int) -> nn.ModuleList | None:
-    """The layers of a model whose cache has `layers` of them; None where they are not in one list."""
+    """The module list that holds the `layers` layers of a model; None if there is none of that length."""
     return next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers), None)
 
 
@@ -23,7 +23,7 @@ def by_layer(model: nn.Module, blocks: nn.ModuleList) -> Callable[..., Any]:
     faster = [CompiledLayer(layer, number) for number, layer in enumerate(plain)]
 
     def run(**arguments: Any) -> Any:
-        """The model itself is left as it was: prompts, of ever new lengths, are read without compiling."""
+        """Leaves the model unchanged: prompts, whose lengths vary, are read without compiling."""
         _put(faster, blocks)
         try:
             return model(**arguments)
@@ -39,7 +39,7 @@ def _put(layers: Sequence[nn.Module], blocks: nn.ModuleList) -> None:
 
 
 class CompiledLayer(nn.Module):
-    """A layer that sees nothing of its number, so that what is compiled for one layer serves all."""
+    """A layer that does not see its index, so that code compiled for one layer works for all."""
 
     def __init__(self, layer: nn.Module, number: int) -> None:
         super().__init__()
@@ -50,11 +50,11 @@ class CompiledLayer(nn.Module):
         return self.layer(*map(self._own, args), **{name: self._own(value) for name, value in kwargs.items()})
 
     def _own(self, value: Any) -> Any:
-        """The layer's part, where `value` is the cache."""
+        """The layer's part of the cache if `value` is the cache, else `value`."""
         return OneLayer(cast(CacheLayerMixin, value.layers[self.number])) if isinstance(value, Cache) else value
 
     def __getattr__(self, name: str) -> Any:
-        """What the model asks of its layers (their kind of attention, say)."""
+        """Attributes that the model reads from its layers (such as their type of attention)."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -62,7 +62,7 @@ class CompiledLayer(nn.Module):
 
 
 class OneLayer(Cache):
-    """A cache of the one layer that is updated, whatever its number."""
+    """A cache of a single layer, which is updated for any layer index."""
 
     def __init__(self, layer: CacheLayerMixin) -> None:
         super().__init__(layers=[layer])

@@ -1,4 +1,4 @@
-"""Which members must run: a member that has several roles and reads the same prompts in them runs once."""
+"""Which members must run: a model that has several roles and reads the same prompts in them runs once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from proxytune.models.ensemble import Ensemble
 
 
 class DistinctMembers:
-    """The roles that stand for all others: the first of those with the same module, adapter state and prompts."""
+    """Chooses the roles that run: the first of those with the same module, adapter state and prompts."""
 
     def __init__(self, ensemble: Ensemble, roles: Iterable[str], prompts_of: Callable[[str], Hashable]) -> None:
-        """`prompts_of(role)` is equal for roles that read equal prompts."""
+        """`prompts_of(role)` must be equal for roles that read the same prompts."""
         self.ensemble = ensemble
         first: dict[Hashable, str] = {}
         self.of: dict[str, str] = {}

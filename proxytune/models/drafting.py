@@ -1,6 +1,6 @@
-"""Drafts of what comes next, for members to verify in one pass: what any decoding needs of them.
+"""Drafts of the next tokens, which members verify in one pass. This part is common to all decoders.
 
-A drafter never changes an answer. It decides only how many tokens one pass of the large model confirms.
+A drafter never changes an answer. It only decides how many tokens one pass of the large model confirms.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 LONGEST, SHORTEST = 4, 2
-"""Tokens in a row that must be found again for what followed them to be a draft: the longer, the better."""
+"""The lengths of the last tokens to look up; what followed a match is the draft. Longer matches are better."""
 CONFIDENT = 0.3
-"""The probability below which a model's next token is no draft."""
+"""A model's next token is not drafted if its probability is lower than this."""
 SHORT = 4
-"""Answers of at most so many tokens are not drafted."""
+"""Answers of at most this many tokens are not drafted."""
 
 
 def look_up(tokens: Sequence[int], texts: Iterable[Sequence[int]], most: int) -> tuple[int, ...]:
-    """At most `most` tokens that followed the last few of `tokens` in one of `texts`; none if these stand nowhere.
+    """At most `most` tokens that followed the last few of `tokens` in one of `texts`; empty if there is no match.
 
-    Of equally long matches that in the earlier text counts, and there the last one.
+    Among equally long matches, the first text with one is used, and in it the last match.
     """
-    packed = [(text, _packed(text[:-1])) for text in texts]  # something must follow
+    packed = [(text, _packed(text[:-1])) for text in texts]  # at least one token must follow
     for length in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
         tail = _packed(tokens[-length:])
         for text, content in packed:
@@ -32,9 +32,9 @@ def look_up(tokens: Sequence[int], texts: Iterable[Sequence[int]], most: int) ->
 
 
 def follow(tokens: Sequence[int], answers: Sequence[Sequence[int]], most: int) -> tuple[int, ...]:
-    """At most `most` tokens that other answers to the same prompt have after `tokens`.
+    """At most `most` tokens that follow `tokens` in other answers to the same prompt.
 
-    An answer that begins with `tokens` comes first, then any that has their last few.
+    An answer that begins with `tokens` is preferred, then one that contains the last few of them.
     """
     known = tuple(tokens)
     for answer in answers:
@@ -44,11 +44,11 @@ def follow(tokens: Sequence[int], answers: Sequence[Sequence[int]], most: int) -
 
 
 class Grams:
-    """What followed the last few tokens in the texts so far; of several places the one that was added last counts."""
+    """An index of what followed the last few tokens in earlier texts; the most recently added occurrence is used."""
 
     def __init__(self) -> None:
         self._after: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
-        """By the tokens: a text, and where in it they end."""
+        """From tokens to a text and the position in it where they end."""
 
     def add(self, text: tuple[int, ...]) -> None:
         for end in range(SHORTEST, len(text)):
@@ -56,7 +56,7 @@ class Grams:
                 self._after[text[end - length : end]] = text, end
 
     def after(self, tokens: tuple[int, ...], most: int) -> tuple[int, ...]:
-        """At most `most` tokens that followed the last few of `tokens`, by as many of these as are known."""
+        """At most `most` tokens that followed the last few of `tokens`, by the longest match in the index."""
         for length in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
             if (found := self._after.get(tokens[-length:])) is not None:
                 text, end = found
@@ -69,23 +69,23 @@ def _packed(tokens: Sequence[int]) -> bytes:
 
 
 def _last(content: bytes, tail: bytes) -> int:
-    """The last place of one packed sequence in another, in tokens; -1 if there is none."""
+    """The last position, in tokens, of one packed sequence in another; -1 if it does not occur."""
     size = array("I").itemsize
     at = content.rfind(tail)
-    while at % size and at > 0:  # found across the borders of tokens
+    while at % size and at > 0:  # a match across token boundaries
         at = content.rfind(tail, 0, at + len(tail) - 1)
     return at // size if at >= 0 else -1
 
 
 class Acceptance:
-    """How often a drafter has a next token, and how often that is right: first guesses, soon outweighed by counts."""
+    """How often a drafter has a next token and how often it is right: initial guesses, soon outweighed by counts."""
 
     def __init__(self) -> None:
         self._found, self._sought = 3.4, 4.0
         self._right, self._read = 3.4, 4.0
 
     def note(self, drafted: int, accepted: int, short: bool) -> None:
-        """The first `accepted` of `drafted` tokens were right; `short`: there was no further one to draft."""
+        """Records that the first `accepted` of `drafted` tokens were right; `short`: there was no further one."""
         self._found += drafted
         self._sought += drafted + short
         self._right += accepted
@@ -93,17 +93,17 @@ class Acceptance:
 
     @property
     def found(self) -> float:
-        """The share of places at which there was a token to draft."""
+        """The fraction of positions at which there was a token to draft."""
         return self._found / self._sought
 
     @property
     def right(self) -> float:
-        """The share of drafted tokens that were right, of those after which none was wrong."""
+        """The fraction of drafted tokens that were right, up to and including the first wrong one of each draft."""
         return self._right / self._read
 
     def expected(self, most: int, rows: int) -> Iterator[tuple[float, float]]:
-        """For drafts of up to 1, 2, … `most` tokens: the tokens expected of one pass that verifies them, its own among
-        them, and those expected of the longest draft among so many rows."""
+        """For drafts of up to 1, 2, … `most` tokens: the expected number of tokens from one pass that verifies them,
+        including its own token, and the expected length of the longest draft among `rows` rows."""
         tokens, width = 1.0, 0.0
         for k in range(1, most + 1):
             tokens += (self.found * self.right) ** k

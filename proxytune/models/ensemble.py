@@ -1,4 +1,4 @@
-"""The members of a family together: the one place that runs models. No alpha here."""
+"""The members of a family together: the only place that runs models. It knows nothing of alpha."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from proxytune.models.static_state import StaticState
 
 @dataclass
 class Inputs:
-    """What one member is to read next: `tokens` [B, t] on top of `state`; logits come back for the last `keep`, or for
-    all where the state is static."""
+    """What one member reads next: `tokens` [B, t] after those in `state`. Logits are returned for the last `keep`
+    tokens, or for all of them if the state is static."""
 
     state: KVState | StaticState
     tokens: Tensor
     mask: Tensor | None = None
-    """[B, t]: 1 = real token, 0 = padding; None: all real."""
+    """[B, t]: 1 = real token, 0 = padding; None: all tokens are real."""
     keep: int = 1
 
 
@@ -38,10 +38,10 @@ class Ensemble(Members[Member]):
         tokenizer: PreTrainedTokenizerBase,
         end_tokens: Sequence[str] | None = None,
     ) -> None:
-        """`end_tokens` are what ends an answer; None: whatever ends it for a member (`ends`)."""
+        """`end_tokens` end an answer; None: the end tokens of the members (`ends`)."""
         super().__init__(members, tokenizer, end_tokens)
         self.clock = Clock()
-        """Times what each role reads, as ("prompts", role) and ("answers", role)."""
+        """The time of each role's reading, under ("prompts", role) and ("answers", role)."""
         for member in self.members.values():
             if member.vocab_size != self.vocab_size:
                 raise UserError(f"{member.role} has {member.vocab_size} tokens, its family has {self.vocab_size}")
@@ -52,7 +52,7 @@ class Ensemble(Members[Member]):
         return self[role].start(rows)
 
     def step(self, inputs: Mapping[str, Inputs]) -> dict[str, Tensor]:
-        """Every role reads its tokens; logits by role, each [B_role, K, V], on one device. Rows may differ by role."""
+        """Each role reads its tokens; returns logits by role, [B_role, K, V], on one device. B may differ by role."""
         read = {role: self._timed(role, i) for role, i in inputs.items()}
         for one in inputs.values():
             if isinstance(one.state, StaticState):
@@ -71,5 +71,5 @@ class Ensemble(Members[Member]):
 
     @property
     def device(self) -> torch.device:
-        """Where logits meet: the device of the first member that is not behind an endpoint."""
+        """The device of all logits: that of the first member that is not behind an endpoint."""
         return next((member.device for member in self.members.values() if not member.remote), torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""What is known of a family's members: all that prompts and the keys of answers need, with or without their weights."""
+"""What is known of a family's members without their weights: all that prompts and the keys of answers need."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class MemberFacts:
     identity: str
     tokenizer: PreTrainedTokenizerBase
     read_config: Callable[[], PreTrainedConfig]
-    """Reads its configuration, for those who need more of it."""
+    """Reads its configuration, for callers that need more of it."""
     render: Callable[[str], str] | None = None
     missing: tuple[int, ...] = ()
     unknown: int = 0
     ignored: Mapping[str, Any] = field(default_factory=dict)
 
     remote: ClassVar[bool] = False
-    """Whether it is behind an endpoint, which tells its likeliest tokens alone."""
+    """Whether it is behind an endpoint, which only returns the most likely tokens."""
 
     @cached_property
     def config(self) -> PreTrainedConfig:
@@ -65,7 +65,7 @@ class Members(Generic[MemberT_co]):
         tokenizer: PreTrainedTokenizerBase,
         end_tokens: Sequence[str] | None = None,
     ) -> None:
-        """`end_tokens` are what ends an answer; None: whatever ends it for a member (`ends`)."""
+        """`end_tokens` end an answer; None: the end tokens of the members (`ends`)."""
         self.members = dict(members)
         self.tokenizer = tokenizer
         self.vocab_size = vocabulary_size(tokenizer)
@@ -73,7 +73,7 @@ class Members(Generic[MemberT_co]):
 
     @property
     def remote(self) -> bool:
-        """Whether one of them is behind an endpoint."""
+        """Whether any member is behind an endpoint."""
         return any(member.remote for member in self.members.values())
 
     def __getitem__(self, role: str) -> MemberT_co:
@@ -82,11 +82,11 @@ class Members(Generic[MemberT_co]):
         return self.members[role]
 
     def ends(self, roles: Iterable[str]) -> tuple[int, ...]:
-        """The tokens that end an answer of `roles`, ascending: those given to the family, or else the union of what the
-        family's tokenizer, the members' own and their generation configs name.
+        """The tokens that end an answer of `roles`, ascending: those given to the family, else the union of those named
+        by the family's tokenizer, the members' own tokenizers and their generation configs.
 
         A chat expert may end its turn with a token that only its own generation config lists (`<|eot_id|>`,
-        `<|im_end|>`): the fused answer ends there too, as it does where the expert answers alone.
+        `<|im_end|>`): the fused answer ends there too, like the expert's own.
         """
         if self.end_tokens is not None:
             return token_numbers(self.tokenizer, self.end_tokens)
@@ -95,7 +95,7 @@ class Members(Generic[MemberT_co]):
 
 
 def ends_of(listed: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerBase | None = None) -> frozenset[int]:
-    """What ends an answer of a member: the tokens that its generation config lists, and that of its own tokenizer."""
+    """The tokens that end an answer of a member: those of its generation config, and that of its own tokenizer."""
     tokens = [*(listed if isinstance(listed, list | tuple) else [listed])]
     tokens += [] if tokenizer is None else [tokenizer.eos_token_id]
     return frozenset(token for token in tokens if token is not None)

@@ -1,4 +1,4 @@
-"""Where the members of a family come from: descriptions only, nothing is read or loaded here."""
+"""The sources of a family's members. This module only describes them; it reads and loads nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Name = Annotated[str, AfterValidator(_name)]
 
 @strict_dataclass("source")
 class Source:
-    """A hub id or a local folder, or a mapping that has it as `path`: one model, maybe with a LoRA adapter over it."""
+    """A hub id or a local folder, or a mapping with it as `path`: one model, optionally with a LoRA adapter."""
 
     path: PathText
     """a hub id or a local folder. A path to a .gguf file stands for its folder and `gguf_file`; "trained:<hash>" stands
@@ -109,7 +109,7 @@ class Source:
 
     @classmethod
     def of(cls, value: Source | str | Path | Mapping[str, Any], key: str = "source") -> Source:
-        """A Source from a path or from a mapping of its fields; `key` is its place in a configuration, for errors."""
+        """A Source from a path or from a mapping of its fields; `key` names it in errors."""
         return check(cls, value, key)
 
     @property
@@ -164,7 +164,7 @@ class FamilySpec:
 
     @classmethod
     def of(cls, value: FamilySpec | Mapping[str, Any], key: str = "models") -> FamilySpec:
-        """A FamilySpec from a mapping of its fields, maybe with Hydra's `_target_`; `key` is its place, for errors."""
+        """A FamilySpec from a mapping of its fields, optionally with Hydra's `_target_`; `key` names it in errors."""
         if isinstance(value, Mapping):
             value = {name: part for name, part in value.items() if name != "_target_"}
         return check(cls, value, key)
@@ -180,7 +180,7 @@ class FamilySpec:
         return self.antiexpert
 
     def weights(self, role: str) -> Source:
-        """The source of `role`; UserError for a model behind an endpoint, whose weights are not to be had."""
+        """The source of `role`; raises UserError for a model behind an endpoint, whose weights are not available."""
         source = self.sources[role]
         if isinstance(source, Endpoint):
             raise UserError(f"{role}: {source.model} is behind {source.api}, and this needs its weights: give a path")
@@ -197,6 +197,6 @@ class FamilySpec:
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` is meant as a local folder or file: it exists, or it can't be a hub id."""
+    """Whether `path` means a local folder or file: it exists, or it cannot be a hub id."""
     expanded = Path(path).expanduser()
     return expanded.exists() or path.startswith((".", "~")) or expanded.is_absolute() or path.count("/") > 1

@@ -1,4 +1,4 @@
-"""Evaluation decodes as the task says. What models recommend beside it, in their generation configs, is named."""
+"""Evaluation decodes as the task says. Other settings in models' generation configs are reported."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _TECHNICAL = (
     *("return_", "output_", "is_assistant", "assistant_", "num_assistant", "target_", "prompt_lookup", "max_matching"),
     *("speculation_", "eos_token_id", "max_length", "max_new_tokens"),
 )
-"""How the names of settings begin that change no token, or that evaluation applies (ends) or tasks set (lengths)."""
+"""Prefixes of settings that change no token, that evaluation applies (end tokens) or that tasks set (lengths)."""
 
 
 def ignored_settings(config: GenerationConfig | None) -> dict[str, Any]:
-    """The settings of a member's generation config that evaluation does not apply, though `generate` would."""
+    """The settings of a member's generation config that `generate` applies but evaluation does not."""
     given = {} if config is None else config.to_diff_dict()
     return {
         name: value

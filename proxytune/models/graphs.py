@@ -1,4 +1,4 @@
-"""A member's step recorded as CUDA graphs, one for each number of slots and of new tokens.
+"""A member's step, recorded as CUDA graphs: one for each number of slots and new tokens.
 
 Shapes: S slots, t new tokens, V vocabulary.
 """
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor], Tensor]
-"""From tokens [S, t] and the lengths of the slots [S] to logits [S, t, V]. To run it twice changes nothing."""
+"""From tokens [S, t] and the lengths of the slots [S] to logits [S, t, V]. Running it twice is the same as once."""
 WARM_UP = 2
-"""Runs before a recording: libraries allocate their workspaces in the first ones."""
+"""Runs before a recording: libraries allocate their workspaces in the first runs."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Graphs:
         self.stream = stream
         self.recorded: dict[tuple[int, ...], Recorded] = {}
         self.pool = torch.cuda.graph_pool_handle()
-        """Memory that all recordings share: they never run at the same time."""
+        """Memory shared by all recordings, which never run at the same time."""
 
     def __call__(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Logits [S, t, V] in a tensor that the next call overwrites."""
@@ -50,7 +50,7 @@ class Graphs:
         return one.logits
 
     def clear(self) -> None:
-        """Forget all recordings: the step reads other tensors now."""
+        """Forget all recordings, because the step now uses other tensors."""
         self.recorded.clear()
         self.pool = torch.cuda.graph_pool_handle()
 

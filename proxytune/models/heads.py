@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 SMALLEST = 2**21
-"""Weights of a head below which the product that PyTorch chooses is as fast or faster."""
+"""Number of weights of a head below which PyTorch's own product is at least as fast."""
 FEW, VERY_FEW = 8, 4
-"""Rows for which W x' is faster than x W'; for heads of more than `LARGE` weights the second number."""
+"""The number of rows up to which W x' is faster than x W'; the second is for heads of more than `LARGE` weights."""
 LARGE = 2**26
 
 
 class Head(nn.Linear):
     """A linear layer whose product with a few rows in float32 is computed as (W x')', which is faster on a CPU.
 
-    One row is computed as two equal ones. Measured on one thread (49152 x 576): 10 ms for one row and 25 for two by
-    PyTorch's choice, 6.4 for both by this one; docs/performance.md. Answers differ by the rounding of float32 products.
+    One row is computed as two equal rows. On one thread (49152 x 576) PyTorch's choice takes 10 ms for one row and 25
+    for two; this product takes 6.4 ms in both cases (docs/performance.md). Logits differ by float32 rounding.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Head(nn.Linear):
 
 
 def use_fast_head(model: PreTrainedModel | PeftModel) -> None:
-    """The model's output layer becomes a `Head` if it is a plain linear layer; its weights stay where they are."""
+    """Replaces the model's output layer by a `Head` that shares its weights, if it is a plain linear layer."""
     head = model.get_output_embeddings()
     if type(head) is nn.Linear:
         head.__class__ = Head

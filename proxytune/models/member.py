@@ -1,4 +1,4 @@
-"""One model of a family, in one role, and what it has read. Shapes: B rows, L read, t new, K kept, V tokens."""
+"""One model of a family in one role, and its KV state. Shapes: B rows, L read, t new, K kept, V tokens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from proxytune.models.positions import alibi, boundary, window
 
 
 class KVState:
-    """What one member has read of a batch of rows: its cache, and which positions are real (1) or padding (0)."""
+    """What one member has read of a batch of rows: its cache, and which positions are real and which padding."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class KVState:
         self.boundary = boundary
         """As in `positions.boundary`."""
         self.takes_masks = takes_masks
-        """Whether the model takes a boolean mask for each row and new token, so that it need not make one itself."""
+        """Whether the model accepts a boolean mask per row and new token, so that it need not build one itself."""
         self.rows = rows
         """B."""
         self.length = 0
         """L: positions of each row, real or padding."""
         self.device = torch.device(device)
         self.padding: Tensor | None = None
-        """The mask [B, L]; None where no position is padding, so that models need no mask."""
+        """The mask [B, L]; None if no position is padding, because models then need no mask."""
 
     @property
     def mask(self) -> Tensor:
@@ -60,7 +60,7 @@ class KVState:
         self.padding = unless_full(mask)
 
     def extend(self, tokens: int, mask: Tensor | None = None) -> Tensor:
-        """Note `tokens` more positions as read, of which `mask` [B, t] are real (None: all); position ids [B, t]."""
+        """Record `tokens` more positions as read, with `mask` [B, t] (None: all real); returns position ids [B, t]."""
         before, mask = self.length, None if mask is None else unless_full(mask)
         if self.padding is not None or mask is not None:
             new = torch.ones(self.rows, tokens, dtype=torch.long, device=self.device) if mask is None else mask
@@ -71,7 +71,7 @@ class KVState:
         return (self.padding.cumsum(dim=1) - 1).clamp(min=0)[:, before:]
 
     def attention_mask(self, tokens: int) -> Tensor | None:
-        """What a model is told of the padding when it reads `tokens` more positions, which have been noted."""
+        """The attention mask for a model that reads the last `tokens` recorded positions; None if it needs none."""
         if not self.takes_masks or tokens == self.length:
             return self.padding
         seen = None if self.padding is None else self.padding[:, None, None].bool()
@@ -97,27 +97,27 @@ class KVState:
 
 
 def unless_full(mask: Tensor) -> Tensor | None:
-    """`mask`, or None where all of it is real. A GPU is not asked, which would have to wait."""
+    """`mask`, or None if all positions are real. On a GPU the mask is kept: checking it would make the host wait."""
     return None if mask.device.type == "cpu" and bool(mask.all()) else mask
 
 
 @dataclass(frozen=True)
 class Member:
-    """A role, a module (maybe shared with other roles), an adapter state and a prompt of its own."""
+    """A role, a module (which other roles may share), an adapter state and optionally its own prompt."""
 
     role: str
     model: PreTrainedModel | PeftModel
     """The transformers model; a `PeftModel` when an adapter is switched per role."""
     vocab_size: int
-    """V: ids the tokenizer knows. Logits beyond are padding rows of the head and are cut off."""
+    """V: the ids that the tokenizer knows. Logits beyond them come from padding rows of the head and are cut off."""
     adapter: str | None = None
     """None: the module as it is; an adapter's name; or ADAPTERS_OFF."""
     render: Callable[[str], str] | None = None
-    """Turns the plain prompt into this member's own (a chat template, say); None: it reads the plain prompt."""
+    """Turns the plain prompt into this member's own (such as a chat prompt); None: it reads the plain prompt."""
     identity: str = ""
     """What determines this member's answers: revision or file hashes, adapter, prompt format."""
     tokenizer: PreTrainedTokenizerBase | None = None
-    """Its own tokenizer where it came with one; the family's otherwise."""
+    """Its own tokenizer if it came with one, else the family's."""
     missing: tuple[int, ...] = ()
     """Ids of the family's vocabulary that this member does not know: their logits are -inf."""
     unknown: int = 0
@@ -137,7 +137,7 @@ class Member:
 
     @property
     def module(self) -> PreTrainedModel:
-        """The transformers model itself, under its adapters if it has any."""
+        """The transformers model itself, without adapters around it."""
         return cast(PreTrainedModel, self.model.get_base_model()) if isinstance(self.model, PeftModel) else self.model
 
     @property
@@ -165,7 +165,7 @@ class Member:
 
     @property
     def window(self) -> int | None:
-        """Positions that the model reads as it was made to; None where its config does not say."""
+        """The number of positions that the model was made for; None if its config does not say."""
         return window(self.model.config)
 
     def start(self, rows: int) -> KVState:
@@ -177,7 +177,7 @@ class Member:
 
     @property
     def takes_masks(self) -> bool:
-        """Whether the model attends by a mask of its own for each row and new token, where it is given one."""
+        """Whether the model accepts its own mask for each row and new token."""
         module = self.module
         known = can_be_static(module) and attention_of(module) in ("sdpa", GROUPED, "eager")
         return known and not alibi(module.config) and not is_spread(module)
@@ -186,8 +186,8 @@ class Member:
     def read(self, state: KVState, tokens: Tensor, mask: Tensor | None = None, keep: int = 1) -> Tensor:
         """Read `tokens` [B, t] (`mask` [B, t]: 1 = real); the logits of the last `keep` positions, [B, K, V].
 
-        They have no gradients, but may be edited in place and be what a head is trained on: engines, which do neither,
-        call this in inference mode.
+        They have no gradients, but they may be edited in place and a head may be trained on them. Engines do neither
+        and call this in inference mode.
         """
         tokens = self.known(tokens.to(state.device))
         positions = state.extend(tokens.shape[1], None if mask is None else mask.to(state.device))
@@ -204,7 +204,7 @@ class Member:
         return self.aligned(output.logits)
 
     def _check_boundary(self, state: KVState, positions: Tensor) -> None:
-        """UserError where the logits of a row would depend on the other rows."""
+        """Raises UserError if the logits of a row would depend on the other rows."""
         end = state.boundary
         if end is not None and state.length > end and positions.max() >= end:
             kind = self.model.config.model_type
@@ -214,13 +214,13 @@ class Member:
             )
 
     def known(self, tokens: Tensor) -> Tensor:
-        """`tokens` with those this member does not know replaced by its unknown token."""
+        """`tokens`, with those that this member does not know replaced by its unknown token."""
         if not self.missing:
             return tokens
         return tokens.masked_fill(torch.isin(tokens, tokens.new_tensor(self.missing)), self.unknown)
 
     def aligned(self, logits: Tensor) -> Tensor:
-        """Logits over the family's vocabulary: padding rows cut off, missing tokens -inf."""
+        """Logits over the family's vocabulary, without padding rows and with -inf for missing tokens."""
         logits = logits[..., : self.vocab_size]
         if not self.missing:
             return logits

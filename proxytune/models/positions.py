@@ -10,10 +10,11 @@ if TYPE_CHECKING:
 
 
 def window(config: PreTrainedConfig) -> int | None:
-    """Positions that the model reads as it was made to; None where its configuration does not say.
+    """The number of positions that the model was made for; None if its configuration does not say.
 
-    Of rotary embeddings that are stretched (yarn, linear) it is the stretched window, unless each kind of layer has
-    embeddings of its own: such configurations give the stretched window themselves. Others end at their `boundary`.
+    For stretched rotary embeddings (yarn, linear) it is the stretched window. Configurations with separate embeddings
+    for each type of layer give the stretched window themselves. For other types it is their `boundary` if
+    they have one.
     """
     text = config.get_text_config()
     stated = getattr(text, "max_position_embeddings", None)
@@ -28,10 +29,10 @@ def window(config: PreTrainedConfig) -> int | None:
 
 
 def boundary(config: PreTrainedConfig) -> int | None:
-    """Positions beyond which what a row means depends on the other rows of its batch; None: it never does.
+    """The number of positions beyond which a row's logits depend on the other rows of its batch; None: they never do.
 
-    LongRoPE and dynamic NTK choose their rotary factors by the longest row of a batch, and keys in a cache keep the
-    factors of the time when they were read.
+    LongRoPE and dynamic NTK choose their rotary factors by the longest row of a batch, and cached keys keep the
+    factors in use when they were read.
     """
     text = config.get_text_config()
     found = [_boundary(rope, text) for rope in _ropes(getattr(text, "rope_parameters", None) or {})]
@@ -39,13 +40,13 @@ def boundary(config: PreTrainedConfig) -> int | None:
 
 
 def _ropes(parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The one set of parameters, or those of each kind of layer."""
+    """The single set of parameters, or those of each type of layer."""
     nested = [part for part in parameters.values() if isinstance(part, Mapping)]
     return nested or [parameters]
 
 
 def alibi(config: PreTrainedConfig) -> bool:
-    """Whether positions are a bias that the model makes of the padding: it takes no other mask."""
+    """Whether positions enter as a bias that the model derives from the padding mask; it then accepts no other mask."""
     return config.model_type == "bloom" or getattr(config, "alibi", False)
 
 

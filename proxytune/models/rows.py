@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicLayer
 from proxytune.models.member import KVState, Member
 
 PAD = 0
-"""Stands where there is no token; always masked, so any valid id would do."""
+"""Fills positions without a token; always masked, so any valid id would do."""
 HOLES = 0.25
-"""The share of columns that padding may take in the longest row before a state is compacted, which copies it."""
+"""The fraction of columns that may be padding in the longest row before a state is compacted, which copies it."""
 
 
 def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor | None]:
@@ -35,21 +35,21 @@ def pad(sequences: Sequence[Sequence[int]], left: bool) -> tuple[Tensor, Tensor 
 
 
 def joinable(state: KVState) -> bool:
-    """Whether the cache is keys and values by position and nothing else (no sliding window, no recurrent state)."""
+    """Whether the cache holds only keys and values by position (no sliding window, no recurrent state)."""
     return all(type(layer) is DynamicLayer for layer in state.cache.layers)
 
 
 def revisable(member: Member) -> bool:
-    """Whether what the member has read may be forgotten again: positions are given to it, not counted in its cache."""
+    """Whether the member can forget tokens: its positions are given to it, not counted from its cache."""
     return "position_ids" in signature(member.module.forward).parameters and joinable(member.start(1))
 
 
 def forget(state: KVState, tokens: Sequence[int]) -> None:
-    """Of each row the last `tokens` real positions become padding; columns at the end that no row needs go.
+    """The last `tokens` real positions of each row become padding; trailing columns that no row needs are removed.
 
     read      a b c d e        row 0 forgets 1, row 1 forgets 3
-    row 0     1 1 1 1 0        the last column goes; what row 1 has forgotten is a hole, and positions,
-    row 1     1 1 0 0 0        which are counted from the mask, leave it out
+    row 0     1 1 1 1 0        the last column is removed; the tokens that row 1 forgot leave a gap, which positions
+    row 1     1 1 0 0 0        skip because they are counted from the mask
     """
     if state.padding is None and len(set(tokens)) == 1:
         state.crop(tokens[0])
@@ -64,7 +64,7 @@ def forget(state: KVState, tokens: Sequence[int]) -> None:
 
 
 def compact(state: KVState) -> None:
-    """Padding moves to the left of each row, and columns that are padding in all rows go."""
+    """Moves padding to the left of each row and removes columns that are padding in all rows."""
     if state.padding is None:
         return
     width = int(state.mask.sum(dim=1).max())
@@ -78,7 +78,7 @@ def compact(state: KVState) -> None:
 
 
 def join(state: KVState, other: KVState) -> None:
-    """The rows of `other` become rows of `state`, after its own. Columns that are padding in all rows go."""
+    """Appends the rows of `other` to those of `state`. Columns that are padding in all rows are removed."""
     for one in (state, other):
         compact(one)
     width = max(one.length for one in (state, other))
@@ -89,5 +89,5 @@ def join(state: KVState, other: KVState) -> None:
 
 
 def _fit(tensor: Tensor, width: int) -> Tensor:
-    """`tensor` [..., L, D] with L = width: zeros are added on the left, where the padding is."""
+    """`tensor` [..., L, D], extended to L = width by zeros on the left, where the padding is."""
     return torch.nn.functional.pad(tensor, (0, 0, width - tensor.shape[-2], 0))

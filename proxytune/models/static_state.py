@@ -1,11 +1,13 @@
-"""What one member has read, in a cache of fixed size: rows come, grow and leave, and no tensor is made anew.
+"""The KV state of one member in a cache of fixed size: rows are added, grow and are removed without new tensors.
 
-    slot 0   p p p a a . . .      Row i of a state is in slot `slots[i]`. A slot is filled from its first column on, so
-    slot 1   . . . . . . . .      there is no padding: a token's column is its position, and what lies beyond the
-    slot 2   p p p p p a . .      length of a row is masked. To forget a row's last tokens is to lower its length.
+    slot 0   p p p a a . . .      Row i of a state is in slot `slots[i]`. A slot is filled from its first column, so
+    slot 1   . . . . . . . .      there is no padding: a token's column is its position, and columns beyond the
+    slot 2   p p p p p a . .      length of a row are masked. Lowering a row's length forgets its last tokens.
 
-A step over fixed tensors is recorded once as a CUDA graph and then replayed (`graphs.py`): a model's many short kernels
-no longer wait for Python. Shapes: B rows, S slots, t new tokens, C columns, H heads, D of one head, V vocabulary.
+Because the tensors are fixed, a step can be recorded once as a CUDA graph and then replayed (`graphs.py`): a model's
+many short kernels no longer wait for Python.
+
+Shapes: B rows, S slots, t new tokens, C columns, H heads, D of one head, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from proxytune.models.member import KVState, Member
 
 log = logging.getLogger(__name__)
 PAD = 0
-"""Stands where there is no token; what it leaves in the cache is overwritten before it can be seen."""
+"""Fills positions without a token; its cache entry is overwritten before it can be attended to."""
 COLUMNS = 128
-"""Columns come in multiples of this: attention reads them all."""
+"""The number of columns is a multiple of this; attention reads all columns."""
 
 
 class SlotLayer(CacheLayerMixin):
-    """Keys and values [S, H, C, D] of one layer; `update` writes into the columns of the present step."""
+    """Keys and values [S, H, C, D] of one layer; `update` writes into the columns of the current step."""
 
     def __init__(self, like: CacheLayerMixin, slots: int, columns: int) -> None:
         super().__init__()
@@ -62,7 +64,7 @@ class SlotLayer(CacheLayerMixin):
         return self.get_max_length(), 0
 
     def get_seq_length(self) -> int:
-        """0: positions are given with every step."""
+        """Always 0: positions are given at every step."""
         return 0
 
     def get_max_length(self) -> int:
@@ -71,7 +73,7 @@ class SlotLayer(CacheLayerMixin):
 
 
 def fits(member: Member, state: KVState) -> bool:
-    """Whether what the member has read, in `state`, can go on in slots: keys and values by position, nothing else."""
+    """Whether `state` can be moved into slots: it holds only keys and values by position."""
     return (
         all(type(layer) is DynamicLayer for layer in state.cache.layers)
         and member.takes_masks
@@ -84,7 +86,7 @@ class StaticState:
     """The rows that one member has read, in slots of at most `columns` tokens."""
 
     def __init__(self, member: Member, columns: int, graphs: bool, compile: bool = False) -> None:
-        """`graphs`: steps are recorded as CUDA graphs and replayed. `compile`: by torch.compile first."""
+        """`graphs`: record steps as CUDA graphs and replay them. `compile`: compile them by torch.compile first."""
         self.member = member
         self.compile = compile
         self.model: Callable[..., Any] = member.model
@@ -98,7 +100,7 @@ class StaticState:
         self.slots: list[int] = []
         """The slot of each row."""
         self.lengths: list[int] = []
-        """The tokens of each row."""
+        """The number of tokens in each row."""
 
     @property
     def rows(self) -> int:
@@ -106,11 +108,11 @@ class StaticState:
         return len(self.slots)
 
     def clear(self) -> None:
-        """Forget all rows; the tensors and the recorded steps stay."""
+        """Forget all rows; keep the tensors and the recorded steps."""
         self.slots, self.lengths = [], []
 
     def join(self, state: KVState) -> None:
-        """The rows of `state`, padded on the left, become rows after the present ones."""
+        """Appends the rows of `state`, which are padded on the left."""
         lengths = state.mask.sum(dim=1)
         width = state.length
         if width > self.columns:
@@ -119,7 +121,7 @@ class StaticState:
         self._reserve(self.rows + len(lengths), state.cache.layers)
         new = [slot for slot in range(self.size) if slot not in taken][: len(lengths)]
         at = torch.tensor(new, device=lengths.device)
-        # Column c of a slot is column L - length + c of the padded row; what lies beyond the length is never seen.
+        # Column c of a slot is column L - length + c of the padded row; columns beyond the length are masked.
         source = (width - lengths[:, None] + torch.arange(width, device=lengths.device)).clamp(max=width - 1)
         for layer, other in zip(self.layers, state.cache.layers, strict=True):
             for part in ("keys", "values"):
@@ -132,7 +134,7 @@ class StaticState:
     def select(self, rows: Tensor) -> None:
         """Keep, drop, reorder or repeat rows: afterwards row i is what row `rows[i]` was.
 
-        Only a repeated row is copied, and rows that are too far back once few are left.
+        Copies only repeated rows, and rows in high slots once few rows are left.
         """
         kept = rows.tolist()
         self._reserve(len(kept), self.layers)
@@ -157,10 +159,10 @@ class StaticState:
         self.lengths = [length - few for length, few in zip(self.lengths, tokens, strict=True)]
 
     def read(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The rows read `tokens` [B, t], of which `mask` says how many first ones are real: logits [B, t, V].
+        """The rows read `tokens` [B, t], padded on the right where `mask` [B, t] is 0; returns logits [B, t, V].
 
-        Logits of padding mean nothing. Of several states each reads on a CUDA stream of its own, so that small models
-        run beside a large one; call `finish` on all of them before the logits are used.
+        Logits at padding are undefined. Each state reads on its own CUDA stream, so small models run in parallel with a
+        large one; call `finish` on all states before using the logits.
         """
         counts = [tokens.shape[1]] * self.rows if mask is None else mask.sum(dim=1).tolist()
         if max(self.lengths) + tokens.shape[1] > self.columns:
@@ -168,13 +170,13 @@ class StaticState:
         padded, lengths = self._placed(self.member.known(tokens.cpu()))
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
         with self._aside():
-            # Copied before the step is under way: a copy from the host waits for all that its stream was given.
+            # Copy before the step starts: a copy from the host waits for all earlier work on its stream.
             slots = torch.tensor(self.slots, device=self.device)
             logits = self.step(padded.to(self.device), lengths.to(self.device))
             return self.member.aligned(logits[slots])
 
     def _placed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [S, t] and lengths [S] of the slots up to the last one that has a row."""
+        """Tokens [S, t] and lengths [S] of the slots, up to the last one in use."""
         size = bucket(max(self.slots) + 1)
         padded, lengths = [[PAD] * tokens.shape[1]] * size, [0] * size
         for slot, row, length in zip(self.slots, tokens.tolist(), self.lengths, strict=True):
@@ -182,12 +184,12 @@ class StaticState:
         return torch.tensor(padded), torch.tensor(lengths)
 
     def finish(self) -> None:
-        """What is done next comes after what the state reads."""
+        """Makes the current stream wait until the state has finished reading."""
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def _aside(self) -> AbstractContextManager[Any]:
-        """On the state's own stream, after all that was asked for so far."""
+        """Runs its body on the state's own stream, after all work issued so far."""
         if self.stream is None:
             return nullcontext()
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -222,12 +224,12 @@ class StaticState:
 
     @property
     def size(self) -> int:
-        """The slots that there are."""
+        """The number of slots."""
         keys = self.layers[0].keys if self.layers else None
         return 0 if keys is None else len(keys)
 
     def _reserve(self, rows: int, like: Sequence[Any]) -> None:
-        """Makes slots for `rows`; more slots than before are new tensors, for which all steps are recorded anew."""
+        """Makes slots for `rows`. If more are needed, the tensors are new and all steps are recorded again."""
         if rows <= self.size:
             return
         if self.compile and not self.layers:
@@ -249,7 +251,7 @@ class StaticState:
             self._logits = torch.compile(self._read)
 
     def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Each pair: from slot, to slot."""
+        """Copies slots, given as pairs (from, to)."""
         source, target = torch.tensor(pairs, device=self.device).T
         seen = slice(max(self.lengths))
         for layer in self.layers:
@@ -259,12 +261,12 @@ class StaticState:
 
 
 def bucket(rows: int) -> int:
-    """The power of 2 that has room for `rows`: one recorded step for each such number of slots."""
+    """The smallest power of 2 that holds `rows`, to limit the number of recorded steps."""
     return 1 << max(0, rows - 1).bit_length()
 
 
 class StaticStates:
-    """The static states of an engine, kept from one batch of requests to the next: what was recorded stays valid."""
+    """The static states of an engine, kept between batches of requests so that recorded steps stay valid."""
 
     def __init__(self, ensemble: Mapping[str, Member], compile: bool) -> None:
         """By role; `compile` as in `StaticState`."""
@@ -273,16 +275,16 @@ class StaticStates:
         self.columns = 0
         self.states: dict[str, StaticState] = {}
         self.unfit: set[str] = set()
-        """Roles that do not fit a static state, as has been said."""
+        """Roles that do not fit a static state and for which the log already says so."""
 
     def make_room(self, tokens: int) -> None:
-        """For rows of so many tokens."""
+        """`columns` is the maximum number of tokens per row."""
         if tokens > self.columns:
             self.columns = -(-tokens // COLUMNS) * COLUMNS
             self.states.clear()
 
     def take(self, role: str, state: KVState) -> KVState | StaticState:
-        """The static state of the role, with the rows of `state` alone; `state` itself where it does not fit."""
+        """The static state of the role, holding only the rows of `state`; `state` itself if it does not fit."""
         member = self.members[role]
         if not fits(member, state):
             self._say(role)

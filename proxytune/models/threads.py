@@ -1,4 +1,4 @@
-"""How many threads a CPU gives to small models."""
+"""The number of CPU threads for small models."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from proxytune.models.member import Member
 
 ONE_THREAD = 5_000_000
-"""Parameters below which the threads of a CPU cost more time than they save."""
+"""Number of parameters below which several CPU threads cost more time than they save."""
 
 
 def few_threads(members: Iterable[Member]) -> AbstractContextManager[None]:
-    """`one_thread` where all `members` are small and on a CPU."""
+    """`one_thread` if all `members` are small and on a CPU."""
     small = all(member.device.type == "cpu" and parameters(member) < ONE_THREAD for member in members)
     return one_thread() if small else nullcontext()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The number of threads is restored at the end."""
+    """Runs its body with one thread and restores the number of threads afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Finding trained models by the hash of their recipe: `trained:<hash>` in the place of a source's path.
+"""Finding trained models by the hash of their recipe: `trained:<hash>` in place of a source's path.
 
 `$PROXYTUNE_CACHE/trained/<hash>.json` says in which folder the model is and how it is loaded; an adapter needs the
 model that it was trained over.
@@ -18,15 +18,15 @@ PREFIX = "trained:"
 
 
 def remember(recipe: str, folder: Path, source: Mapping[str, str]) -> None:
-    """Notes that `folder` holds the model of the recipe with this hash; `source` are the fields of its `Source`."""
+    """Records that `folder` holds the model of the recipe with this hash; `source` has the fields of its `Source`."""
     with atomic_write(_notes() / f"{recipe}.json") as file:
         file.write(json.dumps({"folder": str(folder.resolve()), "source": dict(source)}, indent=2) + "\n")
 
 
 def find(name: str) -> dict[str, str]:
-    """The fields of the `Source` called `trained:<hash>`; the beginning of a hash is enough if no other begins so.
+    """The fields of the `Source` called `trained:<hash>`; a unique prefix of the hash is enough.
 
-    Raises UserError: no such hash, several of them, a folder that was moved or trained anew.
+    Raises UserError for an unknown or ambiguous hash, and for a folder that was moved or trained again.
     """
     wanted = name.removeprefix(PREFIX)
     hashes = sorted(note.stem for note in _notes().glob("*.json"))

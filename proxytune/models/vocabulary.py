@@ -1,7 +1,7 @@
 """One vocabulary for a family: token ids must mean the same to every member.
 
-The family's vocabulary is the base tokenizer's: V = its largest id + 1. Heads are often padded beyond it (to a multiple
-of 64, say), and the padding rows of two checkpoints differ, so logits are cut to V before anything looks at them.
+The family's vocabulary is the base tokenizer's: V = its largest id + 1. Heads are often padded beyond it (such as to
+a multiple of 64), and the padding rows of two checkpoints differ, so logits are cut to V before any use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxytune.models.facts import MemberFacts
 
 MissingTokens = Literal["refuse", "base_only"]
-"""What to do where the base and another member know different tokens (an id that means two things is always refused).
+"""What to do if the base and another member know different tokens (an id with two meanings is always refused).
 
 refuse: an error that names the tokens.
 base_only: the base decides. A token that only the base knows gets no shift from the pair that lacks it (its logit is
@@ -31,18 +31,18 @@ base_only: the base decides. A token that only the base knows gets no shift from
 """
 
 CONTEXT = 8
-"""Tokens of context to begin with when text is decoded after other text; more where these begin inside a character."""
+"""The initial number of context tokens when decoding text after other text; more if they start inside a character."""
 BROKEN = "\ufffd"
-"""What tokenizers write for bytes that are no character."""
+"""What tokenizers write for bytes that do not form a character."""
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """V: the largest id that `tokenizer` knows, plus one. Never the number of rows of a model's head."""
+    """V: the largest id that `tokenizer` knows, plus one. This is not the number of rows of a model's head."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def token_numbers(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> tuple[int, ...]:
-    """The ids of tokens given as text, ascending; UserError for one that `tokenizer` does not have."""
+    """The ids of tokens given as text, ascending; raises UserError for a token that `tokenizer` does not have."""
     vocabulary = tokenizer.get_vocab()
     for token in tokens:
         if token not in vocabulary:
@@ -60,7 +60,7 @@ def check_policy(policy: str) -> None:
 def missing_tokens(
     base: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, role: str, policy: MissingTokens = "refuse"
 ) -> tuple[int, ...]:
-    """The ids that `base` knows and `other` (of `role`) lacks; UserError where the two do not fit under `policy`."""
+    """The ids that `base` knows and `other` (of `role`) lacks; raises UserError if `policy` does not allow them."""
     ours, theirs = _by_id(base), _by_id(other)
     if ours == theirs:
         return ()
@@ -77,7 +77,7 @@ def missing_tokens(
 
 
 def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What a member reads in place of a token it does not know: its unknown token, else its end-of-sequence token."""
+    """The token that a member reads in place of one it does not know: its unknown, else its end-of-sequence token."""
     candidates = (tokenizer.unk_token_id, tokenizer.eos_token_id)
     found = next((token for token in candidates if token is not None), None)
     if found is None:
@@ -91,7 +91,7 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int:
 def check_head(
     model: PreTrainedModel | PeftModel | MemberFacts, vocab_size: int, missing: tuple[int, ...], role: str
 ) -> None:
-    """UserError where the model's head has no row for a token that its tokenizer knows."""
+    """Raises UserError if the model's head has no row for a token that its tokenizer knows."""
     rows = model.config.get_text_config().vocab_size
     lacking = set(range(rows, vocab_size)) - set(missing)
     if lacking:
@@ -102,10 +102,10 @@ def check_head(
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """What a model reads for `text`: its tokens after what `tokenizer` puts before a text, and nothing after them.
+    """The tokens that a model reads for `text`: the special tokens that `tokenizer` puts before a text, then its own.
 
-    A text that begins with its own beginning-of-sequence token (a rendered chat, say) gets no second one, and a
-    tokenizer that ends texts with an end-of-sequence token, as many do after fine-tuning, does not end these.
+    A text that already begins with a beginning-of-sequence token (such as a rendered chat) gets no second one. No
+    end-of-sequence token is added, although many tokenizers do so after fine-tuning.
     Raises UserError for a word that the tokenizer has no token for.
     """
     with known_words(tokenizer, text):
@@ -129,10 +129,10 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def text_after(
     tokenizer: PreTrainedTokenizerBase, before: Sequence[int], tokens: Sequence[int], skip_special_tokens: bool = False
 ) -> str:
-    """The text that `tokens` add to that of `before`: both decoded together, less what `before` is by itself.
+    """The text that `tokens` add to `before`: both decoded together, minus the text of `before`.
 
-    Decoded alone, tokens lose the blank that SentencePiece-like tokenizers drop at the beginning of a text. A character
-    whose first bytes are in `before` belongs to what is added. Only the end of `before` is decoded.
+    Decoded separately, tokens would lose the blank that SentencePiece-like tokenizers drop at the start of a text. A
+    character whose first bytes are in `before` counts as added. Only the end of `before` is decoded.
     """
     width = CONTEXT
     while True:
@@ -146,7 +146,7 @@ def text_after(
 
 
 def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """All that decides which tokens `tokenizer` makes of a text and which text of tokens, as plain data."""
+    """Everything that determines how `tokenizer` encodes and decodes, as plain data."""
     facts = {
         "class": type(tokenizer).__qualname__,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
@@ -154,7 +154,7 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        state = json.loads(backend.to_str())  # less what each call sets anew
+        state = json.loads(backend.to_str())  # without what each call sets
         return facts | {name: part for name, part in state.items() if name not in ("padding", "truncation")}
     with TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -164,14 +164,14 @@ def tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 @contextmanager
 def known_words(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[None]:
-    """Around the tokenising of `text`: UserError where `tokenizer`, without an unknown token, cannot read a word of it.
+    """Wraps the tokenising of `text`: raises UserError if `tokenizer` has no token for a word, nor an unknown token.
 
-    Tokenizers that spell words from smaller parts read any text; one token for each word, as in the miniature, do not.
+    Tokenizers with subwords read any text; tokenizers with one token per word, as in the miniature, do not.
     """
     try:
         yield
     except Exception as error:
-        if type(error) is not Exception:  # the tokenizers library raises nothing more special
+        if type(error) is not Exception:  # the tokenizers library raises nothing more specific
             raise
         word = next((word for word in text.split() if not _reads(tokenizer, word)), text[:40])
         raise UserError(

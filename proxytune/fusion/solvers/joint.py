@@ -1,4 +1,4 @@
-"""All weights together. Shapes: n rows, T experts."""
+"""The exact search for all weights together. Shapes: n rows, T experts."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from proxytune.fusion.solvers.tilt import Tilt
 
 MAX_STEPS = 60
 SOLVED = 1e-8
-"""A loss below this (divergences right to 1e-4 nats) counts as 0."""
+"""A loss below this (divergences accurate to 1e-4 nats) counts as 0."""
 NEARLY = 1e-5
-"""A loss above this (0.003 nats) is worth another start."""
+"""A loss above this (0.003 nats) is worth a restart."""
 CLEARLY = 1e-5
-"""The share of the loss by which another start must be better to count: less is rounding."""
+"""The relative decrease of the loss that a restart must reach to be kept: less is rounding."""
 STALLED = 1e-3
-"""A step that lowers the loss by a smaller share is the last."""
+"""The search stops after a step whose relative decrease of the loss is smaller."""
 DAMPING, GIVE_UP = 1e-3, 1e4
-"""The first step's, and one at which no step lowers the loss any more."""
+"""The damping of the first step, and the damping at which the search stops because no step lowers the loss."""
 
 
 def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
     """Weights [T, n] in [points[0], points[-1]] for `target` [2, n].
 
-    Descends from the best equal weights and, where that does not reach the target, also from the best expert alone; the
-    later result counts only where it is clearly lower. A row starts from its own logits alone, never from the weights
-    of the position before: rules keep no history.
+    Descends from the best equal weights. A row that does not reach the target descends again from the best single
+    expert; that result is used only if its loss is clearly lower. The start depends only on the row's own logits,
+    never on the weights of the previous position: rules keep no history.
 
     With two experts (64 rows of `language_like` logits in scripts/benchmark_solver.py, 8,000 tokens) the divergences
     miss the target by 0.002 nats in the median row. One expert at a time misses it by 0.05, in a third of the time; all
-    441 points of the joint grid by 0.04. Which experts are used stays arbitrary where several weights are equally good:
+    441 points of the joint grid by 0.04. If several weights are equally good, the choice among experts is arbitrary:
     in the miniature the joint weights score no better than one expert at a time.
     """
     low, high = points[0].item(), points[-1].item()
@@ -50,7 +50,7 @@ def joint_search(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
 
 
 def _start_alone(tilt: Tilt, target: Tensor, points: Tensor) -> Tensor:
-    """Weights [T, n]: the best of one expert, and as near to 0 as may be for the others."""
+    """Weights [T, n]: the best weight for the best expert, and the allowed weight nearest to 0 for the others."""
     experts = len(tilt.d)
     found = line_search(tilt.lines(), target.repeat(1, experts), points)
     return best_alone(*found, experts).clamp(points[0], points[-1])
@@ -61,26 +61,26 @@ End = tuple[Sequence[float], float]
 
 
 def _descend(tilt: Tilt, target: Tensor, starts: Tensor, low: float, high: float) -> list[End]:
-    """From `starts` [T, n]: the weights and the loss of each row."""
+    """Descends from `starts` [T, n]; the weights and the loss of each row."""
     goals = zip(target.T.tolist(), starts.T.tolist(), strict=True)
     return run([descend(goal, start, low, high) for goal, start in goals], tilt, Tilt.gradients)
 
 
 class Place(NamedTuple):
-    """Weights, and what is known there."""
+    """Weights and the values computed there."""
 
     w: Sequence[float]
     loss: float
     gap: Pair
     """The divergences minus the target."""
     jacobian: Sequence[Pair]
-    """[T] the derivatives of both divergences."""
+    """[T] each, the derivatives of the two divergences."""
 
 
 def descend(target: Pair, w: Sequence[float], low: float, high: float) -> Search[End]:
     """Projected Levenberg-Marquardt from `w` [T].
 
-    It ends when the loss, and with it the fused distribution, hardly changes any more.
+    It stops when the loss, and with it the fused distribution, has nearly stopped changing.
     """
     here, damping = _place(target, w, (yield w)), DAMPING
     for _ in range(MAX_STEPS):
@@ -103,7 +103,7 @@ def _place(target: Pair, w: Sequence[float], values: Sequence[float]) -> Place:
 
 
 def _step(at: Place, damping: float, low: float, high: float) -> list[float]:
-    """The shortest damped Gauss-Newton step [T], -J'(JJ' + damping)^-1 gap, over weights not held by a bound."""
+    """The shortest damped Gauss-Newton step [T], -J'(JJ' + damping)^-1 gap, over the weights that are free to move."""
     (g0, g1), rows = at.gap, []
     for w, (x, y) in zip(at.w, at.jacobian, strict=True):
         slope = x * g0 + y * g1

@@ -1,18 +1,19 @@
-"""MatchKL's exact search for one expert in one Triton kernel: no read of a result by the host, few reads of the rows.
+"""MatchKL's exact search for one expert in one Triton kernel: the host reads no result, and rows are read few times.
 
-A row is read three times, by one program:
+One program handles a row and reads it three times:
 
 1. base, expert and antiexpert give the targets, the mean of d under the base, and the range of d;
-2. psi (see `tilt.py`) and its first two derivatives at NODES weights. Both divergences follow from psi and psi', and
-   between nodes the quintic through these values has them to about 1e-6 where logits are those of language models. The
-   best of the rule's points and of some between them is found on it, and the lowest loss between its neighbours;
-3. the fused logits are written with that weight, and the divergences there are computed. Where the loss could still
-   fall by more than rounding, Newton's method, safeguarded by bisection, goes on, a read of the row at each step.
+2. psi (see `tilt.py`) and its first two derivatives are computed at NODES weights. Both divergences follow from psi
+   and psi'. Between nodes the quintic through these values gives them to about 1e-6 for logits of language models. This
+   model of the loss gives the best of the rule's points and of some between them, and the minimum between its
+   neighbours;
+3. the fused logits are written with that weight, and the divergences there are computed. If the loss could still fall
+   by more than rounding, Newton's method, safeguarded by bisection, continues; each step reads the row once.
 
-Where exponents are too large for sums in float32, or step 3 shows the model to be wrong, the loss is computed at those
-points in place of step 2. The loss found is that of `line_search` up to rounding, or lower where a narrow minimum hides
-between two points of the rule. Needs Triton, so it is imported only where tensors are on a GPU (or where Triton's
-interpreter is on, which tests it). Shapes: n rows, V tokens, N nodes.
+If exponents are too large for sums in float32, or step 3 shows that the model is wrong, the loss itself is computed at
+the points, instead of step 2. The loss found is that of `line_search` up to rounding, or lower if a narrow minimum lies
+between two points of the rule. Needs Triton, so it is only imported when tensors are on a GPU (or when Triton's
+interpreter is on, as in tests). Shapes: n rows, V tokens, N nodes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = tl.constexpr(4096)
-"""Tokens looked at together."""
+"""Tokens per block."""
 WARPS = 16
 NODES = tl.constexpr(8)
 LARGE = tl.constexpr(60.0)
@@ -33,29 +34,29 @@ LARGE = tl.constexpr(60.0)
 FLAT = tl.constexpr(1e-4)
 """As in `tilt.py`."""
 NARROW = tl.constexpr(64.0)
-"""As in `search.py`: only where d varies by less does the slope say how far the loss may still fall."""
+"""As in `search.py`: only if d varies by less than this does the slope predict how far the loss may still fall."""
 SHORT = tl.constexpr(3e-3)
-"""And only for steps shorter than this."""
+"""This holds only for steps shorter than this."""
 LATTICE = 32
-"""Between the ends of the rule's points there are at least so many cells: the lowest of their corners is sought, then
-the lowest loss between its neighbours."""
+"""The minimum number of intervals between the ends of the rule's points. The search finds the best of their endpoints,
+then the lowest loss between its neighbours."""
 TRUSTED = tl.constexpr(1e-4)
-"""Where the loss is further than this from the model's, in its own size or nats squared, the model is not used."""
+"""The model is discarded if the loss differs from it by more than this, relative or in nats squared."""
 ZOOMS = tl.constexpr(3)
 SAMPLES = tl.constexpr(64)
-"""Weights at which a zoom computes the loss of the model: three zooms come to 1e-5 of the distance of two points."""
+"""Weights at which a zoom evaluates the model: three zooms reach 1e-5 of the spacing of the points."""
 STEPS = tl.constexpr(30)
-"""Most steps of Newton's method or bisection."""
+"""The maximum number of steps of Newton's method or bisection."""
 CLOSE = tl.constexpr(1e-6)
-"""A loss that falls by less than this, in its own size or nats squared, is a minimum."""
+"""A loss that can fall by at most this, relative or in nats squared, counts as a minimum."""
 SHORTEST = tl.constexpr(1e-7)
-"""A step shorter than this is the last."""
+"""The search ends after a step shorter than this."""
 INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit
 def _load(base, expert, anti, at, inside):
-    """The base, d and the antiexpert at some tokens; where a pair is masked d is 0, and beyond the row all is -inf."""
+    """Base, d and antiexpert at a block of tokens; d is 0 where a pair is masked; past the row's end all are -inf."""
     b = tl.load(base + at, mask=inside, other=-INFINITY).to(tl.float32)
     e = tl.load(expert + at, mask=inside, other=-INFINITY).to(tl.float32)
     a = tl.load(anti + at, mask=inside, other=-INFINITY).to(tl.float32)
@@ -85,8 +86,9 @@ def _close(top, total, moment):
 
 @triton.jit
 def _survey(base, expert, anti, V):
-    """The first read: log-normaliser of the base, mean of d under it, both targets, range of d over all tokens and over
-    those that the base allows, whether the base masks all, whether anything is NaN or +inf."""
+    """The first read: the base's log-normaliser, the mean of d under the base, both targets, the range of d over all
+    tokens and over those that the base allows, whether the base masks all tokens, and whether any value is NaN or +inf.
+    """
     lanes = tl.arange(0, BLOCK)
     nothing, zero = tl.full([BLOCK], -INFINITY, tl.float32), tl.zeros([BLOCK], tl.float32)
     top_b, z_b, m_b = nothing, zero, zero
@@ -145,7 +147,7 @@ def _nodes(base, expert, anti, V, psi0, mean0, uniform, weights):
 
 @triton.jit
 def _points(base, expert, anti, V, psi0, mean0, uniform, weights):
-    """psi and its derivative at `weights` [N], whatever the exponents."""
+    """psi and its derivative at `weights` [N], for exponents of any size."""
     lanes = tl.arange(0, BLOCK // 4)
     z = tl.zeros([BLOCK // 4, NODES], tl.float32)
     m, top = z, z - INFINITY
@@ -165,7 +167,7 @@ def _points(base, expert, anti, V, psi0, mean0, uniform, weights):
 
 @triton.jit
 def _at(base, expert, anti, out, V, psi0, mean0, uniform, w, WRITE: tl.constexpr):
-    """psi and its first three derivatives at w, whatever the exponents; writes the fused logits with weight w."""
+    """psi and its first three derivatives at w, for exponents of any size; writes the fused logits with weight w."""
     lanes = tl.arange(0, BLOCK)
     zero = tl.zeros([BLOCK], tl.float32)
     top, z, m1, m2, m3 = zero - INFINITY, zero, zero, zero, zero
@@ -195,7 +197,7 @@ def _at(base, expert, anti, out, V, psi0, mean0, uniform, w, WRITE: tl.constexpr
 
 @triton.jit
 def _loss(w, psi, mean, forward, backward):
-    """Where d has mean 0 under the base: KL(P~ || P) = w psi' - psi and KL(P || P~) = psi."""
+    """KL(P~ || P) = w psi' - psi and KL(P || P~) = psi, for d with mean 0 under the base."""
     gap, back = w * mean - psi - forward, psi - backward
     return gap * gap + back * back
 
@@ -235,7 +237,7 @@ def _model_loss(w, low, h, psi, mean, variance, forward, backward):
 
 @triton.jit
 def _first_lowest(loss, w, M: tl.constexpr):
-    """The weight of the first lowest loss, of [M] each."""
+    """The weight of the first minimum of the losses; both [M]."""
     i = tl.arange(0, M)
     first = tl.min(tl.where(loss == tl.min(loss), i, M))
     return tl.sum(tl.where(i == first, w, 0.0))
@@ -243,7 +245,7 @@ def _first_lowest(loss, w, M: tl.constexpr):
 
 @triton.jit
 def _by_model(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G, POINTS: tl.constexpr):
-    """The second read: a weight, the weights between which it is the best, and its loss by the model."""
+    """The second read: a weight, the interval in which it is the best, and its loss by the model."""
     h, step = (high - low) / (NODES - 1), (high - low) / (G - 1)
     psi, mean, variance = _nodes(base, expert, anti, V, psi0, mean0, uniform, low + h * tl.arange(0, NODES))
     i = tl.arange(0, POINTS)
@@ -263,12 +265,12 @@ def _by_model(base, expert, anti, V, psi0, mean0, uniform, forward, backward, lo
 
 @triton.jit
 def _by_points(base, expert, anti, V, psi0, mean0, uniform, forward, backward, low, high, G):
-    """The same, without a model, from the loss itself: NODES weights at each read."""
+    """The same from the loss itself, without a model: each read evaluates NODES weights."""
     step = (high - low) / (G - 1)
     best, lowest = low, low * 0 + INFINITY
     first, last = low, high
     for start in range(0, G + ZOOMS * NODES, NODES):
-        # After the G points, ZOOMS times NODES weights between the neighbours of the best one so far.
+        # After the G points, evaluate ZOOMS times NODES weights between the neighbours of the best one so far.
         zoom = start >= G
         fine = tl.where(zoom, (last - first) / (NODES - 1), step)
         points = tl.where(zoom, first, low + step * start) + fine * tl.arange(0, NODES)
@@ -329,7 +331,7 @@ def _search(
             w, left = tl.where(go_on, after, w), tl.where(go_on, left - 1, 0)
     tl.store(weights + row, best)
     tl.store(losses + row, lowest)
-    # `w` was looked at last. A second name for it, set in the loop, would not leave the loop: Triton does not carry it.
+    # `w` was evaluated last. It needs no second name: Triton does not carry one set in the loop out of the loop.
     if WRITE and w != best:
         _at(base, expert, anti, out, V, psi0, mean0, uniform, best, WRITE)
 
@@ -377,7 +379,7 @@ def search(
 
 
 def fuse(base: Tensor, experts: Tensor, antiexpert: Tensor, points: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Fused logits [n, V] and weights [T, n] of which at most one per row is not 0; experts are [T, n, V]."""
+    """Fused logits [n, V] and weights [T, n], at most one of them nonzero per row; experts are [T, n, V]."""
     base, experts, antiexpert = (x if x.stride(-1) == 1 else x.contiguous() for x in (base, experts, antiexpert))
     sides = [[p for p in points if p <= 0], [p for p in points if p >= 0]]
     sides = [side for side in sides if len(side) > 1] or [list(points)]
@@ -398,6 +400,6 @@ def fuse(base: Tensor, experts: Tensor, antiexpert: Tensor, points: Sequence[flo
 
 
 def _lower(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Of each row the weight and loss with the lower loss; of equal ones the first."""
+    """For each row the weight and loss with the lower loss; the first on ties."""
     better = other[1] < one[1]
     return torch.where(better, other[0], one[0]), torch.where(better, other[1], one[1])

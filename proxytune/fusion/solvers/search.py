@@ -1,4 +1,4 @@
-"""Searches for the weights whose divergences come nearest to a target. Shapes: n rows, T experts, G points."""
+"""Searches for the weights whose divergences are closest to a target. Shapes: n rows, T experts, G points."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from proxytune.fusion.logits import add
 from proxytune.fusion.solvers.tilt import Tilt
 
 CLOSE = 3e-3
-"""A Newton step shorter than this is the last: convergence is quadratic, so about 1e-5 remains."""
+"""The search ends after a shorter Newton step: convergence is quadratic, so an error of about 1e-5 remains."""
 NARROW = 64.0
-"""Where d varies by less than this, in nats, a step shorter than CLOSE moves no two tokens apart by more than 0.2."""
+"""If d varies by less than this, in nats, a step shorter than CLOSE changes no log-odds by more than 0.2."""
 BISECTED = 1e-6
-"""A bisection shorter than this is the last, and any step where d is not NARROW."""
+"""The search ends after a bisection shorter than this, or, where d is not NARROW, after any step shorter than this."""
 ROUNDING = 1e-5
-"""Divergences may be wrong by this much, in nats: a last step that ends so little further from the target counts."""
+"""The rounding error of divergences, in nats: a last step that moves at most this much away from the target is kept."""
 TOGETHER = 2**15
-"""So few logits cost less than the calls that work on them: several points are then rows of one call."""
+"""Below this number of logits, calls cost more than their arithmetic, so one call evaluates several points as rows."""
 MAX_STEPS = 20
-"""Enough to bisect a cell 0.1 wide down to BISECTED."""
+"""Enough to bisect an interval of length 0.1 down to BISECTED."""
 
 Found = TypeVar("Found")
 Pair = tuple[float, float]
-"""Of KL(P~ || P) and KL(P || P~)."""
+"""KL(P~ || P) and KL(P || P~)."""
 Search = Generator[Sequence[float], Sequence[float], Found]
-"""The search of one row: yields weights [T] and is sent what they give, until it returns what it has found.
+"""The search of one row: it yields weights [T], is sent the values there, and finally returns its result.
 
-In Python's numbers: for the few rows of a decoding step a tensor operation costs more than its arithmetic.
+It computes with Python floats: for the few rows of a decoding step a tensor operation costs more than its arithmetic.
 """
 
 
 def run(searches: Sequence[Search[Found]], tilt: Tilt, evaluate: Callable[[Tilt, Tensor], Tensor]) -> list[Found]:
-    """What each row's search finds; `evaluate(tilt, w [T, n])` gives [M, n], what a row's search is sent.
+    """The result of each row's search; `evaluate(tilt, w [T, n])` gives the values [M, n] that the searches are sent.
 
-    The rows that are not done are evaluated together. Once half of the rows are done, the others go on without them.
+    Unfinished rows are evaluated together. Whenever half of the rows are finished, they are dropped from the batch.
     """
     found: dict[int, Found] = {}
     asked: dict[int, Sequence[float]] = {}
@@ -86,13 +86,14 @@ def grid_search(tilt: Tilt, targets: Tensor, points: Tensor) -> tuple[Tensor, Te
 
 
 def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """One expert: the continuous optimum over [points[0], points[-1]], never worse than the best of `points` [G].
+    """For one expert: the continuous optimum over [points[0], points[-1]], never worse than the best of `points` [G].
 
-    Finds the best point and polishes it between its neighbours. The loss can have several minima; the one beside the
-    best point is the lowest, unless a narrower one hides between two points.
+    Finds the best point and refines it between its neighbours. The loss can have several minima. The one next to the
+    best point is the lowest, unless a narrower one lies between two points.
 
-    Against trying all of 21 points (768 rows of `language_like` logits in scripts/benchmark_solver.py, 32,000 tokens):
-    half the time, and the two divergences miss their targets by 0.018 nats in the median row instead of 0.035.
+    Compared with trying all of 21 points, it takes half the time, and the two divergences miss their targets by 0.018
+    nats in the median row instead of 0.035 (768 rows of `language_like` logits in scripts/benchmark_solver.py, 32,000
+    tokens).
 
     `target` is [2, n]; returns weights [1, n] and loss [n].
     """
@@ -108,9 +109,9 @@ def line_search(tilt: Tilt, target: Tensor, points: Tensor) -> tuple[Tensor, Ten
 
 
 def best_alone(weights: Tensor, losses: Tensor, experts: int) -> Tensor:
-    """Weights [T, n]: of each expert's own weight [1, T n] that of least loss [T n], and 0 for the others.
+    """Weights [T, n]: the weight of the expert with the lowest loss, and 0 for the others.
 
-    On ties the first expert wins.
+    `weights` [1, T n] and `losses` [T n] are those of each expert on its own. On ties the first expert wins.
     """
     if experts == 1:
         return weights
@@ -119,13 +120,13 @@ def best_alone(weights: Tensor, losses: Tensor, experts: int) -> Tensor:
 
 
 def _sides(points: Sequence[float]) -> list[Sequence[float]]:
-    """`points` on each side of 0, by distance from it, 0 itself on both."""
+    """`points` on each side of 0, sorted by distance from 0, which is in both."""
     sides = [p for p in points if p <= 0][::-1], [p for p in points if p >= 0]
     return [side for side in sides if len(side) > 1] or [points]
 
 
 class Start(NamedTuple):
-    """Where the minimum beside the best point may be."""
+    """The start `w` and the interval [`low`, `high`] of the refinement."""
 
     w: float
     low: float
@@ -137,10 +138,11 @@ class Start(NamedTuple):
 
 
 def best_point(target: Pair, points: Sequence[float]) -> Search[Start]:
-    """The point of least loss among `points` [G], on one side of 0 and by distance from it, without evaluating all.
+    """The point of lowest loss among `points` [G], which are on one side of 0 and sorted by distance from 0.
 
-    Both divergences grow with |alpha|, so one evaluation bounds them at every other point, and thereby the loss
-    from below. Each step evaluates, of the points that can still win, the one nearest to a guess: 3 to 5 of 21 in all.
+    Not all points are evaluated. Both divergences grow with |alpha|, so one evaluation bounds them at every other
+    point, and so bounds the loss from below. Each step evaluates the point nearest to a guess among those that can
+    still win: 3 to 5 of 21 in all.
     """
     known: dict[int, Pair] = {0: (0.0, 0.0)} if points[0] == 0 else {}
     best, loss = 0, target[0] ** 2 + target[1] ** 2 if known else math.inf
@@ -160,7 +162,7 @@ def best_point(target: Pair, points: Sequence[float]) -> Search[Start]:
 
 
 def _next_point(target: Pair, points: Sequence[float], known: dict[int, Pair], loss: float, near: int) -> int | None:
-    """Of the points that may have a smaller loss, by the bounds of those evaluated, the one next to `near`."""
+    """Among the points whose bounds allow a smaller loss, the one nearest to `near`; None if there is none."""
     (t0, t1), look = target, None
     i, low0, low1 = -1, 0.0, 0.0
     for j in (*sorted(known), len(points)):
@@ -176,7 +178,7 @@ def _next_point(target: Pair, points: Sequence[float], known: dict[int, Pair], l
 
 
 def _start(target: Pair, points: Sequence[float], known: dict[int, Pair], best: int, loss: float) -> Start:
-    """From the best point, drawn towards those of its neighbours that were evaluated."""
+    """Starts at the best point, interpolated towards those of its neighbours that were evaluated."""
     w = points[best]
     for neighbour in (best - 1, best + 1):
         if neighbour in known and best in known:
@@ -186,7 +188,7 @@ def _start(target: Pair, points: Sequence[float], known: dict[int, Pair], best: 
 
 
 def _towards(target: Pair, here: Pair, there: Pair) -> float:
-    """Which share of the straight way from `here` to `there` comes nearest to the target."""
+    """The fraction of the segment from `here` to `there` at which it is closest to the target."""
     way = there[0] - here[0], there[1] - here[1]
     length = way[0] ** 2 + way[1] ** 2
     share = ((target[0] - here[0]) * way[0] + (target[1] - here[1]) * way[1]) / length if length > 0 else 0.0
@@ -194,7 +196,7 @@ def _towards(target: Pair, here: Pair, there: Pair) -> float:
 
 
 class End(NamedTuple):
-    """The best weight evaluated, and the last Newton step from there."""
+    """The best weight evaluated, its loss, and the last Newton iterate, not yet evaluated."""
 
     w: float
     loss: float
@@ -202,9 +204,9 @@ class End(NamedTuple):
 
 
 def polish(target: Pair, start: Start, narrow: bool) -> Search[End]:
-    """The best weight by Newton's method, safeguarded by bisection on the slope's sign.
+    """The best weight by Newton's method, safeguarded by bisection on the sign of the slope.
 
-    Where d is `narrow` a short Newton step is the last, and `last_step` evaluates it.
+    If d is `narrow`, the first short Newton step is the last one, and `last_step` evaluates it.
     """
     w, low, high, best, loss = start
     for _ in range(MAX_STEPS):
@@ -224,7 +226,7 @@ def polish(target: Pair, start: Start, narrow: bool) -> Search[End]:
 
 
 def last_step(target: Pair, end: End) -> Search[Pair]:
-    """The weight and its loss: of the last Newton step unless its loss, evaluated, turns out to be above the best."""
+    """The weight and its loss: those of the last Newton step, unless its loss is above the best one."""
     w, loss, newton = end
     if newton is None:
         return w, loss

@@ -1,4 +1,4 @@
-"""The calculus of moving a distribution along logit differences. Shapes: n rows, T experts, V tokens.
+"""Exponential tilting of a distribution along logit differences. Shapes: n rows, T experts, V tokens.
 
 With the log-normaliser psi(w) = log sum_v P_v exp(sum_t w_t d_tv), its gradient m(w) and its Hessian C(w), which are
 the mean and the covariance of d under P~_w:
@@ -21,27 +21,27 @@ from torch import Tensor
 from proxytune.fusion.logits import CACHED, add, cached
 
 FLAT = 1e-4
-"""A difference that varies by less than this over the tokens (in nats) says nothing: every weight gives the base,
-up to rounding."""
+"""A difference that varies by less than this over the tokens, in nats, has no effect: every weight gives the base up
+to rounding."""
 LARGE = 60.0
-"""Exponents within +-60 neither overflow float32 sums nor lose anything from them."""
+"""Exponents within +-60 neither overflow nor underflow float32 sums."""
 UNDIVIDED = 2**15
-"""PyTorch sums fewer numbers than this in one thread."""
+"""PyTorch uses one thread for sums of fewer numbers."""
 
 Moments = Callable[[Tensor, Tensor, Tensor], list[Tensor]]
-"""From p [k, V] (free to be written over), d [T, k, V] and w [T, k]: sums over the tokens, each [k]."""
+"""From p [k, V] (may be overwritten), d [T, k, V] and w [T, k] to sums over the tokens, each [k]."""
 
 
 class Tilt:
     """The family P~_w = softmax(logits + sum_t w_t d_t) of n rows, seen from P = P~_0.
 
-    A token that `logits` masks with -inf has probability 0 throughout; a row that masks every token counts as uniform.
+    A token that `logits` masks with -inf has probability 0 at every w; a row that masks every token counts as uniform.
     """
 
     def __init__(self, logits: Tensor, d: Tensor, reach: float, like: Tilt | None = None) -> None:
         """`logits` [n, V] and finite differences `d` [T, n, V], float32; weights will be within +-`reach`.
 
-        `like`: another family with the same `d`.
+        `like` is another family with the same `d`, whose `range` is reused.
         """
         self.log_p, self.d = torch.empty_like(logits), d
         ranges, sums = [], list[list[Tensor]]()
@@ -52,7 +52,7 @@ class Tilt:
                 log_p.masked_fill_(torch.isneginf(top), 0.0)
             if like is None:
                 ranges.append(torch.stack(torch.aminmax(d[:, part], dim=-1)))
-            # The same sums as at any w, so that both divergences are exactly 0 at w = 0.
+            # Use the same sums as at any other w, so that both divergences are exactly 0 at w = 0.
             p = log_p.exp()
             sums.append([_sum(p), *_mean(p, d[:, part], top)])
         total, *means = _joined_all(sums)
@@ -62,14 +62,14 @@ class Tilt:
         self.extreme = self._extreme(reach)
 
     def _extreme(self, reach: float) -> Tensor | None:
-        """[n]: whether exponents may be `LARGE`; None where none are."""
+        """[n]: whether exponents may exceed `LARGE`; None if no row's may."""
         if reach * len(self.d) * self.range.abs().max().item() <= LARGE:
             return None
         extreme = reach * torch.maximum(-self.range[0], self.range[1]).sum(0) > LARGE
         return extreme if extreme.any() else None
 
     def rows(self, index: Tensor) -> Tilt:
-        """The same families for some of the rows, `index` [k], ascending."""
+        """The same families, restricted to the rows `index` [k], ascending."""
         if len(index) == len(self.psi0):
             return self
         some = copy.copy(self)
@@ -80,7 +80,7 @@ class Tilt:
         return some
 
     def lines(self) -> Tilt:
-        """Each expert alone, one weight: T n rows, those of the first expert first."""
+        """One family per expert, each with one weight: T n rows, those of the first expert first."""
         experts = self.d.shape[0]
         if experts == 1:
             return self
@@ -100,7 +100,7 @@ class Tilt:
 
     @property
     def spread(self) -> Tensor:
-        """[T, n]: by how much d varies over the tokens."""
+        """[T, n]: the range of d over the tokens."""
         return self.range[1] - self.range[0]
 
     @property
@@ -119,7 +119,7 @@ class Tilt:
         return self._divergences(w, psi, _stacked(sums) / total)
 
     def line(self, w: Tensor) -> Tensor:
-        """One expert, w [1, n]: the divergences, their first and their second derivatives, [6, n]."""
+        """For one expert, w [1, n]: the divergences, their first and their second derivatives, [6, n]."""
         psi, total, sums = self._expect(_powers, w)
         mean, square, cube = (some / total for some in sums)
         variance = square - mean * mean
@@ -138,7 +138,7 @@ class Tilt:
         return torch.stack([_dot(w, mean) - psi, psi - _dot(w, self.mean0)])
 
     def _expect(self, moments: Moments, w: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """psi(w) [n], the sum of P exp(w . d) [n], and those of its `moments`, M times [n]."""
+        """psi(w) [n], the sum of P exp(w . d) [n], and the M sums of `moments`, each [n]."""
         sums, scales = list[list[Tensor]](), []
         for log_p, d, part in self._parts():
             x = log_p
@@ -154,7 +154,7 @@ class Tilt:
         return psi - self.psi0, total, others
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Rows worked on together: their log_p, their d, and where they stand."""
+        """Slices of rows that fit the cache: their log_p, their d, and the slice."""
         if self.log_p.numel() <= CACHED:
             yield self.log_p, self.d, slice(None)
             return
@@ -163,12 +163,12 @@ class Tilt:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """Along the rows, the last dimension."""
+    """Concatenates along the rows, the last dimension."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def _joined_all(parts: list[list[Tensor]]) -> list[Tensor]:
-    """Each of several tensors along the rows."""
+    """Concatenates each of several tensors along the rows."""
     return parts[0] if len(parts) == 1 else [torch.cat(some, -1) for some in zip(*parts, strict=True)]
 
 
@@ -177,7 +177,7 @@ def _stacked(tensors: list[Tensor]) -> Tensor:
 
 
 def _dot(w: Tensor, x: Tensor) -> Tensor:
-    """Over the experts: [n] from [T, n] and [T, n]."""
+    """The dot product over the experts: [n] from [T, n] and [T, n]."""
     return (w * x)[0] if w.shape[0] == 1 else add(w * x)
 
 
@@ -188,13 +188,13 @@ def _mean(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
 
 
 def _powers(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
-    """Of one expert: d, d^2, d^3."""
+    """For one expert: the sums of p d, p d^2, p d^3."""
     d_1 = d[0]
     return [_sum(p.mul_(d_1)) for _ in range(3)]
 
 
 def _along(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
-    """Each d_t, then each d_t times sum_s w_s d_s: enough for C w."""
+    """The sums of p d_t, then of p d_t sum_s w_s d_s, which are enough for C w."""
     total = d[0] * w[0, :, None]
     for d_s, w_s in zip(d[1:], w[1:], strict=True):
         total.addcmul_(d_s, w_s[:, None])
@@ -204,6 +204,6 @@ def _along(p: Tensor, d: Tensor, w: Tensor) -> list[Tensor]:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """x.sum(-1) of [n, V], to the last bit the same for a row alone as for a row among others."""
-    # PyTorch splits a single long row between threads, which changes the order of the additions.
+    """x.sum(-1) of [n, V]; each row's sum is bitwise independent of the number of rows."""
+    # PyTorch splits a single long row across threads, which changes the order of the additions.
     return x.sum(-1) if x.numel() < UNDIVIDED or len(x) > 1 else torch.cat([x, x]).sum(-1)[:1]
