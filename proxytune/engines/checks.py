@@ -1,4 +1,4 @@
-"""What every engine refuses before any model runs."""
+"""Checks of arms and requests that every engine makes before any model runs."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from proxytune.fusion.arm import Arm
 
 
 def check_arms(arms: Sequence[Arm]) -> None:
-    """UserError for no arms, and for two of one name."""
+    """Raises UserError if there are no arms, or two arms with the same name."""
     if not arms:
         raise UserError("no arms: nothing would answer the requests")
     names = [arm.name for arm in arms]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"two arms are called {name!r}: every arm needs a name of its own")
+            raise UserError(f"two arms are called {name!r}: every arm needs a unique name")
 
 
 def check_length(
     index: int, request: ScoreRequest | GenerateRequest, new_tokens: int, windows: Mapping[str, int | None]
 ) -> None:
-    """UserError for an empty prompt, and for a request longer than the window of a role (None: it has none)."""
+    """Raises UserError for an empty prompt, and for a request that exceeds a role's window (None: no limit)."""
     for role, window in windows.items():
         prompt = len(request.prompt.of(role))
         if prompt == 0:

@@ -23,7 +23,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """How likely is `continuation` after `prompt`?"""
+    """Asks for the probability of `continuation` after `prompt`."""
 
     prompt: Prompt
     continuation: tuple[int, ...]
@@ -46,13 +46,13 @@ class GenerateRequest:
     """0 is greedy decoding; ties go to the smallest token id."""
     top_p: float = 1.0
     banned: tuple[int, ...] = ()
-    """Tokens that an answer never has."""
+    """Tokens that an answer never contains."""
     seed: int = 0
-    """Noise is drawn from (seed, step) alone, so arms of one request share it and batches do not matter."""
+    """Noise depends only on (seed, step), so the arms of a request share it, and batches do not matter."""
     trace: TraceLevel = "none"
-    """What is recorded of each token besides the answer, without changing it; an engine may record nothing."""
+    """What to record for each token in addition to the answer; it changes no answer. An engine may record nothing."""
     drafts: tuple[tuple[int, ...], ...] = ()
-    """Tokens of answers that may resemble this one. No answer depends on them: an engine may use them to be quicker."""
+    """Tokens of answers that may resemble this one. An engine may use them to be faster; no answer depends on them."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 0:
@@ -74,15 +74,15 @@ class Scored:
     logprobs: tuple[float, ...]
     """[n] natural-log probabilities."""
     greedy: tuple[bool, ...]
-    """[n] whether each token is the arm's most likely one."""
+    """[n] whether each token is the arm's most likely token."""
     weights: tuple[tuple[float, ...], ...]
     """[T][n] the weight of each expert at each token; empty for a single model."""
 
     def undefined(self, may_rule_out: bool) -> str | None:
-        """Why this is not an answer: a token whose log-probability is NaN or infinite; None if it is one.
+        """Why this is not a valid answer (a log-probability is NaN or infinite); None if it is valid.
 
-        `may_rule_out`: a rule may give a token no probability (-inf), and so does a model behind an endpoint, of which
-        only the likeliest tokens are known; a model alone never does.
+        `may_rule_out`: whether a token may have probability 0 (-inf). A rule may do so, and a model behind an endpoint
+        that only returns the likeliest tokens. A single local model never does.
         """
         for i, logprob in enumerate(self.logprobs):
             if not math.isfinite(logprob) and not (may_rule_out and logprob == -math.inf):
@@ -92,14 +92,14 @@ class Scored:
 
 @dataclass(frozen=True)
 class Trace:
-    """What stood behind the m tokens of an answer. Probabilities are those at temperature 1, to six decimals."""
+    """The probabilities behind the m tokens of an answer, at temperature 1, rounded to six decimals."""
 
     p: tuple[float, ...]
-    """[m] the arm's own of each token."""
+    """[m] the arm's probability of each token."""
     p_base: tuple[float, ...]
-    """[m] the base's of each token; empty for a single model."""
+    """[m] the base's probability of each token; empty for a single model."""
     differs: tuple[bool, ...]
-    """[m] whether the base finds another token likelier; empty for a single model."""
+    """[m] whether another token is more likely under the base; empty for a single model."""
     top: Mapping[str, tuple[TopTokens, ...]]
     """"fused" (the arm) or a role of its rule -> [m] the five likeliest tokens; empty unless the level is full."""
 
@@ -119,7 +119,7 @@ class Generated:
     """None if none was requested or recorded."""
 
     def undefined(self, may_rule_out: bool) -> str | None:
-        """Why this is not an answer; None if it is one. The logits of a rule may be -inf for some tokens, never all."""
+        """Why this is not a valid answer; None if it is. A rule's logits may be -inf for some tokens, never for all."""
         where = f"the logits of token {len(self.tokens)} of the answer are NaN or infinite"
         return where if self.finish == "undefined" else None
 

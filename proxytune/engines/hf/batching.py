@@ -1,4 +1,4 @@
-"""As many requests at a time as fit into memory."""
+"""Batches of as many requests as fit into memory."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 RequestT = TypeVar("RequestT", ScoreRequest, GenerateRequest)
 AnswerT = TypeVar("AnswerT", Scored, Generated)
 Progress = Callable[[int], object]
-"""Called with the number of requests just finished, as `tqdm.update` is."""
+"""Called with the number of requests just finished, like `tqdm.update`."""
 
 
 @dataclass(frozen=True)
 class Pending(Generic[RequestT]):
-    """A request, its place in the caller's list, and the arms that have yet to answer it."""
+    """A request, its index in the caller's list, and the arms that have not answered it yet."""
 
     index: int
     request: RequestT
@@ -33,7 +33,7 @@ class Pending(Generic[RequestT]):
 
 
 class Queue(Generic[RequestT]):
-    """Requests that wait, in order, and at most `size` that have been taken and are not finished."""
+    """The waiting requests, in order, and at most `size` requests that have been taken but are not finished."""
 
     def __init__(self, requests: Iterable[Pending[RequestT]], size: int) -> None:
         self.waiting: deque[Pending[RequestT]] = deque(requests)
@@ -42,7 +42,7 @@ class Queue(Generic[RequestT]):
 
     @property
     def room(self) -> int:
-        """How many requests may be taken."""
+        """The number of requests that may be taken."""
         return self.size - len(self.taken)
 
     def take(self) -> list[Pending[RequestT]]:
@@ -52,7 +52,7 @@ class Queue(Generic[RequestT]):
         return taken
 
     def answered(self, index: int, arm: str) -> bool:
-        """Notes an answer; returns whether all arms have answered the request."""
+        """Records an answer; returns whether all arms have answered the request."""
         pending = self.taken[index]
         left = tuple(other for other in pending.arms if other.name != arm)
         if left:
@@ -62,7 +62,7 @@ class Queue(Generic[RequestT]):
         return not left
 
     def put_back(self) -> None:
-        """What was taken and is not finished waits again, at the front, without the arms that have answered."""
+        """Moves unfinished requests back to the front of the queue, without the arms that have answered them."""
         self.waiting.extendleft(reversed(list(self.taken.values())))
         self.taken.clear()
 
@@ -79,7 +79,10 @@ class Batches:
         answer: Callable[[Queue[RequestT]], Iterator[tuple[int, str, AnswerT]]],
         progress: Progress | None,
     ) -> Iterator[tuple[int, str, AnswerT]]:
-        """What `answer` yields until no request waits. After running out of memory only missing answers are redone."""
+        """Yields what `answer` yields, until no request waits.
+
+        After running out of memory, only missing answers are computed again.
+        """
         queue = Queue(requests, self.size)
         while queue.waiting:
             try:
@@ -92,7 +95,7 @@ class Batches:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(len(queue.taken), error)
-            # Out of the except block the traceback is gone, and with it the tensors of the failed batch.
+            # Outside the except block the traceback is freed, and with it the tensors of the failed batch.
             gc.collect()
             torch.cuda.empty_cache()
             queue.put_back()

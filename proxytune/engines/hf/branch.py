@@ -1,4 +1,4 @@
-"""What is decoded: one prefix of a request's answers, and the arms that have produced it."""
+"""The unit of decoding: a prefix of a request's answers, and the arms that have produced it."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from proxytune.fusion.arm import Arm
 
 @dataclass(eq=False)
 class Branch:
-    """One prefix of a request's answers, the arms that have produced it, and a draft of what follows it.
+    """A prefix of a request's answers, the arms that have produced it, and a draft of what follows it.
 
         tokens  … a b    draft  c d e      members read  b c d e      places 0 1 2 3 are after b, c, d, e
 
-    An arm that chooses c, d and then x goes on with … a b c d x: what was read of e is `forgotten`.
+    An arm that chooses c, d and then x continues with … a b c d x; e, which the members have read, is `forgotten`.
     """
 
     pending: Pending[GenerateRequest]
     stops: dict[str, StopConditions]
-    """By the base of an arm; bases that read the same prompt have the same."""
+    """Keyed by the base of an arm; bases that read the same prompt share an object."""
     arms: list[Arm]
     tokens: tuple[int, ...] = ()
     row: dict[str, int] = field(default_factory=dict)
-    """The row of this branch in the KV state of each member that it needs, by role; rows have the order of branches."""
+    """The branch's row in the KV state of each member that it needs, by role; rows are in the order of branches."""
     forgotten: int = 0
-    """The last so many tokens that its members have read are none of its own."""
+    """The number of last tokens that its members have read but that are not part of the branch."""
     draft: tuple[int, ...] = ()
     drafter: str | None = None
     """The name of the drafter that may draft for it."""
     most: int = 0
-    """How many tokens it may draft."""
+    """The maximum length of its draft."""
     ended: bool = False
-    """Whether the last token of the draft ends the answers of all arms, so that nobody reads it."""
+    """Whether the last token of the draft ends the answers of all arms, so that no member reads it."""
 
     @property
     def is_full(self) -> bool:
-        """Whether its answers may have no more tokens."""
+        """Whether its answers have the maximum number of tokens."""
         return len(self.tokens) == self.pending.request.max_new_tokens
 
     @property
     def reading(self) -> tuple[int, ...]:
-        """What its members read next."""
+        """The tokens that its members read next."""
         return (self.tokens[-1], *(self.draft[:-1] if self.ended else self.draft))
 
     @property
@@ -54,7 +54,7 @@ class Branch:
 
     @property
     def places(self) -> list[Place]:
-        """Where its arms choose."""
+        """The places at which its arms choose a token."""
         return [Place(self, position) for position in range(self.size)]
 
 

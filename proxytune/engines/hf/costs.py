@@ -1,9 +1,9 @@
-"""What an arm's answers cost, though arms share the models' passes.
+"""The cost of each arm's answers, although arms share the models' passes.
 
-An arm is charged what it would have taken without the others: the whole time in which its models read the prompts; of
-the time in which they read answers, the part of its own tokens among all different ones that the model read; and the
-time of its rule. A pass that three arms share therefore counts for each, and the arms' seconds add up to more than the
-task's. The part by tokens is an estimate: a batch with fewer rows takes more time for each.
+An arm is charged an estimate of its time without the other arms: all the time in which its models read prompts; of the
+time in which they read answers, the fraction of its own tokens among all distinct tokens that the model read; and the
+time of its rule. A pass that three arms share therefore counts for each of them, and the arms' seconds add up to more
+than the task's. The fraction of tokens is an estimate, because a batch with fewer rows takes more time per row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Answers = Mapping[str, Mapping[int, Sequence[int]]]
 def costs(
     members: DistinctMembers, arms: Sequence[Arm], answers: Answers, seconds: Mapping[Hashable, float]
 ) -> TaskCosts:
-    """Of one call of the engine, from the `seconds` of its clock."""
+    """The costs of one call of the engine, from the `seconds` of its clock."""
     read = {role: _different(role, members, arms, answers) for role in members.roles}
     found = {}
     for arm in arms:
@@ -40,7 +40,7 @@ def costs(
 
 
 def added(one: TaskCosts, other: TaskCosts) -> TaskCosts:
-    """The costs of both."""
+    """The sum of both costs."""
     arms = dict(one.arms)
     for name, cost in other.arms.items():
         before = arms.get(name, ArmCost(seconds=0.0, tokens=0, weights=0))
@@ -59,7 +59,7 @@ def added(one: TaskCosts, other: TaskCosts) -> TaskCosts:
 
 
 def bandwidth(members: DistinctMembers, steps: Mapping[Hashable, int], seconds: Mapping[Hashable, float]) -> Bandwidth:
-    """Of the steps over answers; `steps` counts them by the keys of the clock's `seconds`."""
+    """The bandwidth of the steps over answers; `steps` counts them by the keys of the clock's `seconds`."""
     local = [role for role in members.roles if steps.get(("answers", role)) and not members.ensemble[role].remote]
     if not local:
         return Bandwidth()
@@ -71,27 +71,27 @@ def bandwidth(members: DistinctMembers, steps: Mapping[Hashable, int], seconds: 
 
 
 def _read_bytes(member: Member) -> int:
-    """Of the weights that a step reads: all but the rows of an embedding that is no head."""
+    """Bytes of the weights that a step reads: all except an embedding that is not also the head."""
     embedding, head = cast(Any, member.model.get_input_embeddings()), member.model.get_output_embeddings()
     unread = 0 if head is None or embedding.weight is head.weight else embedding.weight.nbytes
     return weight_bytes({member.role: member}, [member.role]) - unread
 
 
 def weight_bytes(ensemble: Mapping[str, Member] | Ensemble, roles: Sequence[str]) -> int:
-    """Of the weights that are loaded for `roles`; a model with adapters that several roles share counts once."""
+    """Bytes of the weights that are loaded for `roles`; a model that several roles share counts once."""
     models = {id(ensemble[role].model): ensemble[role].model for role in roles}
     return sum(weight.nbytes for model in models.values() for weight in model.parameters())
 
 
 def _different(role: str, members: DistinctMembers, arms: Sequence[Arm], answers: Answers) -> int:
-    """How many tokens of answers `role` reads if equal beginnings of the answers to a request are read once."""
+    """The number of answer tokens that `role` reads if common prefixes of the answers to a request are read once."""
     sharing = [answers[arm.name] for arm in arms if role in members.needed(arm.roles)]
     requests = dict.fromkeys(index for of_arm in sharing for index in of_arm)
     return sum(_nodes(of_arm[index] for of_arm in sharing if index in of_arm) for index in requests)
 
 
 def _nodes(sequences: Iterable[Sequence[int]]) -> int:
-    """The different beginnings, each counted once and the empty one not."""
+    """The number of distinct non-empty prefixes."""
     children: dict[tuple[int, int], int] = {}
     for sequence in sequences:
         node = 0

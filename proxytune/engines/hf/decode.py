@@ -4,8 +4,8 @@
              |           +-- " dog"  {proxy}                 choose different tokens split it, caches included; arms
              +-- "A"  {expert}                               that agree share all work.
 
-Each member reads only the branches that some arm needs it for, and leaves when none does. A branch may bring a draft of
-what follows (`drafting.py`): an arm takes as many tokens at once as it would have chosen one by one.
+Each member reads only the branches whose arms need it, and is dropped when no arm does. A branch may have a draft of
+what follows (`drafting.py`). An arm accepts exactly those tokens of it that it would have chosen one by one.
 
 Shapes: B rows of one member, t positions read of each, n places where one arm chooses, V vocabulary, T experts.
 """
@@ -35,16 +35,16 @@ from proxytune.models.static_state import StaticStates
 
 Finished = tuple[int, str, Generated]
 UNDEFINED = -1
-"""Stands in place of a token where an arm's logits are NaN, +inf or all -inf."""
+"""Replaces a token if an arm's logits are NaN, +inf or all -inf."""
 ENTRY = 1.0
-"""How many passes of a whole batch are lost to rows that are free before waiting requests enter.
+"""Waiting requests enter once the free rows have cost as much as this many passes of a whole batch.
 
-An entry costs about as much: the members read the new prompts by themselves, and every cache is copied.
+An entry costs about as much: the members read the new prompts separately, and every cache is copied.
 """
 
 
 class Choice(NamedTuple):
-    """An arm, the tokens by which it grows, and why its answer ends with them; None if it goes on."""
+    """An arm, the tokens that it adds, and why its answer ends with them; None if it continues."""
 
     arm: Arm
     tokens: tuple[int, ...]
@@ -59,7 +59,7 @@ def generate_all(
     meter: Meter,
     static: StaticStates | None = None,
 ) -> Iterator[tuple[int, str, Generated]]:
-    """`arms` answer every request of the queue, which enter as others leave; yields answers as they are finished.
+    """`arms` answer every request in the queue; requests enter as others finish. Yields answers as they finish.
 
     `draft` is the number of tokens that a draft may have (0: no drafts); None: as many as pay. `meter` counts them.
     `static` as in `KVStates`.
@@ -75,7 +75,7 @@ def generate_all(
 
 
 class Decoding:
-    """Branches that `grow` by the tokens each arm chooses; then the members `read` these and a draft, and so on."""
+    """Alternates two steps: branches `grow` by the tokens that arms choose; members `read` these tokens and a draft."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Decoding:
         self.members = members
         self.arms = arms
         self.needed = {arm.name: members.needed(arm.roles) for arm in arms}
-        """The roles that run, by arm."""
+        """The roles that must run for each arm."""
         self.ends = {arm.name: set(members.ensemble.ends(arm.roles)) for arm in arms}
         self.weights: dict[tuple[int, str], list[list[float]]] = defaultdict(list)
         """The weights [T] at each token, by request and arm."""
@@ -101,12 +101,12 @@ class Decoding:
         """The logits at the places of the rows that each member has read, by role: [B, t, V]."""
         self.branches: list[Branch] = []
         self.idle = 0
-        """Passes times the rows that were free in them since requests entered."""
+        """The number of free rows, summed over all passes since requests last entered."""
         self.answers: dict[int, list[tuple[int, ...]]] = defaultdict(list)
         """The tokens of finished answers to the requests that other arms are still answering."""
 
     def has_room(self, queue: Queue[GenerateRequest]) -> bool:
-        """Whether waiting requests enter before the next pass; asked once for each pass."""
+        """Whether waiting requests enter before the next pass; called once per pass."""
         self.idle += queue.room
         if self.branches and (self.idle < ENTRY * queue.size or not self.states.joinable):
             return False
@@ -115,7 +115,7 @@ class Decoding:
 
     @torch.inference_mode()
     def admit(self, requests: Sequence[Pending[GenerateRequest]]) -> list[Finished]:
-        """The members read the prompts; requests for no tokens are answered at once, the others become branches."""
+        """The members read the prompts. Requests for 0 tokens are answered at once; the others become branches."""
         new = [Branch(one, self._stops(one), list(one.arms)) for one in requests]
         finished = [self._answer(branch, (), arm, "length") for branch in new if branch.is_full for arm in branch.arms]
         new = [branch for branch in new if not branch.is_full]
@@ -131,7 +131,7 @@ class Decoding:
 
     @torch.inference_mode()
     def grow(self) -> list[Finished]:
-        """Each branch is replaced by one per prefix that its arms choose; returns the answers finished by that."""
+        """Replaces each branch by one per prefix that its arms choose; returns the answers that this finishes."""
         finished: list[Finished] = []
         grown: list[Branch] = []
         for branch, chosen in zip(self.branches, self._choices(), strict=True):
@@ -149,7 +149,7 @@ class Decoding:
         return finished
 
     def _choices(self) -> list[list[Choice]]:
-        """For each branch what its arms choose."""
+        """The choices of each branch's arms."""
         choices: list[list[Choice]] = [[] for _ in self.branches]
         branches_of: dict[str, list[int]] = defaultdict(list)
         for number, branch in enumerate(self.branches):
@@ -182,7 +182,7 @@ class Decoding:
         return choices
 
     def _count(self, choices: Sequence[Sequence[Choice]]) -> None:
-        """What came of the drafts."""
+        """Counts drafted and accepted tokens."""
         for branch, chosen in zip(self.branches, choices, strict=True):
             self.meter.passes += bool(branch.tokens)
             if branch.drafter is not None:
@@ -192,9 +192,9 @@ class Decoding:
                 self.meter.accepted += max(accepted)
 
     def _walk(self, branch: Branch, arm: Arm, ids: Sequence[int]) -> tuple[Choice, int]:
-        """What the arm takes of the tokens that it chooses at the branch's places, and at how many places that is.
+        """The arm's choice, from the tokens that it chooses at the branch's places, and the number of places used.
 
-        It goes on to the next place as long as it chooses what was drafted.
+        It moves on to the next place while it chooses the drafted token.
         """
         taken: tuple[int, ...] = ()
         for position, token in enumerate(ids):
@@ -207,7 +207,7 @@ class Decoding:
         raise AssertionError("a draft that an arm takes as a whole ends, or has a place after it")
 
     def _end(self, branch: Branch, arm: Arm, tokens: tuple[int, ...]) -> str | None:
-        """Why the arm's answer ends with the last of `tokens`; None if it goes on."""
+        """Why the arm's answer ends with the last of `tokens`; None if it continues."""
         return "eos" if tokens[-1] in self.ends[arm.name] else branch.stops[arm.base].reached(tokens)
 
     def _logits(self, arm: Arm, places: Sequence[Place]) -> dict[str, Tensor]:
@@ -273,5 +273,5 @@ def _stacked(present: Tensor | None, new: Tensor) -> Tensor:
 
 
 def _accepted(branch: Branch, tokens: tuple[int, ...]) -> int:
-    """How many tokens of the branch's draft an arm that takes `tokens` has accepted."""
+    """The number of drafted tokens that an arm accepts when it takes `tokens`."""
     return len(tokens) if tokens == branch.draft[: len(tokens)] else len(tokens) - 1

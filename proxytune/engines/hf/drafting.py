@@ -1,9 +1,9 @@
-"""Speculation: drafts that all members of a branch verify in one pass. Answers are those without it.
+"""Speculation: drafts that all members of a branch verify in one pass. It changes no answer.
 
-    sibling   another arm's answer to the same request: of this call, or one that the request brings
-    expert    the expert reads on by itself while it is confident; its passes are needed for the fused logits anyway.
-              Where earlier answers to other requests had the same last tokens, it reads what followed there in one
-              pass, and keeps as much as it would have drafted
+    sibling   another arm's answer to the same request, from this call or given with the request
+    expert    the expert decodes on its own while it is confident; its passes are needed for the fused logits anyway.
+              If earlier answers to other requests had the same last tokens, it reads what followed there in one
+              pass and keeps as much as it would have drafted
     ngram     what followed the same tokens earlier in the prompt or the answer
 
 Shapes: B rows of one member, t positions read, V vocabulary.
@@ -28,16 +28,16 @@ from proxytune.models.distinct import DistinctMembers
 from proxytune.models.drafting import CONFIDENT, LONGEST, SHORT, Grams, follow, look_up
 
 Answers = Mapping[int, Sequence[tuple[int, ...]]]
-"""The tokens of finished answers by request index."""
+"""The tokens of finished answers, by request index."""
 
 
 class Drafting:
-    """Drafts for branches, and has the members read branches with their drafts."""
+    """Drafts for branches, and makes the members read branches together with their drafts."""
 
     def __init__(
         self, members: DistinctMembers, states: KVStates, ends: Mapping[str, set[int]], most: int | None
     ) -> None:
-        """`ends` are the end tokens by arm; `most`: tokens of a draft at most (0: none), None: as many as pay."""
+        """`ends` are the end tokens by arm; `most` is the maximum length of a draft (0: none; None: as many as pay)."""
         self.members = members
         self.states = states
         self.ends = ends
@@ -64,18 +64,18 @@ class Drafting:
         return logits | (self.states.read(reading) if reading else {})
 
     def learn(self, request: GenerateRequest, tokens: tuple[int, ...]) -> None:
-        """An answer to the request, whose tokens others may have as well."""
+        """Learns from an answer, whose tokens other answers may share."""
         if self.plans.most != 0:
             self.past.add((*request.prompt.tokens[-LONGEST:], *tokens))
 
     def note(self, branch: Branch, accepted: Sequence[int]) -> None:
-        """The number of tokens of the branch's draft that each of its arms accepted."""
+        """Records the number of tokens of the branch's draft that each of its arms accepted."""
         self.plans.note(branch, accepted)
 
     def _prepare(
         self, branches: Sequence[Branch], leading: Mapping[Branch, str]
     ) -> tuple[str | None, Mapping[str, Plan]]:
-        """The expert that drafts, if any, and how far each drafter may go, the best first."""
+        """The expert that drafts, if any, and the maximum draft length of each drafter, the best drafter first."""
         able = [branch for branch in branches if branch.pending.request.max_new_tokens > SHORT]
         experts = Counter(leading[branch] for branch in able if branch in leading)
         role = experts.most_common(1)[0][0] if experts else None
@@ -83,7 +83,7 @@ class Drafting:
         return (role if "expert" in plans else None), plans
 
     def _look_up(self, branch: Branch, plans: Mapping[str, Plan], texts: Sequence[tuple[int, ...]]) -> None:
-        """Gives the branch the draft of the best drafter that finds one, or leaves it to the expert."""
+        """Gives the branch the draft of the best drafter that has one, or leaves drafting to the expert."""
         request = branch.pending.request
         room = request.max_new_tokens - len(branch.tokens) - 1
         if request.max_new_tokens <= SHORT or room < 1:
@@ -105,7 +105,7 @@ class Drafting:
         branch.drafter = None
 
     def _append(self, branch: Branch, tokens: Sequence[int]) -> None:
-        """Adds to the draft, up to the first token that ends every arm's answer."""
+        """Extends the draft, up to the first token that ends every arm's answer."""
         for token in tokens:
             branch.draft += (token,)
             after = branch.tokens + branch.draft

@@ -1,7 +1,7 @@
 """The default engine: plain transformers models, one pass of each for all arms.
 
-What runs models is imported by the methods that need it: importing it takes seconds, and a run whose answers are all
-stored needs the class alone.
+Methods import the code that runs models when they need it. Importing it takes seconds, and a run whose answers are all
+stored needs only the class.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Finished = TypeVar("Finished")
 class HFEngine:
     """Answers requests with every arm, each model running once for all arms.
 
-    Answers are those of each arm alone and of each request alone, whatever the batch size, up to the rounding of
-    batched matrix products: on equal logits ties are broken by a rule, but two tokens whose logits differ by less
-    than that rounding (about 1e-6 of their size in float32) may change places.
+    Answers do not depend on the other arms, the other requests or the batch size, up to the rounding of batched matrix
+    products. Ties between equal logits are broken by a fixed rule, but two tokens whose logits differ by less than that
+    rounding (about 1e-6 of their size in float32) may change order.
     """
 
     traces: ClassVar[bool] = True
@@ -48,15 +48,15 @@ class HFEngine:
         speculate: int | str = "auto",
         compile: bool | str = "auto",
     ) -> None:
-        """`batch_size` is the number of requests worked on together; None: 32. Halved when memory runs out.
+        """`batch_size` is the number of requests per batch; None: 32. It is halved when memory runs out.
 
-        `speculate` is how many tokens may be drafted and verified in one pass: "auto" as many as pay, "off" or 0 none.
-        It changes no token (docs/speculation.md).
+        `speculate` is the maximum number of tokens drafted and verified in one pass: "auto" as many as pay, "off" or 0
+        none. It changes no token (docs/speculation.md).
 
-        `compile` says how models read answers: false as they are; true with static caches and torch.compile, which
-        takes seconds for each model, and on a GPU as CUDA graphs; "auto" as graphs without torch.compile on a GPU,
-        which takes about a second, and as they are on a CPU. Models that do not fit a static cache are read as they
-        are, and the log names them. Logits are the same up to rounding.
+        `compile` says how models read answers. false: without compiling. true: with static caches and torch.compile,
+        which takes seconds per model, and on a GPU also with CUDA graphs. "auto": on a GPU with CUDA graphs but without
+        torch.compile, which takes about a second; on a CPU without compiling. Models that do not fit a static cache are
+        not compiled, and the log names them. Logits are the same up to rounding.
         """
         if batch_size is not None and batch_size < 1:
             raise UserError(
@@ -68,9 +68,9 @@ class HFEngine:
         self.draft = _draft(speculate)
         self.compile = compile
         self._static: tuple[int, StaticStates] | None = None
-        """The batch size for which there are static states, and these."""
+        """The static states, and the batch size that they were made for."""
         self.meter = Meter()
-        """Of the last call of `generate`."""
+        """Draft counts of the last call of `generate`."""
         self._said: set[str] = set()
         self._costs = TaskCosts()
         self.batches = Batches(DEFAULT_BATCH_SIZE if batch_size is None else batch_size)
@@ -78,16 +78,16 @@ class HFEngine:
 
     @property
     def batch_size(self) -> int:
-        """Requests worked on together; the size that fits, once memory has run out."""
+        """The number of requests per batch; reduced to what fits once memory has run out."""
         return self.batches.size
 
     @property
     def drafts(self) -> bool:
-        """Whether it is quicker for drafts that requests bring."""
+        """Whether drafts that are given with requests can make it faster."""
         return self.draft != 0
 
     def portion(self, requests: Sequence[Request], arms: Sequence[Arm]) -> int:
-        """How many of the first `requests` are about a minute's work, by the size of the models and what is asked."""
+        """How many of the first `requests` are about a minute's work, by the size of the models and the requests."""
         from proxytune.engines.hf.work import portion
 
         return portion(self._distinct(requests, arms), requests, arms, self._asked_size)
@@ -102,7 +102,7 @@ class HFEngine:
         """
         from proxytune.engines.hf.score import score_some
 
-        self._static = None  # its memory is needed here
+        self._static = None  # free their memory for scoring
         longest: dict[tuple[int, ...], int] = {}
         for request in requests:
             prompt = request.prompt.tokens
@@ -140,7 +140,7 @@ class HFEngine:
         return self._answer(requests, arms, answer, order, lambda request: request.max_new_tokens, progress)
 
     def _static_states(self, longest: int) -> StaticStates | None:
-        """For rows of at most `longest` tokens and a draft; None where dynamic caches are used."""
+        """Static states for rows of at most `longest` tokens and a draft; None if dynamic caches are used."""
         from proxytune.models.static_state import StaticStates
 
         on_gpu = self.ensemble.device.type == "cuda"
@@ -152,7 +152,7 @@ class HFEngine:
         return self._static[1]
 
     def _draft_of(self, members: DistinctMembers) -> int | None:
-        """Tokens of a draft at most (None: as many as pay): 0 where a member can't forget what it has read."""
+        """The maximum length of a draft (None: as many as pay); 0 if a member cannot forget tokens."""
         from proxytune.models.rows import revisable
 
         fixed = [role for role in members.roles if not revisable(members.ensemble[role])]
@@ -189,7 +189,7 @@ class HFEngine:
         requests: Sequence[RequestT],
         arms: Sequence[Arm],
     ) -> Iterator[tuple[int, str, AnswerT]]:
-        """`answers`; once all are there, what they cost is added to the costs."""
+        """Yields `answers`, then adds their costs to the total."""
         from proxytune.engines.hf.costs import added, bandwidth, costs
 
         clock, tokens = self.ensemble.clock, {arm.name: dict[int, Sequence[int]]() for arm in arms}
@@ -206,7 +206,7 @@ class HFEngine:
         self._costs = added(self._costs, costs(members, arms, tokens, seconds).model_copy(update=found))
 
     def take_costs(self) -> TaskCosts:
-        """What the answers since the last call of this cost."""
+        """The costs of the answers since this was last called."""
         taken, self._costs = self._costs, TaskCosts()
         return taken
 
@@ -223,12 +223,12 @@ class HFEngine:
 
 
 def _tokens(request: ScoreRequest | GenerateRequest, answer: Scored | Generated) -> Sequence[int]:
-    """What the members read of an answer."""
+    """The tokens of an answer that the members read."""
     return answer.tokens if isinstance(answer, Generated) else getattr(request, "continuation", ())
 
 
 def _draft(speculate: int | str) -> int | None:
-    """Tokens of a draft at most; None: as many as pay. `off` in YAML is false."""
+    """The maximum length of a draft; None: as many as pay. YAML reads `off` as false."""
     if speculate == "auto":
         return None
     if speculate is False or speculate == "off":

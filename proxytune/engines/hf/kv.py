@@ -18,24 +18,24 @@ class KVStates:
     """One KV state for each role that runs; roles may have different numbers of rows."""
 
     def __init__(self, ensemble: Ensemble, static: StaticStates | None = None) -> None:
-        """`static`: where the states of answers are kept; None, or where they do not fit: in dynamic caches."""
+        """`static` holds the states of answers; None, or for members that do not fit: dynamic caches."""
         self.ensemble = ensemble
         self.static = static
         self.states: dict[str, KVState | StaticState] = {}
 
     def rows(self, role: str) -> int:
-        """B: the rows of the role's state."""
+        """B: the number of rows in the role's state."""
         return self.states[role].rows if role in self.states else 0
 
     @property
     def joinable(self) -> bool:
-        """Whether new rows may join the present ones, and positions in the middle of a row be forgotten."""
+        """Whether new rows can join the present ones, and positions inside a row can be forgotten."""
         return all(isinstance(state, StaticState) or joinable(state) for state in self.states.values())
 
     def prefill(self, prompts: Iterable[Prompt], roles: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
-        """Each role reads the different ones of `prompts`, which become rows after the present ones.
+        """Each role reads the distinct `prompts`, which become rows after the present ones.
 
-        Returns the logits after them, [B, 1, V] by role, and the place among the new rows of each given prompt.
+        Returns the logits after them, [B, 1, V] by role, and the index of each prompt's row among the new rows.
         """
         different, places = _different(prompts, roles)
         new = {role: self.ensemble.start(role, len(different)) for role in roles}
@@ -51,16 +51,16 @@ class KVStates:
         return logits, places
 
     def extend(self, rows: Mapping[str, list[int]], tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
-        """Each role keeps `rows` of its state and reads on; the states of roles that are not named are dropped.
+        """Each role keeps `rows` of its state and reads `tokens`; the states of roles that are not named are dropped.
 
-        `tokens[role]` has one sequence for each row, of any length up to t; logits [B, t, V] by role, where
-        positions after the end of a sequence mean nothing.
+        `tokens[role]` has one sequence for each row, of any length up to t; returns logits [B, t, V] by role,
+        which are undefined at positions after the end of a sequence.
         """
         self.keep(rows)
         return self.read(tokens)
 
     def keep(self, rows: Mapping[str, list[int]], forgotten: Mapping[str, list[int]] | None = None) -> None:
-        """Each role keeps `rows` of its state; of each, the last `forgotten[role]` tokens count as never read."""
+        """Each role keeps `rows` of its state and forgets the last `forgotten[role]` tokens of each row."""
         self.states = {role: self.states[role] for role in rows}
         for role, kept in rows.items():
             state = self.states[role]
@@ -70,7 +70,7 @@ class KVStates:
                 self.forget(role, forgotten[role])
 
     def forget(self, role: str, tokens: Sequence[int]) -> None:
-        """Of each row of the role, so many of the last tokens count as never read."""
+        """The role forgets the given number of last tokens of each row."""
         state = self.states[role]
         if not any(tokens):
             return
@@ -80,7 +80,7 @@ class KVStates:
             forget(state, tokens)
 
     def read(self, tokens: Mapping[str, Sequence[Sequence[int]]]) -> dict[str, Tensor]:
-        """The roles that are named read on, as `extend` says; some of their sequences, not all, may be empty."""
+        """The roles that are named read `tokens`, as in `extend`; some of their sequences, not all, may be empty."""
         return self._step({role: self.states[role] for role in tokens}, tokens, left=False)
 
     def _step(
@@ -93,7 +93,7 @@ class KVStates:
         inputs = {}
         padded: Sequence[Sequence[int]] | None = None
         for role, state in states.items():
-            if tokens[role] != padded:  # most roles read the same
+            if tokens[role] != padded:  # most roles read the same tokens
                 padded = tokens[role]
                 ids, mask = pad(padded, left)
             inputs[role] = Inputs(state, ids, mask, ids.shape[1] if keep is None else keep)
@@ -101,7 +101,7 @@ class KVStates:
 
 
 def _different(prompts: Iterable[Prompt], roles: Sequence[str]) -> tuple[list[Prompt], list[int]]:
-    """The prompts that differ for some role, and the place among them of each given prompt."""
+    """The prompts that differ for some role, and the index of each given prompt among them."""
     places: dict[tuple[tuple[int, ...], ...], int] = {}
     different: list[Prompt] = []
     at = []

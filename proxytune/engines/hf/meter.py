@@ -1,4 +1,4 @@
-"""What came of the drafts of one call of the engine: for the record, never for an answer."""
+"""How many drafted tokens were accepted in one call of the engine. Only recorded; no answer depends on it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass
 class Meter:
-    """Counts over the branches of a call."""
+    """Counts over all branches of a call."""
 
     passes: int = 0
-    """Branches that were read, each as often as it was: rows of the passes of the largest model."""
+    """The number of times that a branch was read: the rows of all passes of the largest model."""
     drafted: int = 0
-    """Tokens of drafts."""
+    """The number of drafted tokens."""
     accepted: int = 0
-    """Those that some arm of their branch took."""
+    """The number of drafted tokens that some arm of their branch accepted."""

@@ -12,15 +12,15 @@ from proxytune.models.distinct import DistinctMembers
 from proxytune.models.drafting import Acceptance
 
 MOST = 8
-"""Tokens of a draft at most, where as many are drafted as pay."""
+"""The maximum number of tokens in a draft if as many are drafted as pay."""
 PAYS = 1.05
-"""How many times as many tokens a second a draft must promise."""
+"""The minimum expected speed-up, in tokens per second, for a drafter to be used."""
 DRAFTERS = ("sibling", "expert", "ngram")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Drafts of at most `most` tokens promise `gain` times as many tokens a second as none."""
+    """Drafts of at most `most` tokens are expected to give `gain` times as many tokens per second as no drafts."""
 
     most: int
     gain: float
@@ -29,27 +29,27 @@ class Plan:
 
 
 class Plans:
-    """How often each drafter was right so far, and what follows from that and from the table of costs."""
+    """How often each drafter has been right so far, and which drafts pay by that and the table of costs."""
 
     def __init__(self, members: DistinctMembers, most: int | None) -> None:
-        """`most`: every draft may have so many tokens (0: none); None: as many as pay, up to `MOST`."""
+        """`most` is the maximum number of tokens in every draft (0: no drafts); None: as many as pay, up to `MOST`."""
         self.members = members
         self.most = most
         self.acceptance = {name: Acceptance() for name in DRAFTERS}
         self.guessed = Acceptance()
-        """How often the expert would have drafted what it was given as a guess."""
+        """How often the expert would have drafted the tokens that it was given as a guess."""
         self.costs = {role: step_cost(members.ensemble[role]) for role in members.roles} if most != 0 else {}
 
     def note(self, branch: Branch, accepted: Sequence[int]) -> None:
-        """The number of tokens of the branch's draft that each of its arms accepted."""
+        """Records the number of tokens of the branch's draft that each of its arms accepted."""
         if branch.drafter is None or (branch.drafter == "expert" and len(branch.row) == 1):
-            return  # an expert alone is always right about itself
+            return  # an expert on its own is always right about itself
         short = branch.drafter == "expert" and len(branch.draft) < branch.most and not branch.ended
         for count in accepted:
             self.acceptance[branch.drafter].note(len(branch.draft), count, short)
 
     def guess(self, role: str, rows: int) -> int:
-        """How many tokens of a guess the expert `role` should read along with each of `rows` that it drafts for."""
+        """How many guessed tokens the expert `role` should read at once with each of the `rows` that it drafts for."""
         tokens, best, pays = 0.0, 0.0, 0
         for most in range(MOST + 1):
             tokens += self.guessed.right**most
@@ -67,12 +67,12 @@ class Plans:
         return dict(sorted(chosen.items(), key=lambda item: -item[1].gain))
 
     def _best(self, name: str, rows: Mapping[str, int], branches: int, role: str | None) -> Plan:
-        """The length that promises most tokens a second over those without drafts."""
+        """The length with the largest expected gain in tokens per second over no drafts."""
         expert = role if name == "expert" else None
         drafting = branches if expert is None else rows[expert]
         share = drafting / branches
         plain = sum(self.costs[role].of(n) for role, n in rows.items())
-        # The expert reads a draft token by token, the others read it in one pass.
+        # The expert reads a draft token by token; the other members read it in one pass.
         others = [(self.costs[role], n) for role, n in rows.items() if role != expert]
         passes = sum(cost.many for cost, _ in others)
         each = sum(n * cost.each for cost, n in others) + (self.costs[expert].of(rows[expert]) if expert else 0.0)

@@ -13,7 +13,7 @@ from proxytune.fusion.plausible import nucleus
 
 
 class Noise:
-    """Gumbel noise drawn from (seed, step) alone: arms share it, and batches and devices do not matter."""
+    """Gumbel noise that depends only on (seed, step): arms share it, and batches and devices do not matter."""
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
@@ -22,23 +22,23 @@ class Noise:
     def of(self, seed: int, step: int) -> Tensor:
         """[V], float32, on the CPU."""
         if (seed, step) not in self.drawn:
-            # numpy hashes the pair; torch's CPU generator would look at the low 32 bits of one number only.
+            # numpy hashes the pair; torch's CPU generator would only use the low 32 bits of one number.
             noise = np.random.default_rng((seed, step)).gumbel(size=self.vocab_size)
             self.drawn[seed, step] = torch.from_numpy(noise).float()
         return self.drawn[seed, step]
 
 
 def choose(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
-    """One token [n] from each row of `logits` [n, V], as its request wants it at its step: the largest score, of equal
-    ones the smallest id."""
+    """One token per row of `logits` [n, V], sampled as its request says: the largest score; ties go to the smallest
+    id. Returns [n]."""
     return scores(logits, wanted, noise).argmax(dim=-1)
 
 
 def choose_with_confidence(
     logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise
 ) -> tuple[Tensor, Tensor]:
-    """The tokens of `choose` [n], and how far ahead they are [n]: their probabilities, with noise as a part of the
-    logits."""
+    """The tokens of `choose` [n] and their confidences [n]: their probabilities under the softmax of the scores, noise
+    included."""
     logits = _allowed(logits, [request for request, _ in wanted])
     sampled, noisy, temperature = _noisy(logits, wanted, noise)
     confidence = logits.softmax(dim=-1).amax(dim=-1)
@@ -48,10 +48,10 @@ def choose_with_confidence(
 
 
 def scores(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise) -> Tensor:
-    """[n, V], the largest of which is the token that a row's request wants at its step.
+    """Scores [n, V]; the token with the largest score in a row is the one that its request samples at its step.
 
-    At temperature 0 these are the logits. Else the Gumbel-max trick: the largest of logits / temperature + noise is a
-    sample of their softmax.
+    At temperature 0 these are the logits. Otherwise the Gumbel-max trick applies: the argmax of logits / temperature +
+    noise is a sample from softmax(logits / temperature).
     """
     logits = _allowed(logits, [request for request, _ in wanted])
     sampled, noisy, _ = _noisy(logits, wanted, noise)
@@ -59,14 +59,14 @@ def scores(logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise:
 
 
 def _put(logits: Tensor, sampled: list[int], noisy: Tensor) -> Tensor:
-    """`logits` [n, V] with `noisy` [m, V] in place of the rows that are `sampled`."""
+    """`logits` [n, V], with the rows that are `sampled` replaced by `noisy` [m, V]."""
     return logits.index_copy(0, torch.tensor(sampled, device=logits.device), noisy) if sampled else logits
 
 
 def _noisy(
     logits: Tensor, wanted: Sequence[tuple[GenerateRequest, int]], noise: Noise
 ) -> tuple[list[int], Tensor, Tensor]:
-    """The m rows that are sampled, logits / temperature + noise of each [m, V], and their temperatures [m]."""
+    """The m rows with temperature > 0, their logits / temperature + noise [m, V], and their temperatures [m]."""
     sampled = [row for row, (request, _) in enumerate(wanted) if request.temperature > 0]
     if not sampled:
         return [], logits[:0], logits[:0, 0]
@@ -77,7 +77,7 @@ def _noisy(
 
 
 def _allowed(logits: Tensor, requests: Sequence[GenerateRequest]) -> Tensor:
-    """`logits` [n, V], -inf at the tokens that a row's request bans."""
+    """`logits` [n, V], with -inf at the tokens that a row's request bans."""
     places = [(row, token) for row, request in enumerate(requests) for token in request.banned]
     if not places:
         return logits

@@ -23,13 +23,13 @@ from proxytune.fusion.arm import Arm
 from proxytune.models.distinct import DistinctMembers
 
 SLICE = 2**26
-"""Logits of each member at once: 256 MiB in float32. Long continuations are read in slices of time."""
+"""The maximum number of logits per member in memory: 256 MiB in float32. Long continuations are read in slices."""
 CHUNK = 2**18
-"""Logits of each member that the arms use at once, per core of a CPU: 1 MiB in float32, so that they stay cached."""
+"""The number of logits per member and CPU core that arms process at once: 1 MiB in float32, which stays cached."""
 
 
 class Target(NamedTuple):
-    """A token to be scored by the logits at `row` and `time`, for the request of that number."""
+    """A token to score with the logits at `row` and `time`, for the request with index `request`."""
 
     row: int
     time: int
@@ -38,15 +38,15 @@ class Target(NamedTuple):
 
 
 TokenScore = tuple[float, bool, list[float]]
-"""One arm's score of one target: its log-probability, whether it is the arm's likeliest token, the weights [T]."""
+"""One arm's score of a target: its log-probability, whether it is the arm's likeliest token, and the weights [T]."""
 Scores = defaultdict[tuple[int, str], list[TokenScore]]
-"""The scores of each request's continuation so far, by (number of the request, arm's name)."""
+"""The scores of each request's continuation so far, keyed by (request index, arm name)."""
 
 
 def score_some(
     members: DistinctMembers, arms: Sequence[Arm], queue: Queue[ScoreRequest]
 ) -> Iterator[tuple[int, str, Scored]]:
-    """`arms` score the continuations of the next requests of the queue."""
+    """Scores the continuations of the next requests in the queue with all `arms`."""
     taken = queue.take()
     scores: Scores = defaultdict(list)
     _read(members, [pending.request for pending in taken], arms, scores)
@@ -65,7 +65,7 @@ def _scored(scores: Sequence[TokenScore], experts: int) -> Scored:
 
 @torch.inference_mode()
 def _read(members: DistinctMembers, requests: Sequence[ScoreRequest], arms: Sequence[Arm], scores: Scores) -> None:
-    """The members read prompts and continuations; the scores are added to `scores`."""
+    """The members read prompts and continuations; adds the scores to `scores`."""
     conts = [request.continuation for request in requests]
     states = KVStates(members.ensemble)
     logits, at = states.prefill((request.prompt for request in requests), members.roles)
@@ -95,7 +95,7 @@ def _score_targets(
     arms: Sequence[Arm],
     scores: Scores,
 ) -> None:
-    """All arms on all `targets`, from `logits` [B, t, V] by role; a position with several targets is fused once."""
+    """Scores all `targets` with all arms, from `logits` [B, t, V] by role; each position is fused once."""
     positions: dict[tuple[int, int], list[Target]] = {}
     for target in targets:
         positions.setdefault((target.row, target.time), []).append(target)
@@ -120,7 +120,7 @@ def _token_scores(arm: Arm, logits_NV: Mapping[str, Tensor], at: Tensor, tokens:
     """The scores that `arm` gives to `tokens` [M] at the positions `at` [M]."""
     fused, weights_TN = arm.answer(logits_NV)
     logprobs = fused.log_softmax(dim=-1)[at, tokens].tolist()
-    # argmax, which takes the first of equal logits, is slow on a CPU: call it only where the target's is the largest.
+    # argmax takes the first of equal logits but is slow on a CPU. Call it only where the target's logit is the largest.
     greedy = fused[at, tokens] == fused.amax(dim=-1)[at]
     greedy[greedy.clone()] = fused[at[greedy]].argmax(dim=-1) == tokens[greedy]
     return zip(logprobs, greedy.tolist(), weights_TN.T[at].tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""When an answer ends, and what its text is: as in lm-evaluation-harness's HFLM, but decoded after its prompt."""
+"""The end and the text of an answer, as in lm-evaluation-harness's HFLM, but decoded in the context of the prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class StopConditions:
     """What ends the answers to one request, besides an end-of-sequence token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, request: GenerateRequest, prompt: tuple[int, ...]) -> None:
-        """The text of an answer is what it adds to `prompt`: what the arm's base reads."""
+        """`prompt` is what the arm's base reads; the text of an answer is what it adds to the prompt's text."""
         self.tokenizer = tokenizer
         self.prompt = prompt
         self.until = request.until
@@ -23,7 +23,7 @@ class StopConditions:
         self.window = max((len(stop.encode()) for stop in self.until), default=0)
 
     def reached(self, tokens: Sequence[int]) -> str | None:
-        """Why the answer ends here: "stop" (its last token completes a stop string) or "length"; None if it goes on."""
+        """Why the answer ends: "stop" (its last token completes a stop string) or "length"; None if it continues."""
         if self.until:
             earlier, last = tokens[: -self.window], tokens[-self.window :]
             tail = text_after(self.tokenizer, (*self.prompt, *earlier), last)
@@ -32,6 +32,6 @@ class StopConditions:
         return "length" if len(tokens) == self.max_new_tokens else None
 
     def text(self, tokens: Sequence[int]) -> str:
-        """`tokens` decoded after the prompt without special tokens, up to the first stop string."""
+        """`tokens` decoded in the context of the prompt, without special tokens, up to the first stop string."""
         text = text_after(self.tokenizer, self.prompt, tokens, skip_special_tokens=True)
         return text[: min((at for at in map(text.find, self.until) if at >= 0), default=None)]

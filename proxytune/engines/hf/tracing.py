@@ -1,6 +1,6 @@
-"""What stood behind each token of an answer, noted while decoding for the requests that ask for it.
+"""The probabilities behind each token of an answer, recorded while decoding for the requests that ask for them.
 
-Shapes: B rows of one member, t positions of each, n places after which one arm has chosen, V vocabulary, K = `TOP`
+Shapes: B rows of one member, t positions of each, n places where one arm has chosen, V vocabulary, K = `TOP`
 likeliest tokens.
 """
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 TOP = 5
 DECIMALS = 6
-"""Of probabilities."""
+"""The number of decimals of probabilities."""
 
 
 class _Step(NamedTuple):
-    """One token."""
+    """The record of one token."""
 
     p: float
     p_base: float | None
@@ -37,20 +37,20 @@ class _Step(NamedTuple):
 
 
 class Tracer:
-    """Begins each step with `look`, notes what every arm chooses, and has the trace of a finished answer."""
+    """Takes the logits of each step by `look`, records the arms' choices by `note`, and returns an answer's `trace`."""
 
     def __init__(self, members: DistinctMembers) -> None:
         self.members = members
         self._rows: dict[str, _Rows] = {}
         self._steps: dict[tuple[int, str], list[_Step]] = defaultdict(list)
-        """By request index and arm."""
+        """By request index and arm name."""
 
     def look(self, logits: Mapping[str, Tensor]) -> None:
-        """The logits of the step: [B, t, V] by the role that runs. They are looked at once for all arms, if at all."""
+        """Stores the step's logits, [B, t, V] by the role that runs. They are processed at most once for all arms."""
         self._rows = {role: _Rows(some) for role, some in logits.items()}
 
     def note(self, arm: Arm, places: Sequence[Place], taken: Sequence[int], fused: Tensor, ids: Sequence[int]) -> None:
-        """Those of the arm's places, logits [n, V] and tokens [n] that are `taken` into its answers."""
+        """Records the tokens that are `taken` into the arm's answers, from its places, logits [n, V] and tokens [n]."""
         traced = [n for n in taken if places[n].branch.pending.request.trace != "none"]
         if not traced:
             return
@@ -65,7 +65,7 @@ class Tracer:
             self._steps[place.branch.pending.index, arm.name].append(_Step(p[n], p_base[n], differs[n], top))
 
     def trace(self, pending: Pending[GenerateRequest], arm: Arm, tokens: int) -> Trace | None:
-        """Of the arm's answer, which has so many tokens; None where none is asked for."""
+        """The trace of the arm's answer, which has `tokens` tokens; None if the request asks for none."""
         if pending.request.trace == "none":
             return None
         steps = self._steps.pop((pending.index, arm.name), [])[:tokens]
@@ -78,7 +78,7 @@ class Tracer:
         )
 
     def _own(self, arm: Arm, places: Sequence[Place], fused: Tensor) -> tuple[_Rows, list[int]]:
-        """The arm's logits, and the row of each place in them: a model alone has those of its role."""
+        """The arm's logits and the row of each place in them; for a single model these are the logits of its role."""
         if arm.rule is not None:
             return _Rows(fused[:, None]), list(range(len(places)))
         role = self.members.of[arm.base]
@@ -87,7 +87,7 @@ class Tracer:
     def _of_base(
         self, arm: Arm, places: Sequence[Place], tokens: Tensor
     ) -> tuple[Sequence[float | None], Sequence[bool | None]]:
-        """The base's probability of each token, and whether it finds another one likelier; None for a model alone."""
+        """The base's probability of each token, and whether it prefers another token; None for a single model."""
         if arm.rule is None:
             return [None] * len(places), [None] * len(places)
         role = self.members.of[arm.base]
@@ -95,7 +95,7 @@ class Tracer:
         return base.probabilities(rows, tokens), base.likelier(rows, tokens)
 
     def _top(self, arm: Arm, place: Place, fused: TopTokens) -> dict[str, TopTokens]:
-        """By role, and "fused"."""
+        """The likeliest tokens at the place by role, and under "fused" those of the arm."""
         top = {"fused": fused}
         for role in arm.roles if arm.rule else ():
             runs = self.members.of[role]
@@ -104,7 +104,7 @@ class Tracer:
 
 
 class _Rows:
-    """Logits [B, t, V] of one model, or of one arm, at one step, as rows [B t, V]."""
+    """The logits [B, t, V] of one model or one arm at one step, as rows [B t, V]."""
 
     def __init__(self, logits: Tensor) -> None:
         self._given = logits
@@ -120,7 +120,7 @@ class _Rows:
 
     @cached_property
     def highest(self) -> Tensor:
-        """[B] the largest logits."""
+        """[B t] the largest logits."""
         return self.logits.amax(-1)
 
     @cached_property
@@ -129,17 +129,17 @@ class _Rows:
 
     @cached_property
     def top(self) -> list[TopTokens]:
-        """[B][K] the likeliest tokens, each with its probability."""
+        """[B t][K] the likeliest tokens, each with its probability."""
         largest = self.log_p.topk(min(TOP, self.log_p.shape[-1]))
         p = _rounded(largest.values.exp())
         return [tuple(zip(*row, strict=True)) for row in zip(largest.indices.tolist(), p, strict=True)]
 
     def probabilities(self, rows: Sequence[int], tokens: Tensor) -> list[float]:
-        """[n] of the tokens [n], each in its row."""
+        """[n] the probability of each of `tokens` [n], in its row."""
         return _rounded(self.log_p[rows, tokens].exp())
 
     def likelier(self, rows: Sequence[int], tokens: Tensor) -> list[bool]:
-        """[n] whether another token is likelier than that of `tokens` [n]."""
+        """[n] whether another token is more likely than that of `tokens` [n]."""
         return (self.logits[rows, tokens] < self.highest[rows]).tolist()
 
 

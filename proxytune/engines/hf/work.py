@@ -1,4 +1,4 @@
-"""How long requests take, by count and not by the clock: what is stored together must be the same in every run."""
+"""Estimates how long requests take without measuring time: every run must store the same requests together."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from proxytune.models.distinct import DistinctMembers
 from proxytune.models.threads import parameters
 
 SECONDS = 120.0
-"""Of work that is stored together if every answer is as long as it may be; most are a good deal shorter."""
+"""The estimated work that is stored together if all answers have the maximum length; most are much shorter."""
 CPU, ACCELERATOR = 1e10, 3e13
-"""Parameters times tokens per second: for a CPU of a few cores, and for one GPU with models of 16 bits."""
+"""Parameters times tokens per second: of a CPU with a few cores, and of one GPU with 16-bit models."""
 STEP = 0.03
-"""Seconds that a member takes on an accelerator for one token of a batch, however small the batch is."""
+"""The minimum seconds per token of a batch and member on an accelerator, for any batch size."""
 
 
 def portion(members: DistinctMembers, requests: Sequence[Request], arms: Sequence[Arm], batch: int) -> int:
-    """How many of the first `requests` take about `SECONDS`, and no fewer than fill a batch: at least 1."""
+    """The number of first `requests` that take about `SECONDS`, but enough to fill a batch; at least 1."""
     on_cpu = members.ensemble.device.type == "cpu"
     arms_of = Counter(role for arm in arms for role in members.needed(arm.roles))
     sizes = {role: parameters(members.ensemble[role]) for role in arms_of}
@@ -27,7 +27,7 @@ def portion(members: DistinctMembers, requests: Sequence[Request], arms: Sequenc
     prompt, seconds = None, 0.0
     for number, request in enumerate(requests):
         new = request.max_new_tokens if isinstance(request, GenerateRequest) else len(request.continuation)
-        # Arms may all generate different tokens; what is scored is read once for all of them.
+        # Arms may all generate different tokens; a continuation to score is read once for all arms.
         branches = arms_of if isinstance(request, GenerateRequest) else dict.fromkeys(arms_of, 1)
         read = 0 if request.prompt == prompt else len(request.prompt.tokens)
         products = sum(size * (read + branches[role] * new) for role, size in sizes.items())
