@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from proxytune.fusion import MatchKL, Static, logits, match_kl
 from proxytune.fusion.solvers import tilt as tilts
-from proxytune.fusion.solvers.joint import NEARLY, Place, _step, descend
+from proxytune.fusion.solvers.joint import NEARLY, Iterate, _step, descend
 from proxytune.fusion.solvers.search import (
     End,
     Start,
@@ -385,7 +385,7 @@ def test_a_joint_step_leaves_weights_at_a_bound_that_would_leave_it(damping):
     gap, outwards, free, inwards = (0.1, -0.05), (0.1, -0.4), (0.2, 0.4), (-0.1, 0.4)  # slopes 0.03, 0, -0.03
 
     def step(*weights: tuple[float, tuple[float, float]]) -> list[float]:
-        return _step(Place([w for w, _ in weights], 0.0, gap, [row for _, row in weights]), damping, 0.0, 2.0)
+        return _step(Iterate([w for w, _ in weights], 0.0, gap, [row for _, row in weights]), damping, 0.0, 2.0)
 
     assert step((0.0, outwards), (1.0, free), (2.0, inwards)) == [0.0, *step((1.0, free)), 0.0]
     for moved in ([(2.0, outwards), (1.0, free), (0.0, inwards)], [(1.0, outwards), (0.5, free), (1.5, inwards)]):

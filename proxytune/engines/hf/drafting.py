@@ -20,7 +20,7 @@ from torch import Tensor
 
 from proxytune.engines.hf.branch import Branch
 from proxytune.engines.hf.kv import KVStates
-from proxytune.engines.hf.plans import Plan, Plans
+from proxytune.engines.hf.plans import DraftPlan, Plans
 from proxytune.engines.hf.sampling import Noise, choose_with_confidence
 from proxytune.engines.requests import GenerateRequest
 from proxytune.fusion.arm import Arm
@@ -74,7 +74,7 @@ class Drafting:
 
     def _prepare(
         self, branches: Sequence[Branch], leading: Mapping[Branch, str]
-    ) -> tuple[str | None, Mapping[str, Plan]]:
+    ) -> tuple[str | None, Mapping[str, DraftPlan]]:
         """The expert that drafts, if any, and the maximum draft length of each drafter, the best drafter first."""
         able = [branch for branch in branches if branch.pending.request.max_new_tokens > SHORT]
         experts = Counter(leading[branch] for branch in able if branch in leading)
@@ -82,7 +82,7 @@ class Drafting:
         plans = self.plans.make(branches, role)
         return (role if "expert" in plans else None), plans
 
-    def _look_up(self, branch: Branch, plans: Mapping[str, Plan], texts: Sequence[tuple[int, ...]]) -> None:
+    def _look_up(self, branch: Branch, plans: Mapping[str, DraftPlan], texts: Sequence[tuple[int, ...]]) -> None:
         """Gives the branch the draft of the best drafter that has one, or leaves drafting to the expert."""
         request = branch.pending.request
         room = request.max_new_tokens - len(branch.tokens) - 1
@@ -142,7 +142,7 @@ class Drafting:
             reading = [branch.draft[-1:] if row in drafting else () for row, branch in enumerate(branches)]
 
     def _guess(self, branch: Branch, most: int) -> tuple[int, ...]:
-        """What followed the last tokens in earlier answers, at most as much as may be drafted."""
+        """What followed the last tokens in earlier answers: at most `most` tokens, and no more than may be drafted."""
         end = (*branch.pending.request.prompt.tokens[-LONGEST:], *branch.tokens[-LONGEST:], *branch.draft[-LONGEST:])
         return self.past.after(end, min(most, branch.most - len(branch.draft)))
 
@@ -153,7 +153,7 @@ class Drafting:
         logits: Tensor,
         noise: Noise,
     ) -> dict[int, tuple[int, bool]]:
-        """Adds what follows by `logits` [B, t, V] to the drafts of the rows with `guesses`; `_extend` of each row."""
+        """Extends the drafts of the rows with `guesses` from `logits` [B, t, V]; returns `_extend`'s results by row."""
         if not guesses:
             return {}
         places = [(row, n) for row, guess in guesses.items() for n in range(1 + len(guess))]
@@ -169,12 +169,13 @@ class Drafting:
         return grown
 
     def _extend(self, branch: Branch, guess: Sequence[int], chosen: Sequence[tuple[int, float]]) -> tuple[int, bool]:
-        """Adds to the draft what the expert chooses, as long as this is what was guessed, and a token more.
+        """Extends the draft by the expert's choices while they match the guess, and by one token more.
 
-        `chosen` are its token and confidence at each place. Returns the places that this takes, and whether it goes on.
+        `chosen` has its token and confidence at each place. Returns the number of places used, and whether the expert
+        continues to draft.
         """
         for n, (token, confident) in enumerate(chosen, start=1):
-            # A comparison with NaN is false.
+            # Written so that a NaN confidence ends the draft.
             if not confident >= CONFIDENT or len(branch.draft) >= branch.most:
                 return n, False
             self._append(branch, (token,))
@@ -186,7 +187,7 @@ class Drafting:
 
 
 def _texts(branches: Sequence[Branch], answers: Answers) -> Mapping[int, list[tuple[int, ...]]]:
-    """By request index, what other arms have answered or begun to answer, and what the request brings."""
+    """By request index: drafts given with the request, and the finished and unfinished answers of its arms."""
     texts: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for branch in branches:
         index = branch.pending.index
@@ -197,12 +198,12 @@ def _texts(branches: Sequence[Branch], answers: Answers) -> Mapping[int, list[tu
 
 
 def _length(branch: Branch) -> int:
-    """The tokens of the branch with its draft."""
+    """The number of tokens in the branch and its draft."""
     return len(branch.tokens) + len(branch.draft)
 
 
 def _in_order(parts: Sequence[Tensor], columns: Sequence[Sequence[int]]) -> Tensor:
-    """Of the logits of several passes, [B, t, V] side by side, the `columns` of each row, from the first on."""
+    """Concatenates the logits of several passes, [B, t, V] each, and picks the `columns` of each row, in order."""
     logits = torch.cat(list(parts), dim=1) if len(parts) > 1 else parts[0]
     width = max(map(len, columns))
     padded = [[*some, *[0] * (width - len(some))] for some in columns]

@@ -102,7 +102,7 @@ class HFEngine:
         """
         from proxytune.engines.hf.score import score_some
 
-        self._static = None  # free their memory for scoring
+        self._static = None  # to free their memory for scoring
         longest: dict[tuple[int, ...], int] = {}
         for request in requests:
             prompt = request.prompt.tokens

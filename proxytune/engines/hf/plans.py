@@ -19,7 +19,7 @@ DRAFTERS = ("sibling", "expert", "ngram")
 
 
 @dataclass(frozen=True)
-class Plan:
+class DraftPlan:
     """Drafts of at most `most` tokens are expected to give `gain` times as many tokens per second as no drafts."""
 
     most: int
@@ -57,7 +57,7 @@ class Plans:
                 best, pays = gain, most
         return pays
 
-    def make(self, branches: Sequence[Branch], role: str | None) -> dict[str, Plan]:
+    def make(self, branches: Sequence[Branch], role: str | None) -> dict[str, DraftPlan]:
         """The drafters that may draft for `branches`, the best first; `role` is the expert that would draft."""
         if self.most == 0 or not branches:
             return {}
@@ -66,7 +66,7 @@ class Plans:
         chosen = {name: plan for name, plan in plans.items() if self.most is not None or plan.gain > PAYS}
         return dict(sorted(chosen.items(), key=lambda item: -item[1].gain))
 
-    def _best(self, name: str, rows: Mapping[str, int], branches: int, role: str | None) -> Plan:
+    def _best(self, name: str, rows: Mapping[str, int], branches: int, role: str | None) -> DraftPlan:
         """The length with the largest expected gain in tokens per second over no drafts."""
         expert = role if name == "expert" else None
         drafting = branches if expert is None else rows[expert]
@@ -79,5 +79,5 @@ class Plans:
         found = []
         for most, (tokens, width) in enumerate(self.acceptance[name].expected(self.most or MOST, drafting), start=1):
             drafted = passes + (width + 1) * each
-            found.append(Plan(most, (share * tokens + 1 - share) * plain / drafted, expert))
+            found.append(DraftPlan(most, (share * tokens + 1 - share) * plain / drafted, expert))
         return max(found, key=lambda plan: plan.gain) if self.most is None else found[-1]

@@ -41,13 +41,13 @@ class Tracer:
 
     def __init__(self, members: DistinctMembers) -> None:
         self.members = members
-        self._rows: dict[str, _Rows] = {}
+        self._rows: dict[str, _StepLogits] = {}
         self._steps: dict[tuple[int, str], list[_Step]] = defaultdict(list)
         """By request index and arm name."""
 
     def look(self, logits: Mapping[str, Tensor]) -> None:
         """Stores the step's logits, [B, t, V] by the role that runs. They are processed at most once for all arms."""
-        self._rows = {role: _Rows(some) for role, some in logits.items()}
+        self._rows = {role: _StepLogits(some) for role, some in logits.items()}
 
     def note(self, arm: Arm, places: Sequence[Place], taken: Sequence[int], fused: Tensor, ids: Sequence[int]) -> None:
         """Records the tokens that are `taken` into the arm's answers, from its places, logits [n, V] and tokens [n]."""
@@ -77,10 +77,10 @@ class Tracer:
             top={name: tuple(step.top[name] for step in steps) for name in names},
         )
 
-    def _own(self, arm: Arm, places: Sequence[Place], fused: Tensor) -> tuple[_Rows, list[int]]:
+    def _own(self, arm: Arm, places: Sequence[Place], fused: Tensor) -> tuple[_StepLogits, list[int]]:
         """The arm's logits and the row of each place in them; for a single model these are the logits of its role."""
         if arm.rule is not None:
-            return _Rows(fused[:, None]), list(range(len(places)))
+            return _StepLogits(fused[:, None]), list(range(len(places)))
         role = self.members.of[arm.base]
         return self._rows[role], self._rows[role].at(role, places)
 
@@ -103,7 +103,7 @@ class Tracer:
         return top
 
 
-class _Rows:
+class _StepLogits:
     """The logits [B, t, V] of one model or one arm at one step, as rows [B t, V]."""
 
     def __init__(self, logits: Tensor) -> None:

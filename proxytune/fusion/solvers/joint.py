@@ -66,7 +66,7 @@ def _descend(tilt: Tilt, target: Tensor, starts: Tensor, low: float, high: float
     return run([descend(goal, start, low, high) for goal, start in goals], tilt, Tilt.gradients)
 
 
-class Place(NamedTuple):
+class Iterate(NamedTuple):
     """Weights and the values computed there."""
 
     w: Sequence[float]
@@ -82,12 +82,12 @@ def descend(target: Pair, w: Sequence[float], low: float, high: float) -> Search
 
     It stops when the loss, and with it the fused distribution, has nearly stopped changing.
     """
-    here, damping = _place(target, w, (yield w)), DAMPING
+    here, damping = _iterate(target, w, (yield w)), DAMPING
     for _ in range(MAX_STEPS):
         if not (here.loss > SOLVED and damping < GIVE_UP):
             break
         w = [min(max(x + step, low), high) for x, step in zip(here.w, _step(here, damping, low, high), strict=True)]
-        there = _place(target, w, (yield w))
+        there = _iterate(target, w, (yield w))
         before = here.loss
         here, damping = (there, damping / 10) if there.loss < before else (here, damping * 10)
         if (1 - STALLED) * before < there.loss < before:
@@ -95,14 +95,14 @@ def descend(target: Pair, w: Sequence[float], low: float, high: float) -> Search
     return here.w, here.loss
 
 
-def _place(target: Pair, w: Sequence[float], values: Sequence[float]) -> Place:
+def _iterate(target: Pair, w: Sequence[float], values: Sequence[float]) -> Iterate:
     gap = values[0] - target[0], values[1] - target[1]
     experts = len(w)
     jacobian = list(zip(values[2 : 2 + experts], values[2 + experts :], strict=True))
-    return Place(w, gap[0] ** 2 + gap[1] ** 2, gap, jacobian)
+    return Iterate(w, gap[0] ** 2 + gap[1] ** 2, gap, jacobian)
 
 
-def _step(at: Place, damping: float, low: float, high: float) -> list[float]:
+def _step(at: Iterate, damping: float, low: float, high: float) -> list[float]:
     """The shortest damped Gauss-Newton step [T], -J'(JJ' + damping)^-1 gap, over the weights that are free to move."""
     (g0, g1), rows = at.gap, []
     for w, (x, y) in zip(at.w, at.jacobian, strict=True):
