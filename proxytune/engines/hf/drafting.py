@@ -124,8 +124,8 @@ class Drafting:
         reading: list[Sequence[int]] = [branch.reading for branch in branches]
         drafting = [row for row, branch in enumerate(branches) if branch.drafter == "expert"]
         parts, columns = list[Tensor](), [list[int]() for _ in branches]
-        # A static state records a step for each number of tokens.
-        first, most = 0, self.plans.guess(role, len(branches)) if self.states.static is None else 0
+        # CUDA graphs are recorded for each number of tokens.
+        first, most = 0, 0 if self.states.recorded else self.plans.guess(role, len(branches))
         while True:
             guesses = {row: self._guess(branches[row], most) for row in drafting}
             read = [(*tokens, *guesses.get(row, ())) for row, tokens in enumerate(reading)]

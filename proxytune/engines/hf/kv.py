@@ -32,6 +32,11 @@ class KVStates:
         """Whether new rows can join the present ones, and positions inside a row can be forgotten."""
         return all(isinstance(state, StaticState) or joinable(state) for state in self.states.values())
 
+    @property
+    def recorded(self) -> bool:
+        """Whether steps are recorded as CUDA graphs."""
+        return self.static is not None and self.ensemble.device.type == "cuda"
+
     def prefill(self, prompts: Iterable[Prompt], roles: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
         """Each role reads the distinct `prompts`, which become rows after the present ones.
 
