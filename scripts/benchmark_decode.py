@@ -9,7 +9,7 @@
     static, dynamic   the engine without drafts, with the rules Static(1.0) and MatchKL()
     ... drafts        the same with engine.speculate=auto
     ... sibling       the same, drafting from the answers of another arm (alpha 0.5)
-    ... compiled      without drafts, with engine.compile=true; compiled in the round that warms up
+    ... compiled      without drafts, with engine.compile=true; compiled in the round that warms up (miniature only)
     ... compiled, drafts
 
 Every figure is a time over that of "base, generate". Families: random (8 layers of 512; small models 2 of 256) and the
@@ -186,13 +186,20 @@ def three(ensemble: Ensemble) -> list[LlamaForCausalLM]:
 
 
 def decode(
-    ensemble: Ensemble, expert: str, requests: Sequence[GenerateRequest], batches: Sequence[int], repeats: int
+    ensemble: Ensemble,
+    expert: str,
+    requests: Sequence[GenerateRequest],
+    batches: Sequence[int],
+    repeats: int,
+    with_compiled: bool = True,
 ) -> dict[str, object]:
     """By batch size: the time of each contender over that of the base by transformers' generate."""
     figures: dict[str, object] = {}
     for batch in batches:
         setting = Setting(ensemble, expert, requests[: max(batch, 4)], batch)
-        seconds = timed(repeats, time.process_time, **contenders(setting), **compiled(setting))
+        seconds = timed(
+            repeats, time.process_time, **contenders(setting), **(compiled(setting) if with_compiled else {})
+        )
         over = {call: ratio(seconds, call, "base, generate") for call in seconds}
         figures[f"batch {batch}"] = {call: [one["ratio"], one["range"]] for call, one in over.items()}
         print(f"batch {batch}: answers equal to the papers' loop, without and with drafts: {agreement(setting)}")
@@ -203,7 +210,7 @@ def decode(
 
 def decode_random(repeats: int) -> dict[str, object]:
     requests = [GenerateRequest(prompt, 16) for prompt in prompts(8, 64)]
-    return decode(family(None, hidden=512, layers=8, small=256), EXPERT, requests, (1, 8), repeats)
+    return decode(family(None, hidden=512, layers=8, small=256), EXPERT, requests, (1, 8), repeats, with_compiled=False)
 
 
 def overhead(repeats: int) -> dict[str, object]:
