@@ -117,14 +117,14 @@ class Drafting:
         return tokens[-1] in self.ends[arm.name] or branch.stops[arm.base].reached(tokens) is not None
 
     def _draft_on(self, role: str, branches: Sequence[Branch], noise: Noise) -> Tensor:
-        """The role reads its rows, and on in those that it drafts for while it is confident: logits [B, t, V].
+        """The role reads its rows and drafts while it is confident where it is to draft: logits [B, t, V].
 
-        With its last token it reads a guess of what follows, and of this keeps what it would have drafted itself.
+        Together with the last token it reads a guess of what follows, and keeps the part that it would have drafted.
         """
         reading: list[Sequence[int]] = [branch.reading for branch in branches]
         drafting = [row for row, branch in enumerate(branches) if branch.drafter == "expert"]
         parts, columns = list[Tensor](), [list[int]() for _ in branches]
-        # CUDA graphs are recorded for each number of tokens.
+        # A CUDA graph is recorded for each number of tokens, so there a guess would cost more than it saves.
         first, most = 0, 0 if self.states.recorded else self.plans.guess(role, len(branches))
         while True:
             guesses = {row: self._guess(branches[row], most) for row in drafting}
