@@ -109,7 +109,7 @@ def test_an_adapter_over_a_quantised_checkpoint_is_one_line(tmp_path: Path, monk
     _call_quantised(expert)
     adapted = {"path": expert, "adapter": family.experts["math"].adapter, "dtype": "float32"}
     family = FamilySpec.of({"base": base, "tuned": {"math": adapted}})
-    with pytest.raises(UserError, match="tuned:math: its checkpoint is quantised, so that its adapter cannot be"):
+    with pytest.raises(UserError, match="tuned:math: its checkpoint is quantised, so its adapter cannot be"):
         engine_arguments(describe(family), family)
 
 
