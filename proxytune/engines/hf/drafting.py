@@ -65,7 +65,7 @@ class Drafting:
 
     def learn(self, request: GenerateRequest, tokens: tuple[int, ...]) -> None:
         """Learns from an answer, whose tokens other answers may share."""
-        if self.plans.most != 0:
+        if self.plans.most != 0 and not self.states.recorded:
             self.past.add((*request.prompt.tokens[-LONGEST:], *tokens))
 
     def note(self, branch: Branch, accepted: Sequence[int]) -> None:
