@@ -565,7 +565,7 @@ NEEDED = 30
 
 
 def section(name: str, setting: Setting, measured: float) -> Iterator[Row]:
-    """Its rows; one that says so where it fails or finds no time."""
+    """Its rows; a section that fails or has no time left yields a row that reports this."""
     if setting.left < NEEDED:
         yield {"what": "left out: no time"}
         return

@@ -275,7 +275,7 @@ class StaticStates:
         self.columns = 0
         self.states: dict[str, StaticState] = {}
         self.unfit: set[str] = set()
-        """Roles that do not fit a static state and for which the log already says so."""
+        """Roles that do not fit a static state and have been reported in the log."""
 
     def make_room(self, tokens: int) -> None:
         """`columns` is the maximum number of tokens per row."""

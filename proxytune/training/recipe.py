@@ -28,7 +28,7 @@ class Tuning:
     method: Literal["lora", "full"] = "lora"
     """lora (writes an adapter over the model) or full (writes a whole model)"""
     epochs: Positive | None = 2.0
-    """a number above 0, or null: passes over the examples. Has no effect with `max_steps`; the command says so."""
+    """a number above 0, or null: passes over the examples. The command reports that `max_steps` overrides it."""
     max_steps: Count | None = None
     """an integer from 1, or null: stop after this many optimiser steps"""
     batch: Count = 128
@@ -47,7 +47,7 @@ class Tuning:
     max_length: Count = 2048
     """an integer from 1: the longest example in tokens, prompt and answer. Longer ones are left out and counted."""
     lora_rank: Count = 64
-    """an integer from 1. Has no effect when method is "full"; so do the next two."""
+    """an integer from 1. Has no effect when method is "full"; the same holds for the next two."""
     lora_alpha: Count = 16
     """an integer from 1"""
     lora_dropout: ShareBelowOne = 0.1
